@@ -1,0 +1,119 @@
+"""What a GroupMixFormer is made of: four widths, four depths, four MLP ratios.
+
+Variants are data. The five published ones are those of the authors' configuration files;
+`groupmixformer_nano` is ours, for teaching on 32x32 pictures.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+STAGES = 4
+NUM_HEADS = 8  # always, in every published configuration
+STRIDES = (4, 8, 16, 32)  # of the four stages' maps, in pixels
+
+
+@dataclass(frozen=True)
+class GroupMixFormerConfig:
+    """The whole architecture. `embedding_dims` are the widths D of the four stages (multiples of
+    10), `serial_depths` their numbers of blocks, `mlp_ratios` hidden width / D of each MLP.
+
+    Raises ValueError, in one line, for a configuration that no network can have.
+    """
+
+    embedding_dims: tuple[int, ...]
+    serial_depths: tuple[int, ...]
+    mlp_ratios: tuple[float, ...] = (4, 4, 4, 4)
+    num_classes: int = 1000
+    drop_path_rate: float = 0.0  # stochastic depth of the last block; rises linearly from 0
+    drop_rate: float = 0.0  # dropout after the MLP's layers and the ensemble layer
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dims", "serial_depths", "mlp_ratios"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != STAGES or any(value <= 0 for value in values):
+                raise ValueError(f"{name}: expected {STAGES} positive numbers, found {values}")
+        if any(dim % 10 for dim in self.embedding_dims):
+            raise ValueError(
+                f"embedding_dims: expected multiples of 10 (five segments, two heads in each), "
+                f"found {self.embedding_dims}"
+            )
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes: expected 0 (no head) or more, found {self.num_classes}")
+        for name in ("drop_path_rate", "drop_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 <= rate < 1, found {getattr(self, name)}")
+
+    def mlp_hidden(self, stage: int) -> int:
+        """Width of the hidden layer of the MLPs of one stage (0 to 3)."""
+        return int(self.embedding_dims[stage] * self.mlp_ratios[stage])
+
+    def drop_path_rates(self) -> tuple[tuple[float, ...], ...]:
+        """Stochastic-depth rate of every block, stage by stage: linear from 0 to the last block."""
+        last = max(sum(self.serial_depths) - 1, 1)
+        starts = [sum(self.serial_depths[:i]) for i in range(STAGES)]
+        return tuple(
+            tuple(self.drop_path_rate * (start + j) / last for j in range(depth))
+            for start, depth in zip(starts, self.serial_depths, strict=True)
+        )
+
+    @classmethod
+    def from_state_dict(cls, shapes: Mapping[str, tuple[int, ...]]) -> GroupMixFormerConfig:
+        """The configuration that a checkpoint's keys and shapes imply, number of classes included.
+
+        `drop_path_rate` leaves no trace in the weights: it is the listed variant's where the
+        architecture is a listed one, else 0. Raises ValueError if this is no GroupMixFormer.
+        """
+        try:
+            dims = tuple(shapes[f"patch_embed_layers.{i}.norm.weight"][0] for i in range(STAGES))
+            depths = tuple(_count_blocks(shapes, i) for i in range(STAGES))
+            hidden = [shapes[_block_key(i, 0, "mlp.fc1.weight")][0] for i in range(STAGES)]
+        except (KeyError, IndexError) as missing:
+            raise ValueError(f"not a GroupMixFormer: it has no tensor {missing}") from None
+        head = shapes.get("head.weight")
+        config = cls(
+            embedding_dims=dims,
+            serial_depths=depths,
+            mlp_ratios=tuple(_ratio(h, d) for h, d in zip(hidden, dims, strict=True)),
+            num_classes=head[0] if head else 0,
+        )
+        for variant in VARIANTS.values():
+            if config == replace(variant, num_classes=config.num_classes, drop_path_rate=0.0):
+                return replace(config, drop_path_rate=variant.drop_path_rate)
+        return config
+
+
+def _block_key(stage: int, block: int, name: str) -> str:
+    return f"groupmixformer_backbone.{stage}.gma_stage.{block}.{name}"
+
+
+def _count_blocks(shapes: Mapping[str, tuple[int, ...]], stage: int) -> int:
+    block = re.compile(rf"groupmixformer_backbone\.{stage}\.gma_stage\.(\d{{1,6}})\.")
+    return len({match[1] for key in shapes if (match := block.match(key))})
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """The ratio with int(dim * ratio) == hidden: division may fall one float below it."""
+    if hidden % dim == 0:
+        return hidden // dim
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _variant(dims: str, depths: str, ratios: str, drop_path: float) -> GroupMixFormerConfig:
+    numbers = [tuple(map(int, text.split())) for text in (dims, depths, ratios)]
+    return GroupMixFormerConfig(*numbers, drop_path_rate=drop_path)
+
+
+VARIANTS = {
+    "groupmixformer_nano": _variant("40 80 80 80", "1 1 1 1", "2 2 2 2", 0.0),
+    "groupmixformer_miny": _variant("40 80 160 160", "3 3 12 4", "4 4 4 4", 0.1),
+    "groupmixformer_tiny": _variant("80 160 200 240", "4 4 12 4", "4 4 4 4", 0.1),
+    "groupmixformer_small": _variant("80 160 320 320", "2 4 12 4", "4 4 4 4", 0.2),
+    "groupmixformer_base": _variant("200 240 320 480", "8 8 12 8", "2 2 4 4", 0.5),
+    "groupmixformer_large": _variant("240 320 360 480", "8 10 30 10", "4 4 2 2", 0.1),
+}

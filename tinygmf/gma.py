@@ -1,0 +1,154 @@
+"""Group-Mix Attention (arXiv 2311.15157, section 3).
+
+Queries, keys and values are each cut into five segments of channels. One segment stays as it is
+(single tokens), three are aggregated over windows of 3x3, 5x5 and 7x7 tokens (group proxies), and
+attention runs on all four side by side: token to token, token to group and group to group at once.
+The fifth segment does without attention. `reference/gma.py` says the same line by line.
+
+Shapes: B pictures, N = H * W tokens, D channels, 8 heads, head_dim = D / 10.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tinygrad import Tensor
+
+from tinygmf.config import NUM_HEADS
+from tinygmf.layers import BatchNorm, Conv2d, Hardswish, LayerNorm, Linear, Module, Rng
+
+Size = tuple[int, int]  # (H, W), in tokens
+
+
+def to_map(tokens: Tensor, size: Size) -> Tensor:
+    """(B, N, D) tokens -> (B, D, H, W) map."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *size)
+
+
+def to_tokens(feature_map: Tensor) -> Tensor:
+    """(B, D, H, W) map -> (B, N, D) tokens."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+class SeparableConv2d(Module):
+    """A depthwise convolution, which looks around, and a 1x1 one, which mixes the channels."""
+
+    def __init__(
+        self, rng: Rng, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+    ) -> None:
+        self.conv1 = Conv2d(
+            rng, in_channels, in_channels, kernel_size, stride=stride, groups=in_channels
+        )
+        self.pointwise_conv = Conv2d(rng, in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise_conv(self.conv1(x))  # (B, in, H, W) -> (B, out, H/stride, W/stride)
+
+
+class NonAttentionBranch(Module):
+    """The article's non-attention branch: the fifth segments of Q, K and V, mixed by convolution.
+
+    (B, 3D/5, H, W) -> (B, N, D/5)
+    """
+
+    def __init__(self, rng: Rng, segment: int) -> None:
+        self.conv = SeparableConv2d(rng, 3 * segment, segment, 3)
+        self.norm = LayerNorm(rng, segment, eps=1e-5)
+        self.act = Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(to_tokens(self.conv(x))))
+
+
+class Aggregator(Module):
+    """The article's group aggregation: it makes group proxies of Q, K and V, all with one set of
+    weights.
+
+    qkv (3, B, N, D) -> mixed (3, B, heads, N, head_dim), where heads 0-1 hold single tokens and
+    2-3, 4-5, 6-7 proxies of 3x3, 5x5 and 7x7 tokens; and the non-attention branch (B, N, D/5).
+    """
+
+    def __init__(self, rng: Rng, dim: int) -> None:
+        segment = dim // 5
+        self.norm0, self.act0 = BatchNorm(rng, segment), Hardswish()
+        self.agg1 = SeparableConv2d(rng, segment, segment, 3)
+        self.norm1, self.act1 = BatchNorm(rng, segment), Hardswish()
+        self.agg2 = SeparableConv2d(rng, segment, segment, 5)
+        self.norm2, self.act2 = BatchNorm(rng, segment), Hardswish()
+        self.agg3 = SeparableConv2d(rng, segment, segment, 7)
+        self.norm3, self.act3 = BatchNorm(rng, segment), Hardswish()
+        self.agg0 = NonAttentionBranch(rng, segment)
+
+    def forward(self, qkv: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        _, batch, n, dim = qkv.shape
+        maps = to_map(qkv.reshape(3 * batch, n, dim), size)  # (3B, D, H, W)
+        x0, x1, x2, x3, x4 = maps.split(dim // 5, dim=1)  # five of (3B, D/5, H, W)
+
+        tokens = self.act0(self.norm0(x0))  # (3B, D/5, H, W)
+        groups3 = self.act1(self.norm1(self.agg1(x1)))  # (3B, D/5, H, W)
+        groups5 = self.act2(self.norm2(self.agg2(x2)))  # (3B, D/5, H, W)
+        groups7 = self.act3(self.norm3(self.agg3(x3)))  # (3B, D/5, H, W)
+        mixed = Tensor.cat(tokens, groups3, groups5, groups7, dim=1)  # (3B, 4D/5, H, W)
+        mixed = mixed.reshape(3, batch, NUM_HEADS, dim // 10, n).transpose(3, 4)
+
+        fifth = x4.reshape(3, batch, dim // 5, *size).transpose(0, 1)  # (B, 3, D/5, H, W)
+        return mixed, self.agg0(fifth.reshape(batch, 3 * dim // 5, *size))
+
+
+class ConvRelPosEnc(Module):
+    """Convolutional relative position encoding: Q times a depthwise convolution of V.
+
+    In the published code and not in the article (it comes from CoaT, arXiv 2104.06399). Kernels
+    3, 5 and 7 serve 2, 3 and 3 heads. q, v (B, heads, N, head_dim) -> (B, heads, N, head_dim).
+    """
+
+    KERNELS = ((3, 2), (5, 3), (7, 3))  # (kernel size, number of heads)
+
+    def __init__(self, rng: Rng, head_dim: int) -> None:
+        self.conv_list = [
+            Conv2d(rng, heads * head_dim, heads * head_dim, kernel, groups=heads * head_dim, bias=True)
+            for kernel, heads in self.KERNELS
+        ]
+
+    def forward(self, q: Tensor, v: Tensor, size: Size) -> Tensor:
+        batch, heads, n, head_dim = v.shape
+        v_map = v.transpose(2, 3).reshape(batch, heads * head_dim, *size)  # (B, 4D/5, H, W)
+        parts = v_map.split([count * head_dim for _, count in self.KERNELS], dim=1)
+        around = [conv(part) for conv, part in zip(self.conv_list, parts, strict=True)]
+        encoding = Tensor.cat(*around, dim=1).reshape(batch, heads, head_dim, n)
+        return q * encoding.transpose(2, 3)
+
+
+class GroupMixAttention(Module):
+    """Group-Mix Attention: tokens (B, N, D) on a grid of `size` (H, W) -> tokens (B, N, D).
+
+    `dim` is D, a multiple of 10. Stands on its own: `GroupMixAttention(40)(tokens, (14, 14))`.
+    Source: arXiv 2311.15157, section 3.2; the article's ensemble layer is `proj`.
+    """
+
+    def __init__(self, dim: int, rng: Rng | int = 0, drop_rate: float = 0.0) -> None:
+        if dim <= 0 or dim % 10:
+            raise ValueError(f"dim: expected a positive multiple of 10, found {dim}")
+        rng = np.random.default_rng(rng) if isinstance(rng, int) else rng
+        # The published code rounds D / 8 down and takes it for the head's width, which is D / 10.
+        self.scale = max(dim // NUM_HEADS, 1) ** -0.5
+        self.drop_rate = drop_rate
+        self.qkv = Linear(rng, dim, 3 * dim)
+        self.proj = Linear(rng, dim, dim)
+        self.aggregator = Aggregator(rng, dim)
+        self.crpe = ConvRelPosEnc(rng, dim // 10)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        batch, n, dim = x.shape
+        if n != size[0] * size[1]:
+            raise ValueError(f"size {size} holds {size[0] * size[1]} tokens, found {n}")
+        qkv = self.qkv(x).reshape(batch, n, 3, dim).permute(2, 0, 1, 3)  # (3, B, N, D)
+        mixed, untouched = self.aggregator(qkv, size)
+        q, k, v = mixed[0], mixed[1], mixed[2]  # (B, heads, N, head_dim) each
+
+        # Linear attention: Q (softmax(K)ᵀ V) is (Q softmax(K)ᵀ) V without the N x N matrix.
+        context = k.softmax(axis=2).transpose(2, 3) @ v  # (B, heads, head_dim, head_dim)
+        out = (q @ context) * self.scale + self.crpe(q, v, size)  # (B, heads, N, head_dim)
+
+        out = out.transpose(1, 2).reshape(batch, n, 4 * dim // 5)
+        out = self.proj(Tensor.cat(out, untouched, dim=2))  # (B, N, D)
+        return out.dropout(self.drop_rate)

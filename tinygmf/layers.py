@@ -1,0 +1,172 @@
+"""The few layers that GroupMixFormer is built from, with the published initialisation.
+
+Every layer is a `Module`: calling it runs `forward` and, while `record` is open, notes the
+output. That single place is how `GroupMixFormer.trace` names every intermediate.
+Weights are drawn with NumPy from `rng`; with `rng=None` they are zeros that take no memory,
+for a checkpoint to fill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes, nn
+from tinygrad.helpers import TRAINING
+
+from tinygmf.tensors import tensor_from_numpy
+
+Rng = np.random.Generator | None
+_recorder: ContextVar[Callable[[Module, Any], None] | None] = ContextVar("recorder", default=None)
+
+
+class Module:
+    """A named part of the network."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        output = self.forward(*inputs)
+        if (note := _recorder.get()) is not None:
+            note(self, output)
+        return output
+
+    def forward(self, *inputs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Every module below this one with its dotted name, as the checkpoint spells it."""
+        for name, value in vars(self).items():
+            parts = value if isinstance(value, list) else [value]
+            for i, part in enumerate(parts):
+                if isinstance(part, Module):
+                    path = f"{prefix}{name}.{i}" if isinstance(value, list) else prefix + name
+                    yield path, part
+                    yield from part.named_modules(path + ".")
+
+
+@contextmanager
+def record(note: Callable[[Module, Any], None]) -> Iterator[None]:
+    """Calls `note(module, output)` after every module that runs inside the `with` block."""
+    token = _recorder.set(note)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def _zeros(*shape: int) -> Tensor:
+    return Tensor.zeros(*shape, dtype=dtypes.float32)
+
+
+def _filled(rng: Rng, value: float, *shape: int) -> Tensor:
+    if rng is None:
+        return _zeros(*shape)
+    return tensor_from_numpy(np.full(shape, value, dtype=np.float32))
+
+
+class Linear(Module):
+    """(…, in) -> (…, out). Weights: truncated normal, std 0.02, cut at -2 and 2; biases: zero."""
+
+    def __init__(self, rng: Rng, in_features: int, out_features: int) -> None:
+        shape = (out_features, in_features)
+        self.weight = _zeros(*shape)
+        if rng is not None:
+            normal = 0.02 * rng.standard_normal(shape, dtype=np.float32)
+            self.weight = tensor_from_numpy(normal.clip(-2, 2))
+        self.bias = _filled(rng, 0, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.linear(self.weight.transpose(), self.bias)
+
+
+class Conv2d(Module):
+    """(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride)), odd kernels, zero padding.
+
+    Initialised as PyTorch does: uniform within 1 / sqrt(fan in), where the fan in of a depthwise
+    kernel is its own area alone.
+    """
+
+    def __init__(
+        self,
+        rng: Rng,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
+        self.kernel_size, self.stride, self.groups = kernel_size, stride, groups
+        self.weight = self._uniform(rng, shape, fan_in=math.prod(shape[1:]))
+        self.bias = None
+        if bias:
+            self.bias = self._uniform(rng, (out_channels,), fan_in=math.prod(shape[1:]))
+
+    @staticmethod
+    def _uniform(rng: Rng, shape: tuple[int, ...], fan_in: int) -> Tensor:
+        if rng is None:
+            return _zeros(*shape)
+        bound = 1 / math.sqrt(fan_in)
+        return tensor_from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.conv2d(
+            self.weight, self.bias, self.groups, self.stride, padding=self.kernel_size // 2
+        )
+
+
+class BatchNorm(Module, nn.BatchNorm):
+    """(B, C, …) -> (B, C, …), eps 1e-5, momentum 0.1: batch statistics in training, else running.
+
+    Parameters and statistics stay float32 in every precision.
+    """
+
+    def __init__(self, rng: Rng, channels: int) -> None:
+        self.eps, self.momentum, self.track_running_stats = 1e-5, 0.1, True
+        self.weight, self.bias = _filled(rng, 1, channels), _filled(rng, 0, channels)
+        self.running_mean = _filled(rng, 0, channels).is_param_(False)
+        self.running_var = _filled(rng, 1, channels).is_param_(False)
+        count = np.zeros((), dtype=np.int64)
+        self.num_batches_tracked = tensor_from_numpy(count).is_param_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.BatchNorm.__call__(self, x)
+
+
+class LayerNorm(Module):
+    """(…, C) -> (…, C): each token by its own mean and variance over the channels."""
+
+    def __init__(self, rng: Rng, channels: int, eps: float) -> None:
+        self.eps = eps
+        self.weight, self.bias = _filled(rng, 1, channels), _filled(rng, 0, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.layernorm(eps=self.eps) * self.weight + self.bias
+
+
+class Hardswish(Module):
+    """x * min(max(x + 3, 0), 6) / 6."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.hardswish()
+
+
+class GELU(Module):
+    """x * Phi(x), with the exact normal distribution and not the tanh approximation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.gelu(approximate="none")
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (arXiv 1603.09382), while training: each sample's branch is dropped with
+    probability `rate`, and the kept ones are scaled by 1 / (1 - rate)."""
+    if not TRAINING or rate == 0:
+        return x
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    keep = Tensor.rand(*shape, device=x.device) >= rate
+    return x * keep / (1 - rate)

@@ -1,0 +1,213 @@
+"""GroupMixFormer (arXiv 2311.15157, section 3.3): four stages of Group-Mix Attention blocks.
+
+Attribute names are the published checkpoints' names and must not change; what the article calls a
+part stands in its docstring. Shapes: B pictures, N = H * W tokens, D channels of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor
+
+from tinygmf.config import STAGES, STRIDES, VARIANTS, GroupMixFormerConfig
+from tinygmf.gma import GroupMixAttention, SeparableConv2d, Size, to_map, to_tokens
+from tinygmf.layers import (
+    GELU,
+    BatchNorm,
+    Conv2d,
+    Hardswish,
+    LayerNorm,
+    Linear,
+    Module,
+    Rng,
+    drop_path,
+    record,
+)
+
+MIN_SIZE = 32  # pixels: below it the last stage has less than one token
+
+
+class ConvStem(Module):
+    """Two 3x3 convolutions of stride 2: picture (B, 3, H, W) -> (B, D, H/4, W/4)."""
+
+    def __init__(self, rng: Rng, dim: int) -> None:
+        self.proj1 = Conv2d(rng, 3, dim // 2, 3, stride=2, bias=True)
+        self.norm1, self.act1 = BatchNorm(rng, dim // 2), Hardswish()
+        self.proj2 = Conv2d(rng, dim // 2, dim, 3, stride=2, bias=True)
+        self.norm2, self.act2 = BatchNorm(rng, dim), Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.norm1(self.proj1(x)))  # (B, D/2, H/2, W/2)
+        return self.act2(self.norm2(self.proj2(x)))  # (B, D, H/4, W/4)
+
+
+class PatchEmbedLayer(Module):
+    """Map (B, in, H, W) -> tokens (B, N, D) and their grid's size, at half the resolution."""
+
+    def __init__(self, rng: Rng, in_dim: int, dim: int, stride: int) -> None:
+        self.proj = SeparableConv2d(rng, in_dim, dim, 3, stride=stride)
+        self.norm, self.act = BatchNorm(rng, dim), Hardswish()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        x = self.act(self.norm(self.proj(x)))  # (B, D, H/stride, W/stride), rounded up
+        return to_tokens(x), (int(x.shape[2]), int(x.shape[3]))
+
+
+class ConvPosEnc(Module):
+    """Conditional position encoding (arXiv 2102.10882): x + depthwise 3x3 of x, on (B, N, D)."""
+
+    def __init__(self, rng: Rng, dim: int) -> None:
+        self.proj = Conv2d(rng, dim, dim, 3, groups=dim, bias=True)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        return x + to_tokens(self.proj(to_map(x, size)))
+
+
+class Mlp(Module):
+    """Two linear layers with an exact GELU between: (B, N, D) -> (B, N, hidden) -> (B, N, D)."""
+
+    def __init__(self, rng: Rng, dim: int, hidden: int, drop_rate: float) -> None:
+        self.fc1, self.act, self.fc2 = Linear(rng, dim, hidden), GELU(), Linear(rng, hidden, dim)
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.fc1(x)).dropout(self.drop_rate)  # (B, N, hidden)
+        return self.fc2(x).dropout(self.drop_rate)  # (B, N, D)
+
+
+class GMABlock(Module):
+    """Position, attention, MLP, each added to the tokens (B, N, D) it reads."""
+
+    def __init__(
+        self, rng: Rng, dim: int, hidden: int, drop_path_rate: float, drop_rate: float
+    ) -> None:
+        self.cpe = ConvPosEnc(rng, dim)
+        self.norm1 = LayerNorm(rng, dim, eps=1e-6)
+        self.att = GroupMixAttention(dim, rng, drop_rate)
+        self.norm2 = LayerNorm(rng, dim, eps=1e-6)
+        self.mlp = Mlp(rng, dim, hidden, drop_rate)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        x = self.cpe(x, size)
+        x = x + drop_path(self.att(self.norm1(x), size), self.drop_path_rate)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate)
+
+
+class GMAStage(Module):
+    """The blocks of one resolution."""
+
+    def __init__(self, blocks: Iterable[GMABlock]) -> None:
+        self.gma_stage = list(blocks)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        for block in self.gma_stage:
+            x = block(x, size)
+        return x
+
+
+class GroupMixFormer(Module):
+    """The network: pictures (B, 3, H, W), normalised, at least 32x32 -> logits (B, num_classes).
+
+    `seed` makes the published initialisation reproducible; with None the weights are zeros that
+    take no memory, for `load_state_dict` to replace. Source: arXiv 2311.15157, table 1.
+    """
+
+    def __init__(self, config: GroupMixFormerConfig, seed: int | None = 0) -> None:
+        rng = None if seed is None else np.random.default_rng(seed)
+        dims, rates = config.embedding_dims, config.drop_path_rates()
+        self.config = config
+        self.conv_stem = ConvStem(rng, dims[0])
+        self.patch_embed_layers = [
+            PatchEmbedLayer(rng, dims[max(i - 1, 0)], dims[i], stride=1 if i == 0 else 2)
+            for i in range(STAGES)
+        ]
+        self.groupmixformer_backbone = [
+            GMAStage(
+                GMABlock(rng, dims[i], config.mlp_hidden(i), rate, config.drop_rate)
+                for rate in rates[i]
+            )
+            for i in range(STAGES)
+        ]
+        self.norm4 = BatchNorm(rng, dims[-1])
+        self.head = Linear(rng, dims[-1], config.num_classes) if config.num_classes else None
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """`num_chs` and `reduction` (stride in pixels) of each map of `forward_features`."""
+        widths = zip(self.config.embedding_dims, STRIDES, strict=True)
+        return [{"num_chs": dim, "reduction": stride} for dim, stride in widths]
+
+    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+        """A new head of `num_classes`; 0 removes it, and calling gives pooled features (B, D4)."""
+        self.config = replace(self.config, num_classes=num_classes)
+        rng, width = np.random.default_rng(seed), self.config.embedding_dims[-1]
+        self.head = Linear(rng, width, num_classes) if num_classes else None
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Pictures (B, 3, H, W) -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32.
+
+        Raises ValueError for anything but at least 32x32 pixels in three channels.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
+            raise ValueError(
+                f"pictures: expected (B, 3, H, W) with H and W of at least {MIN_SIZE}, "
+                f"found {tuple(x.shape)}"
+            )
+        x, maps = self.conv_stem(x), []
+        for embed, stage in zip(self.patch_embed_layers, self.groupmixformer_backbone, strict=True):
+            tokens, size = embed(x)
+            x = to_map(stage(tokens, size), size)
+            maps.append(x)
+        return maps
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last map (B, D4, h, w) -> logits (B, num_classes), or pooled features (B, D4)."""
+        x = self.norm4(x).mean(axis=(2, 3))
+        return x if self.head is None else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x)[-1])
+
+    def trace(self, x: Tensor) -> dict[str, Tensor]:
+        """Every intermediate by its module's name, in the order of computation; the parts of a
+        module with several outputs are `name#0`, `name#1`. The tensors are not realized."""
+        names = {id(module): name for name, module in self.named_modules()}
+        trace: dict[str, Tensor] = {}
+
+        def note(module: Module, output: Any) -> None:
+            name = names.get(id(module), "")
+            parts = [output] if isinstance(output, Tensor) else output
+            tensors = [part for part in parts if isinstance(part, Tensor)]
+            if len(tensors) == 1:
+                trace[name or "logits"] = tensors[0]
+            else:
+                trace.update({f"{name}#{i}": part for i, part in enumerate(tensors)})
+
+        with record(note):
+            self(x)
+        return trace
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes, smallest network first."""
+    return list(VARIANTS)
+
+
+def create_model(name: str, num_classes: int = 1000, seed: int = 0, **changes: Any) -> GroupMixFormer:
+    """A fresh network with the published initialisation, the same for the same `seed`.
+
+    `changes` replace fields of the variant's configuration (`drop_path_rate=0.2`). Raises
+    ValueError for an unknown name or a configuration that cannot be.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"model {name!r}: expected one of {', '.join(VARIANTS)}")
+    try:
+        config = replace(VARIANTS[name], num_classes=num_classes, **changes)
+    except TypeError as error:
+        raise ValueError(f"model {name!r}: {error}") from None
+    return GroupMixFormer(config, seed)
