@@ -81,10 +81,8 @@ class GroupMixFormerConfig:
             mlp_ratios=tuple(_ratio(h, d) for h, d in zip(hidden, dims, strict=True)),
             num_classes=head[0] if head else 0,
         )
-        for variant in VARIANTS.values():
-            if config == replace(variant, num_classes=config.num_classes, drop_path_rate=0.0):
-                return replace(config, drop_path_rate=variant.drop_path_rate)
-        return config
+        name = variant_name(config)
+        return replace(config, drop_path_rate=VARIANTS[name].drop_path_rate) if name else config
 
 
 def _block_key(stage: int, block: int, name: str) -> str:
@@ -117,3 +115,12 @@ VARIANTS = {
     "groupmixformer_base": _variant("200 240 320 480", "8 8 12 8", "2 2 4 4", 0.5),
     "groupmixformer_large": _variant("240 320 360 480", "8 10 30 10", "4 4 2 2", 0.1),
 }
+
+
+def variant_name(config: GroupMixFormerConfig) -> str | None:
+    """The listed variant of this architecture, whatever its classes and dropout; else None."""
+
+    def shape(config: GroupMixFormerConfig) -> tuple[tuple[float, ...], ...]:
+        return config.embedding_dims, config.serial_depths, config.mlp_ratios
+
+    return next((name for name, known in VARIANTS.items() if shape(known) == shape(config)), None)

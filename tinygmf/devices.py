@@ -15,7 +15,6 @@ import platform
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -28,8 +27,8 @@ from typing import Any
 NEEDS = {  # in the order of choice
     "METAL": "a Mac with Apple's GPU",
     "AMD": "an AMD GPU on Linux with its driver",
-    "NV": "an NVIDIA GPU on Linux with its driver (tinygrad's own runtime)",
-    "CUDA": "an NVIDIA GPU with its driver (CUDA's runtime)",
+    "NV": "an NVIDIA GPU on Linux with its driver",
+    "CUDA": "an NVIDIA GPU with its driver and the CUDA libraries",
     "CL": "an OpenCL driver",
     "CPU": "clang, which pip install 'tinygmf[clang]' brings",
     "WEBGPU": "the Dawn library, named by WEBGPU_PATH",
@@ -58,36 +57,30 @@ class DeviceReport:
 def cache_directory() -> Path:
     """Return the user's own folder for tinygmf's caches, created with mode 0700.
 
-    What lies there is run as code, so another user's folder is never used: where the usual place
-    (`XDG_CACHE_HOME` or ~/.cache, ~/Library/Caches, `LOCALAPPDATA`) cannot be written or is not
-    ours, a folder below the temporary directory stands in. Raises DeviceError if neither works.
+    It is `tinygmf` below `XDG_CACHE_HOME` or ~/.cache, ~/Library/Caches, `LOCALAPPDATA`. What lies
+    there is run as code: DeviceError if the folder cannot be written or is another user's.
     """
     usual = {"darwin": "~/Library/Caches", "win32": "~/AppData/Local"}.get(sys.platform, "~/.cache")
     named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
-    base = Path(named if os.path.isabs(named) else usual).expanduser()
-    for folder in (base / "tinygmf", Path(tempfile.gettempdir()) / f"tinygmf-{_user()}"):
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-            if stat.S_ISDIR(found.st_mode) and _user() in (None, found.st_uid):
-                folder.chmod(0o700)
-                if os.access(folder, os.W_OK):
-                    return folder
-    raise DeviceError(
-        f"{base / 'tinygmf'} cannot be written: set XDG_CACHE_HOME to a folder of yours"
-    )
-
-
-def _user() -> int | None:
-    """Return the user's number; None where users have none (Windows)."""
-    return os.geteuid() if hasattr(os, "geteuid") else None
+    folder = Path(named if os.path.isabs(named) else usual).expanduser() / "tinygmf"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
+            raise PermissionError("it belongs to another user")
+        folder.chmod(0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+        raise PermissionError("it cannot be written")
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error)
+    raise DeviceError(f"no cache in {folder}: {reason}; set XDG_CACHE_HOME to a folder of your own")
 
 
 # The compiler of the CPU device
 
 
 def prepare_compiler() -> None:
-    """Let tinygrad's CPU device find a clang before its first kernel; costs under a millisecond.
+    """Let tinygrad's CPU device find a clang before its first kernel; costs about a millisecond.
 
     The first that exists is used: the clang that CC names, `clang` on PATH, or the clang inside zig
     (the ziglang package, or `zig` on PATH) by way of a wrapper script. A CC that names another
@@ -95,7 +88,9 @@ def prepare_compiler() -> None:
     """
     if compiler() is not None:
         return
-    found = "clang" if shutil.which("clang") else _zig_wrapper()
+    found = "clang" if shutil.which("clang") else None
+    with contextlib.suppress(OSError, DeviceError):
+        found = found or _zig_wrapper()
     if found is not None:
         os.environ["CC"] = found
         if "tinygrad.helpers" in sys.modules:  # tinygrad remembers each variable that it has read
@@ -119,12 +114,9 @@ def _zig_wrapper() -> str | None:
     if sys.platform == "win32":
         text, ending = f'@"{zig}" clang %*\n', ".cmd"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
-    try:
-        script = cache_directory() / f"zig-clang-{digest}{ending}"
-        if not script.is_file() or script.read_text() != text:
-            _write_script(script, text)
-    except (OSError, DeviceError):
-        return None
+    script = cache_directory() / f"zig-clang-{digest}{ending}"
+    if not script.is_file() or script.read_text() != text:
+        _write_script(script, text)
     return str(script)
 
 
@@ -135,12 +127,6 @@ def _write_script(path: Path, text: str) -> None:
         file.write(text)
     os.chmod(name, 0o700)
     os.replace(name, path)
-
-
-def _how_to_get_clang() -> str:
-    system = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
-    other = system.get(sys.platform, "apt install clang")
-    return f"the CPU device needs clang: run pip install 'tinygmf[clang]', or {other}"
 
 
 # Opening a device
@@ -156,19 +142,16 @@ def open_device(name: str | None = None) -> str:
     from tinygrad.helpers import DEV
 
     prepare_compiler()
-    asked = name or DEV.device
-    if not asked:
-        if (first := next(_working_devices(), None)) is None:
-            raise DeviceError(_how_to_get_clang())
-        return first
+    asked = name or DEV.device or next(_working_devices(), "CPU")
     try:
         return _open(asked)
+    except DeviceError as error:
+        reason = str(error)
     except Exception as error:
-        reason = _reason(error)
-    needs = NEEDS.get(asked.split(":")[0].upper())
-    needs = f" (it needs {needs})" if needs and "clang" not in reason else ""
+        needs = NEEDS.get(asked.split(":")[0].upper(), "hardware that is not here")
+        reason = f"{_reason(error)} (it needs {needs})"
     works = ", ".join(_working_devices()) or "none yet"
-    raise DeviceError(f"device {asked} does not open: {reason}{needs}. Working here: {works}")
+    raise DeviceError(f"device {asked} does not open: {reason}. Working here: {works}")
 
 
 def set_default_device(name: str) -> None:
@@ -190,8 +173,10 @@ def _open(name: str) -> str:
         raise DeviceError(f"there is no such device; tinygrad has {', '.join(NEEDS)}")
     if family == "METAL" and sys.platform != "darwin":
         raise DeviceError("this is not a Mac")
-    if family == "CPU" and compiler() is None:
-        raise DeviceError(_how_to_get_clang())
+    if family == "CPU" and compiler() is None and _zig_wrapper() is None:
+        system = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
+        other = system.get(sys.platform, "apt install clang")
+        raise DeviceError(f"clang is missing: run pip install 'tinygmf[clang]', or {other}")
     _ = Device[canonical].renderer
     return canonical
 
@@ -278,19 +263,13 @@ def _compiler_version() -> str:
 def list_devices() -> list[DeviceReport]:
     """Try every device in a process of its own, so that a broken driver cannot hang or crash us."""
     prepare_compiler()
+    return [_try_device(name) for name in NEEDS]
+
+
+def _try_device(name: str) -> DeviceReport:
+    command = [sys.executable, "-P", __file__, name]  # -P: no module of this folder is in the way
     path = os.pathsep.join(filter(None, sys.path))
-    return [
-        _try_device(name, os.environ | {"PYTHONPATH": path, "CACHELEVEL": "0"}) for name in NEEDS
-    ]
-
-
-def _try_device(name: str, environment: dict[str, str]) -> DeviceReport:
-    command = [
-        sys.executable,
-        "-P",
-        __file__,
-        name,
-    ]  # -P: this folder's modules stay out of the way
+    environment = os.environ | {"PYTHONPATH": path, "CACHELEVEL": "0"}  # 0: compile the kernel anew
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS

@@ -105,7 +105,9 @@ class ConvRelPosEnc(Module):
 
     def __init__(self, rng: Rng, head_dim: int) -> None:
         self.conv_list = [
-            Conv2d(rng, heads * head_dim, heads * head_dim, kernel, groups=heads * head_dim, bias=True)
+            Conv2d(
+                rng, heads * head_dim, heads * head_dim, kernel, groups=heads * head_dim, bias=True
+            )
             for kernel, heads in self.KERNELS
         ]
 
@@ -130,7 +132,7 @@ class GroupMixAttention(Module):
             raise ValueError(f"dim: expected a positive multiple of 10, found {dim}")
         rng = np.random.default_rng(rng) if isinstance(rng, int) else rng
         # The published code rounds D / 8 down and takes it for the head's width, which is D / 10.
-        self.scale = max(dim // NUM_HEADS, 1) ** -0.5
+        self.scale = (dim // NUM_HEADS) ** -0.5
         self.drop_rate = drop_rate
         self.qkv = Linear(rng, dim, 3 * dim)
         self.proj = Linear(rng, dim, dim)

@@ -2,8 +2,8 @@
 
 Every layer is a `Module`: calling it runs `forward` and, while `record` is open, notes the
 output. That single place is how `GroupMixFormer.trace` names every intermediate.
-Weights are drawn with NumPy from `rng`; with `rng=None` they are zeros that take no memory,
-for a checkpoint to fill.
+Weights are drawn with NumPy from `rng`; with `rng=None` they have no values and take no
+memory until a checkpoint fills them.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def record(note: Callable[[Module, Any], None]) -> Iterator[None]:
         _recorder.reset(token)
 
 
-def _zeros(*shape: int) -> Tensor:
-    return Tensor.zeros(*shape, dtype=dtypes.float32)
+def _unset(*shape: int) -> Tensor:
+    return Tensor.empty(*shape, dtype=dtypes.float32)
 
 
 def _filled(rng: Rng, value: float, *shape: int) -> Tensor:
     if rng is None:
-        return _zeros(*shape)
+        return _unset(*shape)
     return tensor_from_numpy(np.full(shape, value, dtype=np.float32))
 
 
@@ -72,7 +72,7 @@ class Linear(Module):
 
     def __init__(self, rng: Rng, in_features: int, out_features: int) -> None:
         shape = (out_features, in_features)
-        self.weight = _zeros(*shape)
+        self.weight = _unset(*shape)
         if rng is not None:
             normal = 0.02 * rng.standard_normal(shape, dtype=np.float32)
             self.weight = tensor_from_numpy(normal.clip(-2, 2))
@@ -109,7 +109,7 @@ class Conv2d(Module):
     @staticmethod
     def _uniform(rng: Rng, shape: tuple[int, ...], fan_in: int) -> Tensor:
         if rng is None:
-            return _zeros(*shape)
+            return _unset(*shape)
         bound = 1 / math.sqrt(fan_in)
         return tensor_from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))
 

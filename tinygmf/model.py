@@ -113,8 +113,8 @@ class GMAStage(Module):
 class GroupMixFormer(Module):
     """The network: pictures (B, 3, H, W), normalised, at least 32x32 -> logits (B, num_classes).
 
-    `seed` makes the published initialisation reproducible; with None the weights are zeros that
-    take no memory, for `load_state_dict` to replace. Source: arXiv 2311.15157, table 1.
+    `seed` makes the published initialisation reproducible; with None the weights have no
+    values and take no memory until `load_state_dict` fills them. Source: arXiv 2311.15157, table 1.
     """
 
     def __init__(self, config: GroupMixFormerConfig, seed: int | None = 0) -> None:
@@ -198,7 +198,9 @@ def list_models() -> list[str]:
     return list(VARIANTS)
 
 
-def create_model(name: str, num_classes: int = 1000, seed: int = 0, **changes: Any) -> GroupMixFormer:
+def create_model(
+    name: str, num_classes: int = 1000, seed: int = 0, **changes: Any
+) -> GroupMixFormer:
     """A fresh network with the published initialisation, the same for the same `seed`.
 
     `changes` replace fields of the variant's configuration (`drop_path_rate=0.2`). Raises

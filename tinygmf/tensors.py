@@ -1,7 +1,8 @@
 """NumPy arrays to tinygrad tensors, without a kernel.
 
-`Tensor(array).realize()` plans, schedules and runs a copy for every tensor: up to 0.1 s each. A network has
-one to three thousand of them, so this file writes each array straight into its device buffer: 0.2 ms each.
+`Tensor(array).realize()` plans, schedules and runs a copy for every tensor: up to 0.1 s each. A
+network has one to three thousand of them, so this file writes each array straight into its device
+buffer: 0.2 ms each.
 """
 
 import numpy as np
@@ -14,8 +15,8 @@ from tinygrad.uop.ops import UOp
 def tensor_from_numpy(array: np.ndarray, device: str | None = None) -> Tensor:
     """Return a realized tensor holding a copy of `array`, of its shape and type.
 
-    The tensor owns its buffer: it may be assigned to, trained and captured by a `TinyJit`, and a later
-    change of `array` does not reach it. `device` is one device's name; None is the default device.
+    The tensor owns its buffer: it may be assigned to, trained and captured by a `TinyJit`, and a
+    later change of `array` does not reach it. `device` names one device; None is the default one.
     """
     dtype = to_dtype(array.dtype.name)
     if array.size == 0:
@@ -28,7 +29,9 @@ def tensor_from_numpy(array: np.ndarray, device: str | None = None) -> Tensor:
 
 def _fill(buffer: Buffer, data: np.ndarray) -> None:
     """Copy bytes into a buffer, as `tinygrad.engine.realize.exec_copy` does for every backend."""
-    if hasattr(buffer.allocator, "_as_buffer"):  # the device's memory can be written by the processor
+    if hasattr(
+        buffer.allocator, "_as_buffer"
+    ):  # the device's memory can be written by the processor
         buffer.as_memoryview(force_zero_copy=True)[:] = data.data
     else:  # the copy may run later, so it gets bytes of its own
         buffer.allocator._copyin(buffer._buf, memoryview(bytearray(data)))

@@ -1,0 +1,172 @@
+"""What image.py promises: any picture becomes the published network's input, or one clear line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tinygmf.image import MEAN, STD, ImageError, imagenet_labels, load_image, preprocess
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def published(image: Image.Image, size: int) -> np.ndarray:
+    """torchvision's Resize, CenterCrop, ToTensor and Normalize, retold from their definitions."""
+    width, height = image.size
+    short, long = sorted((width, height))
+    new_short = int((256 / 224) * size)
+    new_long = int(new_short * long / short)
+    new = (new_short, new_long) if width <= height else (new_long, new_short)
+    pixels = np.asarray(image.resize(new, Image.Resampling.BICUBIC)).astype(np.float32)
+    top = round((new[1] - size) / 2.0)
+    left = round((new[0] - size) / 2.0)
+    pixels = pixels[top : top + size, left : left + size].transpose(2, 0, 1) / np.float32(255)
+    return (pixels - MEAN.reshape(3, 1, 1)) / STD.reshape(3, 1, 1)
+
+
+def save(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 64, 224, 225]))
+def test_preprocess_equals_the_published_evaluation(width, height, size):
+    image = picture(width, height)
+    result = preprocess(image, size)
+    assert result.shape == (3, size, size) and result.dtype == np.float32
+    np.testing.assert_array_equal(result, published(image, size))
+
+
+def test_a_white_picture_is_normalised_to_known_numbers():
+    result = preprocess(Image.new("RGB", (300, 200), "white"), 64)
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    np.testing.assert_allclose(result[:, 0, 0], expected, rtol=1e-6)
+    assert np.ptp(result, axis=(1, 2)).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (20_000, 3)])
+def test_a_long_strip_needs_no_gigabytes(shape):
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = preprocess(Image.new("RGB", shape, (255, 0, 0)), 224)
+    assert result.shape == (3, 224, 224) and np.ptp(result, axis=(1, 2)).max() == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_the_crop_of_a_strip_agrees_with_the_plain_path(monkeypatch):
+    ramp = np.linspace(0, 255, 3000).astype(np.uint8)
+    image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (20, 3000, 3)).copy())
+    plain = preprocess(image, 224)
+    monkeypatch.setattr("tinygmf.image.MAX_RESIZED_PIXELS", 0)
+    np.testing.assert_allclose(preprocess(image, 224), plain, atol=1.01 / 255 / STD.min())
+
+
+HELD = {
+    "png": ["RGB", "RGBA", "L", "LA", "P", "1"],
+    "webp": ["RGB", "RGBA", "L"],
+    "jpg": ["RGB", "L", "CMYK"],
+    "gif": ["RGB", "L", "P", "1"],
+    "bmp": ["RGB", "L", "P", "1"],
+    "tiff": ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"],
+}
+
+
+@pytest.mark.parametrize("suffix, mode", [(s, mode) for s in HELD for mode in HELD[s]])
+def test_every_ordinary_mode_is_read_as_convert_reads_it(tmp_path, suffix, mode):
+    path = save(picture(9, 7).convert(mode), tmp_path / f"x.{suffix}")
+    result = load_image(path)
+    assert result.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(result), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_grey_of_16_bits_is_scaled_not_clipped(tmp_path, suffix):
+    grey = np.array([[0, 257 * 100, 65535]], np.uint16)
+    pixels = np.asarray(load_image(save(Image.fromarray(grey), tmp_path / f"x.{suffix}")))
+    assert pixels[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0, 1e6])
+def test_grey_of_floats_is_scaled_to_its_own_white(tmp_path, white):
+    grey = np.array([[-white, 0, white * 0.4, white]], np.float32)
+    pixels = np.asarray(load_image(save(Image.fromarray(grey), tmp_path / "x.tiff")))
+    assert pixels[0, :, 0].tolist() == [0, 0, 102, 255]
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held on its side
+    path = save(picture(8, 4), tmp_path / "x.png", exif=exif)
+    upright = Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(upright))
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    path = save(frames[0], tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert load_image(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def bomb(path: Path) -> None:
+    """A BMP header that promises 60,000 x 60,000 pixels."""
+    header = bytearray(save(Image.new("RGB", (1, 1)), path).read_bytes())
+    header[18:26] = (60_000).to_bytes(4, "little") * 2
+    path.write_bytes(header)
+
+
+def half(path: Path) -> None:
+    whole = save(picture(64, 64), path, format="PNG").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+UNREADABLE = {
+    "no such file": lambda path: None,
+    "folder": lambda path: path.mkdir(),
+    "empty file": lambda path: path.touch(),
+    "something else": lambda path: path.write_text("not a picture"),
+    "cannot be read": half,
+    "pixels": bomb,
+}
+
+
+@pytest.mark.parametrize("found", UNREADABLE)
+def test_a_file_that_is_no_picture_is_told_in_one_line(tmp_path, found):
+    path = tmp_path / "x.bmp"
+    UNREADABLE[found](path)
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    message = str(caught.value)
+    assert str(path) in message and found in message.lower() and "\n" not in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    code = "import sys; from tinygmf.image import load_image; load_image(sys.argv[1])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pipe")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "ImageError" in done.stderr
+
+
+def test_the_labels_are_in_the_order_of_imagenet():
+    labels = imagenet_labels()
+    assert len(labels) == len(set(labels)) == 1000
+    known = {0: "tench", 1: "goldfish", 207: "golden retriever", 281: "tabby cat"}
+    known |= {388: "giant panda", 817: "sports car", 999: "toilet tissue"}
+    assert {index: labels[index] for index in known} == known

@@ -1,0 +1,27 @@
+"""GroupMixFormer (arXiv 2311.15157) in tinygrad: small, readable, equal to the published network.
+
+>>> model = tinygmf.load_model("groupmixformer_tiny.pth")
+>>> predict = tinygmf.Predictor(model, image_size=224)
+>>> predict(["cat.jpg"])  # logits (1, 1000)
+"""
+
+from tinygmf.devices import prepare_compiler
+
+prepare_compiler()  # before tinygrad reads which clang there is
+
+from tinygmf.checkpoint import load_model, load_state_dict, save_model  # noqa: E402
+from tinygmf.config import GroupMixFormerConfig  # noqa: E402
+from tinygmf.gma import GroupMixAttention  # noqa: E402
+from tinygmf.model import GroupMixFormer, create_model, list_models  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "GroupMixAttention",
+    "GroupMixFormer",
+    "GroupMixFormerConfig",
+    "create_model",
+    "list_models",
+    "load_model",
+    "load_state_dict",
+    "save_model",
+]

@@ -1,0 +1,217 @@
+"""The command `tinygmf`: one function for each subcommand.
+
+A user's mistake ends with one line on standard error and exit code 2, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tinygmf import __version__, list_models
+from tinygmf.config import VARIANTS, GroupMixFormerConfig
+from tinygmf.devices import DeviceError
+
+
+def classify(args: argparse.Namespace) -> int:
+    """Name what pictures show."""
+    from tinygmf.checkpoint import load_model
+    from tinygmf.image import load_image
+    from tinygmf.predictor import Predictor, probabilities
+
+    pictures = [load_image(path) for path in args.images]  # mistakes first, compiling later
+    predict = Predictor(load_model(args.weights), args.size, device=args.device, dtype=args.dtype)
+    if not predict.config.num_classes:
+        raise ValueError(f"{args.weights}: expected a network with a head, found one without")
+    names = class_names(predict.config.num_classes)
+    topk = min(args.topk, len(names))
+    answers = []
+    for path, row in zip(args.images, probabilities(predict(pictures)), strict=True):
+        best = [int(i) for i in (-row).argsort(kind="stable")[:topk]]
+        top = [{"class": i, "name": names[i], "probability": float(row[i])} for i in best]
+        answers.append({"image": str(path), "top": top})
+    if args.json:
+        print(json.dumps(answers, indent=2))
+        return 0
+    for answer in answers:
+        print(answer["image"])
+        for entry in answer["top"]:
+            print(f"  {entry['probability']:8.2%}  {entry['class']:4}  {entry['name']}")
+    return 0
+
+
+def class_names(num_classes: int) -> list[str]:
+    """ImageNet's names for 1,000 classes; else the classes' numbers."""
+    from tinygmf.image import imagenet_labels
+
+    return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]
+
+
+def info(args: argparse.Namespace) -> int:
+    """Show what a network is made of, stage by stage."""
+    from tinygmf.summary import format_summary
+
+    if args.model is None:
+        for name in list_models():
+            print(f"{name}\n{format_summary(VARIANTS[name], (args.size, args.size))}\n")
+        return 0
+    config = VARIANTS.get(args.model) or _file_config(args.model)
+    print(format_summary(config, (args.size, args.size)))
+    return 0
+
+
+def _file_config(path: str) -> GroupMixFormerConfig:
+    from tinygmf.checkpoint import load_model
+
+    if not Path(path).exists():
+        raise ValueError(
+            f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
+        )
+    return load_model(path).config
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Rewrite weights in the other format, or strip a training checkpoint to its network."""
+    from tinygmf.checkpoint import load_model, save_model
+
+    model = load_model(args.input)
+    save_model(model, args.output)
+    print(f"{args.output}: {_describe(model.config)}")
+    return 0
+
+
+def _describe(config: GroupMixFormerConfig) -> str:
+    from tinygmf.config import variant_name
+
+    name = variant_name(config) or f"GroupMixFormer {config.embedding_dims} {config.serial_depths}"
+    return f"{name}, {config.num_classes} classes"
+
+
+def devices(args: argparse.Namespace) -> int:
+    """List what tinygrad can compute on here, and prove it with one kernel each."""
+    from tinygmf.devices import list_devices
+
+    for report in list_devices():
+        state = f"works ({report.proof:.0f} ms)" if report.proof is not None else "no"
+        print(f"{report.name:7} {state:16} {report.detail}")
+        if not report.available:
+            print(f"{'':24} needs {report.needs}")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Compare this port with the pure-Python reference, stage by stage."""
+    from tinygmf.demo import DIGITS_WEIGHTS
+    from tinygmf.verify import verify_network
+
+    weights = args.weights or DIGITS_WEIGHTS
+    return 0 if verify_network(weights, args.size, args.device) else 1
+
+
+def cache(args: argparse.Namespace) -> int:
+    """Show or clear the compiled programs that are kept."""
+    from tinygmf import program_cache
+
+    if args.clear:
+        print(f"removed {program_cache.clear()} files from {program_cache.programs_directory()}")
+        return 0
+    entries = program_cache.list_entries()
+    for path, key in entries:
+        network, rows = key.get("network", {}), "x".join(map(str, key.get("input", ())))
+        dims = ",".join(map(str, network.get("embedding_dims", ())))
+        print(
+            f"{path.name[:8]}  {path.stat().st_size / 1e6:6.1f} MB  {key['device']:6} "
+            f"{key.get('dtype', ''):8}  {rows:14} widths {dims}"
+        )
+    total = sum(path.stat().st_size for path, _ in entries) / 1e6
+    print(f"{len(entries)} programs, {total:.1f} MB, in {program_cache.programs_directory()}")
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Classify twelve handwritten digits with the network that comes with tinygmf."""
+    from tinygmf.demo import run_demo
+
+    return run_demo(args.out, args.device)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a network."""
+    from tinygmf.training import command
+
+    return command.run(args)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every subcommand with its options."""
+    parser = argparse.ArgumentParser(prog="tinygmf", description="GroupMixFormer in tinygrad.")
+    parser.add_argument("--version", action="version", version=f"tinygmf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").strip()
+        command = commands.add_parser(run.__name__, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    sub = add(demo)
+    sub.add_argument("--out", default="tinygmf_demo.png", help="where the picture is saved")
+    _add_device(sub)
+
+    sub = add(classify)
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, …")
+    sub.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    sub.add_argument("--topk", type=_positive, default=5, help="answers for each picture")
+    sub.add_argument("--size", type=_positive, default=224, help="picture size in pixels")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    _add_device(sub)
+
+    sub = add(info)
+    sub.add_argument("model", nargs="?", metavar="MODEL|FILE", help="all models without it")
+    sub.add_argument("--size", type=_positive, default=224, help="picture size in pixels")
+
+    sub = add(verify)
+    sub.add_argument("--weights", metavar="FILE", help="by default the network of the demo")
+    sub.add_argument("--size", type=_positive, default=32, help="picture size in pixels")
+    _add_device(sub)
+
+    sub = add(convert)
+    sub.add_argument("input", metavar="IN", help=".pth or .safetensors")
+    sub.add_argument("output", metavar="OUT", help=".pth or .safetensors")
+
+    add(devices)
+
+    sub = add(cache)
+    sub.add_argument("--clear", action="store_true", help="remove them")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one subcommand; returns its exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except (ValueError, DeviceError, OSError) as error:
+        print(f"tinygmf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tinygmf: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

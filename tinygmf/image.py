@@ -1,0 +1,122 @@
+"""Picture files to tensors, as the published evaluation does it, and ImageNet's class names."""
+
+import contextlib
+import importlib.resources
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red, green, blue, on 0 to 1
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+MAX_PIXELS = 178_956_970  # where Pillow too refuses a picture: 0.5 GiB as RGB
+MAX_RESIZED_PIXELS = 2**25  # what the resize may allocate: 100 MB
+
+
+class ImageError(ValueError):
+    """A file that is not a readable picture; the message is one line that says what to do."""
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read a picture (JPEG, PNG, WebP, whatever Pillow opens) as RGB, turned upright.
+
+    The conversion is Pillow's `convert("RGB")`, as in the published evaluation: alpha is dropped,
+    an animation gives its first frame. Grey of 16 bits or of floats is scaled to 8 bits first.
+    Raises ImageError for a file that is missing, not a picture, damaged or too large.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(
+            f"{path}: expected a picture file, found {reason}: check the name"
+        ) from None
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+        raise ImageError(f"{path}: expected a picture, found a folder or device: name a file")
+    if found.st_size == 0:
+        raise ImageError(f"{path}: expected a picture, found an empty file: fetch it again")
+    try:
+        return _decode(path)
+    except UnidentifiedImageError:
+        reason = "expected a picture such as JPEG, PNG or WebP, found something else: convert it"
+    except (Image.DecompressionBombError, MemoryError):
+        reason = f"expected at most {MAX_PIXELS:,} pixels, found more: make the picture smaller"
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        reason = f"expected a whole picture, found one that cannot be read ({line}): fetch it again"
+    raise ImageError(f"{path}: {reason}")
+
+
+def _decode(path: str | Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the size is checked here, and odd metadata does no harm
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            with contextlib.suppress(Exception):  # a picture with broken EXIF data is still one
+                return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; deep grey is scaled, where `convert` would clip it to white."""
+    if image.mode.startswith("I"):  # I is 32 bits wide, but nearly always holds 16-bit grey
+        image = _scale_grey(image, (65535.0,))
+    elif image.mode == "F":  # no file says what its white is
+        image = _scale_grey(image, (1.0, 255.0, 65535.0))
+    return image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image, whites: tuple[float, ...]) -> Image.Image:
+    """Return 8-bit grey: white is the first of `whites` that no pixel passes, else the greatest."""
+    grey = np.maximum(np.nan_to_num(np.asarray(image).astype(np.float32)), 0)
+    greatest = float(grey.max())
+    white = next((white for white in whites if greatest <= white), greatest)
+    return Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
+
+
+def preprocess(image: Image.Image, size: int = 224) -> np.ndarray:
+    """Return an RGB picture as the network's input: float32, (3, size, size).
+
+    The published evaluation: the shorter side to 256/224 of `size` (bicubic), the centre cropped,
+    divided by 255, ImageNet's mean subtracted, divided by its standard deviation. Equals
+    torchvision's Resize, CenterCrop, ToTensor and Normalize. Raises ValueError for a size below 1.
+    """
+    return normalize(resize_and_crop(image.convert("RGB"), size))
+
+
+def normalize(image: Image.Image) -> np.ndarray:
+    """Return an RGB picture of the right size as the network's input: float32, (3, H, W)."""
+    pixels = np.asarray(image, np.float32) / 255
+    return np.ascontiguousarray(((pixels - MEAN) / STD).transpose(2, 0, 1))
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Return the picture's centre, `size` x `size` pixels, as the published evaluation cuts it."""
+    if size < 1:
+        raise ValueError(f"expected an image size of at least 1, found {size}")
+    width, height = image.size
+    short = int(256 / 224 * size)
+    if width <= height:
+        new_width, new_height = short, int(short * height / width)
+    else:
+        new_width, new_height = int(short * width / height), short
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    right, bottom = left + size, top + size
+    if new_width * new_height <= MAX_RESIZED_PIXELS:
+        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        return resized.crop((left, top, right, bottom))
+    # A very long strip: compute the crop alone. Pillow then rounds its two passes in another order.
+    x, y = width / new_width, height / new_height
+    box = (left * x, top * y, min(right * x, width), min(bottom * y, height))
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def imagenet_labels() -> list[str]:
+    """Return ImageNet-1K's 1,000 class names in class order, each WordNet's first name for it."""
+    file = importlib.resources.files("tinygmf").joinpath("assets/imagenet_labels.txt")
+    return file.read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,130 @@
+"""The inference engine: pictures in, logits out.
+
+The network is folded, compiled once for its picture size, batch size and device, and kept on disk;
+pictures are decoded by threads ahead of the device. A batch of any length runs through one program
+of fixed size, the last one padded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from tinygrad import dtypes
+
+from tinygmf import program_cache
+from tinygmf.devices import open_device
+from tinygmf.folded import FoldedGroupMixFormer
+from tinygmf.image import load_image, preprocess
+from tinygmf.model import MIN_SIZE, GroupMixFormer
+from tinygmf.tensors import tensor_from_numpy
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
+
+
+class Predictor:
+    """Runs a network on pictures: `Predictor(model, image_size=224)(["cat.jpg"])` -> logits.
+
+    `image_size` is the side of the square, in pixels, that pictures are resized and cropped to;
+    `batch_size` the number of pictures in one run; `dtype` that of the products ("float32",
+    "float16" or "bfloat16": sums and norms stay float32); `device` a tinygrad device, by default
+    the best that opens. The first call compiles, unless an earlier process did. Raises ValueError
+    for a size or dtype that cannot be, DeviceError for a device that does not open.
+    """
+
+    def __init__(
+        self,
+        model: GroupMixFormer,
+        image_size: int = 224,
+        *,
+        batch_size: int = 1,
+        dtype: str = "float32",
+        device: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        if image_size < MIN_SIZE:
+            raise ValueError(f"image_size: expected at least {MIN_SIZE} pixels, found {image_size}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+        self.image_size, self.batch_size, self.progress = image_size, batch_size, progress
+        self.dtype, self.config = dtype, model.config
+        self.device = open_device(device)
+        self.network = FoldedGroupMixFormer(model, DTYPES[dtype], self.device)
+        self._program: Callable | None = None
+
+    def __call__(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
+        """Pictures -> logits (N, num_classes), float32.
+
+        A picture is a file's name, a Pillow image, or an array (3, size, size) float32 that has
+        been normalised already. Raises ImageError for a file that is not a readable picture.
+        """
+        single = isinstance(pictures, str | os.PathLike | Image.Image)
+        arrays = read_ahead(self.read, [pictures] if single else pictures)
+        batches = [self.run(np.stack(batch)) for batch in chunks(arrays, self.batch_size)]
+        width = self.config.num_classes or self.config.embedding_dims[-1]
+        return np.concatenate([np.empty((0, width), np.float32), *batches])
+
+    def read(self, picture: Picture) -> np.ndarray:
+        """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
+        if isinstance(picture, np.ndarray):
+            return picture
+        image = picture if isinstance(picture, Image.Image) else load_image(Path(picture))
+        return preprocess(image, self.image_size)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
+        shape = (self.batch_size, 3, self.image_size, self.image_size)
+        if batch.shape[1:] != shape[1:] or len(batch) > self.batch_size:
+            raise ValueError(f"pictures: expected up to {shape}, found {batch.shape}")
+        padded = np.zeros(shape, np.float32)
+        padded[: len(batch)] = batch
+        x = tensor_from_numpy(padded, self.device)
+        if self._program is None:
+            self._program = program_cache.load_or_compile(
+                {"network": asdict(self.config), "input": shape, "dtype": self.dtype},
+                self.network.forward,
+                x,
+                self.network.weights,
+                device=self.device,
+                progress=self.progress,
+            )
+        return self._program(x, self.network.weights).numpy()[: len(batch)]
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the classes: (N, num_classes) -> the same shape, rows that sum to 1."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map(read, items)`, in order, computed by threads a little ahead of what is asked for."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

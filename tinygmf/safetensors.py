@@ -1,0 +1,113 @@
+"""The safetensors format: eight bytes of length, a JSON header, the tensors' bytes in a row.
+
+`read_safetensors` believes nothing that the header says until it has been compared with the file's
+size: a hostile file costs no more memory than an honest one.
+
+Source: https://huggingface.co/docs/safetensors
+"""
+
+import json
+from collections.abc import Mapping
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+
+MAX_HEADER_BYTES = 8_000_000  # ten times the header of the largest published network
+MAX_DIMENSIONS = 8  # the network's tensors have at most four; bounds the work on hostile shapes
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # NumPy has none: these are the upper bits of a float32
+DTYPES = {
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def looks_like_safetensors(start: bytes) -> bool:
+    """Say whether a file that begins with `start` (at least nine bytes) can be safetensors."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
+
+
+def read_safetensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
+    """Return the tensors of an open file of `size` bytes as read-only views, in its order.
+
+    Raises:
+        ValueError: the header is not what the format prescribes, or contradicts the file's size.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise ValueError(f"its header claims {length} bytes, the file has {size}; copy it again")
+    header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+    header.pop("__metadata__", None)
+    for key, entry in header.items():
+        _check_entry(key, entry)
+    _check_spans([entry["data_offsets"] for entry in header.values()], size - 8 - length)
+    data = memoryview(file.read(size - 8 - length))
+    return {
+        key: np.frombuffer(data[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]).reshape(
+            entry["shape"]
+        )
+        for key, entry in header.items()
+    }
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object whose names all differ."""
+    if len(result := dict(pairs)) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return result
+
+
+def _check_entry(key: str, entry: Any) -> None:
+    """Raise ValueError unless the entry's type, shape and number of bytes agree."""
+    dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"tensor {key!r} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(f"tensor {key!r} has a shape or an offset that is no natural number")
+    if prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(f"tensor {key!r} of shape {shape} does not fill its {end - begin} bytes")
+
+
+def _check_spans(spans: list[list[int]], size: int) -> None:
+    """Raise ValueError unless the spans follow one another from 0 to `size`."""
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise ValueError(f"its tensors overlap or leave a hole at byte {position}")
+        position = end
+    if position != size:
+        raise ValueError(f"its tensors need {position} bytes, the file has {size} for them")
+
+
+def write_safetensors(tensors: Mapping[str, np.ndarray], file: BinaryIO) -> None:
+    """Write the tensors to an open file, with the metadata that PyTorch's readers expect.
+
+    The header keeps the tensors' order. Their bytes lie widest type first, so that all are aligned.
+    """
+    entries: dict[str, dict[str, Any]] = {key: {} for key in tensors}
+    widest_first = sorted(tensors, key=lambda key: -tensors[key].itemsize)
+    position = 0
+    for key in widest_first:
+        array = tensors[key]
+        span = [position, position + array.nbytes]
+        name = NAMES[array.dtype]
+        entries[key] = {"dtype": name, "shape": list(array.shape), "data_offsets": span}
+        position += array.nbytes
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":"))
+    encoded = header.encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for key in widest_first:
+        file.write(tensors[key].tobytes())
