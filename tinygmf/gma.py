@@ -120,6 +120,15 @@ class ConvRelPosEnc(Module):
         return q * encoding.transpose(2, 3)
 
 
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Q (softmax(K)ᵀ V), the softmax over the tokens: three of (B, heads, N, head_dim) -> the same.
+
+    It equals (Q softmax(K)ᵀ) V, the article's attention map applied to V, without the N x N map.
+    """
+    context = k.softmax(axis=2).transpose(2, 3) @ v  # (B, heads, head_dim, head_dim)
+    return q @ context
+
+
 class GroupMixAttention(Module):
     """Group-Mix Attention: tokens (B, N, D) on a grid of `size` (H, W) -> tokens (B, N, D).
 
@@ -147,10 +156,7 @@ class GroupMixAttention(Module):
         mixed, untouched = self.aggregator(qkv, size)
         q, k, v = mixed[0], mixed[1], mixed[2]  # (B, heads, N, head_dim) each
 
-        # Linear attention: Q (softmax(K)ᵀ V) is (Q softmax(K)ᵀ) V without the N x N matrix.
-        context = k.softmax(axis=2).transpose(2, 3) @ v  # (B, heads, head_dim, head_dim)
-        out = (q @ context) * self.scale + self.crpe(q, v, size)  # (B, heads, N, head_dim)
-
-        out = out.transpose(1, 2).reshape(batch, n, 4 * dim // 5)
+        out = linear_attention(q, k, v) * self.scale + self.crpe(q, v, size)
+        out = out.transpose(1, 2).reshape(batch, n, 4 * dim // 5)  # heads side by side
         out = self.proj(Tensor.cat(out, untouched, dim=2))  # (B, N, D)
         return out.dropout(self.drop_rate)

@@ -22,13 +22,11 @@ from tinygrad.dtype import AddrSpace
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
 ROWS = 4, 7  # tokens in a tile, and
-COLUMNS = (
-    40,
-    32,
-)  # channels: the first that divides; an inner loop below 32 would not become vectors
+COLUMNS = 40, 32  # channels: the first that divides; an inner loop below 32 would not become vectors
 LANES = 8, 10, 6, 4, 2  # partial sums of a norm
 Value = Any  # a Tensor or a UOp: the functions of values work on both
 Index = UOp | int
+ZERO = UOp.const(0.0, dtypes.float32)
 
 
 # Functions of single values, which a kernel applies to its result before it is stored
@@ -53,22 +51,23 @@ def hardswish(x: Value) -> Value:
 def gelu(x: Value) -> Value:
     """x * Phi(x), as relu(x) - |x| * erfc(|x| / sqrt(2)) / 2, within 2e-7.
 
-    erfc: Abramowitz and Stegun, 7.1.26. In this form nothing cancels.
+    erfc: Abramowitz and Stegun, 7.1.26, brought over one division; in this form nothing cancels.
     """
     magnitude = x.maximum(-x)
-    t = 1 / (1 + 0.3275911 / math.sqrt(2) * magnitude)
-    series = t * 1.061405429 - 1.453152027
-    for coefficient in (1.421413741, -0.284496736, 0.254829592):
-        series = series * t + coefficient
-    return x.maximum(0) - 0.5 * magnitude * series * t * exp(x * x * -0.5)
+    s = 1 + 0.3275911 / math.sqrt(2) * magnitude
+    series = 0.254829592 * s - 0.284496736
+    for coefficient in (1.421413741, -1.453152027, 1.061405429):
+        series = series * s + coefficient
+    square = s * s
+    return x.maximum(0) - 0.5 * magnitude * series * exp(x * x * -0.5) / (square * square * s)
 
 
 def exp(x: Value) -> Value:
-    """e ** x for x <= 0. In a loop nest without tinygrad's special cases, which cost most of it."""
+    """e ** x for x <= 0, here never below 2 ** -60. tinygrad's own has costly special cases."""
     if isinstance(x, Tensor):
         return x.exp()
-    x = (x * (1 / math.log(2))).maximum(-126)
-    whole = (x - 0.5).cast(dtypes.int32)  # rounds, as the cast goes towards zero
+    x = (x * (1 / math.log(2))).maximum(-60)
+    whole = (x - 0.5).cast(dtypes.int32)  # the nearest, as the cast goes towards zero
     x = (x - whole.cast(dtypes.float32)) * math.log(2)  # within log(2) / 2 of zero
     series = x * (1 / 720) + 1 / 120
     for coefficient in (1 / 24, 1 / 6, 1 / 2, 1, 1):
@@ -87,60 +86,104 @@ def pad(x: Tensor, rim: int) -> Tensor:
 def dense(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    *others: Tensor,
+    *bias: Tensor,
+    others: tuple[Tensor, ...] = (),
     epilogue: Callable[..., Value] = identity,
     stride: tuple[int, int] = (1, 1),
+    channel: int = 0,
+    dtype: DType | None = None,
 ) -> Tensor:
-    """Convolutions of G groups of channels, side by side; with a 1x1 window, matrix products.
+    """A convolution, or with a 1x1 window a matrix product: (B, H', W', D) -> (B, H, W, E).
 
-    x (B, H', W', >= G, >= K), rim included; weight (G, kh, kw, K, E); bias (G, E); the epilogue is
-    applied to each sum and to what `others` (B, H, W, >= G, >= E) hold in its place. Without bias,
-    weight is (B, 1, 1, K, E), one matrix for each picture. Returns (B, H, W, G, E).
+    weight (kh, kw, K, E), or (B, 1, 1, K, E) for a matrix of each picture's own; x has its rim and
+    at least K channels from `channel` on. The epilogue is applied to each sum and to what `others`
+    (B, H, W, >= E) hold in its place.
     """
-    groups, kh, kw, _, columns = map(int, weight.shape)
-    height, width = ((int(s) - k) // t + 1 for s, k, t in zip(x.shape[1:3], (kh, kw), stride))
-    shape = (int(x.shape[0]), height, width, groups if bias is not None else 1, columns)
+    kh, kw, depth, columns = map(int, weight.shape[-4:])
+    height, width = (
+        (int(size) - k) // step + 1 for size, k, step in zip(x.shape[1:3], (kh, kw), stride)
+    )
     if has_loops(x):
-        inputs = (x, weight, *others) if bias is None else (x, weight, bias, *others)
-        kernel = partial(dense_loops, biased=bias is not None, epilogue=epilogue, stride=stride)
-        return run_loops(kernel, shape, *inputs)
-    raise NotImplementedError
+        kernel = partial(
+            dense_loops, others=len(others), epilogue=epilogue, stride=stride, channel=channel
+        )
+        shape = (x.shape[0], height, width, columns)
+        return run_loops(kernel, shape, dtype or x.dtype, x, weight, *bias, *others)
+    x = x[..., channel : channel + depth]
+    if kh * kw == 1:
+        total = x.matmul(weight.reshape(-1, 1, depth, columns), dtype=dtypes.float32)
+    else:
+        windows = [
+            x[:, i : i + (height - 1) * stride[0] + 1 : stride[0], j : j + (width - 1) * stride[1] + 1 : stride[1]]
+            for i in range(kh)
+            for j in range(kw)
+        ]
+        windows = Tensor.cat(*windows, dim=3)  # (B, H, W, kh * kw * K)
+        total = windows.matmul(weight.reshape(-1, columns), dtype=dtypes.float32)
+    total = sum(bias, total)
+    total = epilogue(total, *(other[..., :columns] for other in others))
+    return total.cast(dtype or x.dtype).contiguous()
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+def depthwise(
+    x: Tensor, weight: Tensor, *bias: Tensor, stride: int = 1, dtype: DType | None = None
+) -> Tensor:
     """Each channel's own window: x (B, H', W', C), rim included; weight (k, k, C); bias (C)."""
     kernel = int(weight.shape[0])
     height, width = ((int(size) - kernel) // stride + 1 for size in x.shape[1:3])
-    shape = (int(x.shape[0]), height, width, int(x.shape[3]))
     if has_loops(x):
-        return run_loops(partial(depthwise_loops, stride=stride), shape, x, weight, bias)
-    raise NotImplementedError
+        shape = (x.shape[0], height, width, x.shape[3])
+        loops = partial(depthwise_loops, stride=stride)
+        return run_loops(loops, shape, dtype or x.dtype, x, weight, *bias)
+    kernels = weight.permute(2, 0, 1).unsqueeze(1)
+    total = x.permute(0, 3, 1, 2).conv2d(
+        kernels, *bias, groups=x.shape[3], stride=stride, dtype=dtypes.float32
+    )
+    return total.permute(0, 2, 3, 1).cast(dtype or x.dtype).contiguous()
+
+
+def apply(function: Callable[[Value], Value], x: Tensor) -> Tensor:
+    """The function of every value. Apart from `dense` where its constants need many registers."""
+    if has_loops(x):
+        return run_loops(partial(apply_loops, function=function), x.shape, x.dtype, x)
+    return function(x.float()).cast(x.dtype).contiguous()
 
 
 def layernorm(
-    x: Tensor, *affine: Tensor, eps: float, epilogue: Callable[[Value], Value] = identity
+    x: Tensor,
+    *affine: Tensor,
+    eps: float,
+    epilogue: Callable[[Value], Value] = identity,
+    dtype: DType | None = None,
 ) -> Tensor:
-    """x (B, N, C), each token by its own mean and variance; times and plus `affine`, (C) each."""
+    """x (B, H, W, C), each token by its own mean and variance; times and plus `affine`, (C)."""
     if has_loops(x):
-        return run_loops(partial(layernorm_loops, eps=eps, epilogue=epilogue), x.shape, x, *affine)
-    raise NotImplementedError
+        kernel = partial(layernorm_loops, eps=eps, epilogue=epilogue)
+        return run_loops(kernel, x.shape, dtype or x.dtype, x, *affine)
+    value = x.float().layernorm(eps=eps)
+    if affine:
+        value = value * affine[0] + affine[1]
+    return epilogue(value).cast(dtype or x.dtype).contiguous()
 
 
-def softmax(x: Tensor, group: int) -> Tensor:
-    """x (B, N, G, C), one group of it, by softmax over the N tokens -> (B, N, C)."""
-    batch, n, _, channels = x.shape
+def softmax(x: Tensor, channel: int, channels: int) -> Tensor:
+    """Over the tokens: x (B, N, D), some channels of it -> (B, N, channels)."""
     if has_loops(x):
-        return run_loops(partial(softmax_loops, group=group), (batch, n, channels), x)
-    raise NotImplementedError
+        kernel = partial(softmax_loops, channel=channel)
+        return run_loops(kernel, (*x.shape[:2], channels), x.dtype, x)
+    x = x[..., channel : channel + channels]
+    return x.float().softmax(1).cast(x.dtype).contiguous()
 
 
-def outer(x: Tensor, y: Tensor, mask: Tensor, group: int) -> Tensor:
-    """mask * xᵀ y for each picture: x (B, N, C), y (B, N, G, C), one group of it -> (B, C, C)."""
+def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int) -> Tensor:
+    """mask * xᵀ y for each picture: x (B, N, C), y (B, N, D), C channels of it -> (B, C, C)."""
     batch, _, channels = x.shape
     if has_loops(x):
-        return run_loops(partial(outer_loops, group=group), (batch, channels, channels), x, y, mask)
-    raise NotImplementedError
+        kernel = partial(outer_loops, channel=channel)
+        return run_loops(kernel, (batch, channels, channels), x.dtype, x, y, mask)
+    y = y[..., channel : channel + channels]
+    total = x.transpose(1, 2).matmul(y, dtype=dtypes.float32) * mask
+    return total.cast(x.dtype).contiguous()
 
 
 # The loop nests
@@ -151,8 +194,10 @@ def has_loops(x: Tensor) -> bool:
     return isinstance(x.device, str) and x.device.split(":")[0] == "CPU"
 
 
-def run_loops(kernel: Callable[..., UOp], shape: tuple[Any, ...], *inputs: Tensor) -> Tensor:
-    out = Tensor.empty(*shape, dtype=inputs[0].dtype, device=inputs[0].device)
+def run_loops(
+    kernel: Callable[..., UOp], shape: tuple[Any, ...], dtype: DType, *inputs: Tensor
+) -> Tensor:
+    out = Tensor.invalids(*shape, dtype=dtype, device=inputs[0].device)
     return out.custom_kernel(*inputs, fxn=kernel)[0]
 
 
@@ -173,9 +218,7 @@ class Nest:
         loops = self.loops(*registers.shape)
         return registers.after(registers[tuple(loops)].store(value(*loops)).end(*loops[::-1]))
 
-    def accumulate(
-        self, registers: UOp, outer: list[UOp], term: Callable[..., Value], op=add
-    ) -> UOp:
+    def accumulate(self, registers: UOp, outer: list[UOp], term: Callable[..., Value], op=add) -> UOp:
         """Adds to every register a function of its indices, for every turn of the outer loops."""
         loops = self.loops(*registers.shape)
         place = registers.after(*outer)[tuple(loops)]
@@ -205,112 +248,109 @@ def finish(name: str, store: UOp, *loops: UOp) -> UOp:
     return store.end(*loops[::-1]).sink(arg=KernelInfo(name=name, opts_to_apply=()))
 
 
-def dense_loops(out, x, weight, *rest, biased, epilogue, stride) -> UOp:
-    batch, height, width, groups, columns = out.shape
-    _, kh, kw, depth, _ = weight.shape
-    (bias,), others = (rest[:1], rest[1:]) if biased else ((None,), rest)
+def dense_loops(out, x, weight, *rest, others, epilogue, stride, channel) -> UOp:
+    batch, height, width, columns = out.shape
+    kh, kw, depth, _ = weight.shape[-4:]
+    bias, others = rest[: len(rest) - others], rest[len(rest) - others :]
     nest, m, c = Nest(), tile(width, ROWS), tile(columns, COLUMNS)
-    around = b, h, g, row, column = nest.loops(
-        batch, height, groups, tiles(width, m), tiles(columns, c)
-    )
+    around = b, h, row, column = nest.loops(batch, height, tiles(width, m), tiles(columns, c))
     w0, e0 = start(row, m, width), start(column, c, columns)
-    matrix = g if biased else b
+    picture = (b,) if len(weight.shape) == 5 else ()
 
-    acc = nest.registers(m, c).after(*around)
-    zero = UOp.const(0.0, dtypes.float32)
-    acc = nest.fill(acc, lambda i, j: load(bias, g, e0 + j) if biased else zero)
+    acc = nest.fill(
+        nest.registers(m, c).after(*around), lambda i, j: load(bias[0], e0 + j) if bias else ZERO
+    )
     window = ky, kx, k = nest.loops(kh, kw, depth)
     acc = nest.accumulate(
         acc,
         window,
-        lambda i, j: (
-            load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, g, k)
-            * load(weight, matrix, ky, kx, k, e0 + j)
-        ),
+        lambda i, j: load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + k)
+        * load(weight, *picture, ky, kx, k, e0 + j),
     )
     i, j = nest.loops(m, c)
-    here = (b, h, w0 + i, g, e0 + j)
+    here = (b, h, w0 + i, e0 + j)
     value = epilogue(acc[i, j].load(), *(load(other, *here) for other in others))
     store = out[here].store(value.cast(out.dtype))
-    name = (
-        f"dense_{batch * height * width}_{groups}_{kh * kw * depth}_{columns}_{epilogue.__name__}"
-    )
+    name = f"dense_{batch * height * width}_{kh * kw * depth}_{columns}_{epilogue.__name__}"
     return finish(name, store, *around, i, j)
 
 
-def depthwise_loops(out, x, weight, bias, *, stride) -> UOp:
+def depthwise_loops(out, x, weight, *bias, stride) -> UOp:
     batch, height, width, channels = out.shape
     kernel = weight.shape[0]
     nest, m, c = Nest(), tile(width, ROWS), tile(channels, COLUMNS)
     around = b, h, column, row = nest.loops(batch, height, tiles(channels, c), tiles(width, m))
     w0, c0 = start(row, m, width), start(column, c, channels)
     acc = nest.registers(m, c).after(*around)
-    acc = nest.fill(acc, lambda i, j: load(bias, c0 + j))
+    acc = nest.fill(acc, lambda i, j: load(bias[0], c0 + j) if bias else ZERO)
     window = ky, kx = nest.loops(kernel, kernel)
     acc = nest.accumulate(
         acc,
         window,
-        lambda i, j: (
-            load(x, b, h * stride + ky, (w0 + i) * stride + kx, c0 + j)
-            * load(weight, ky, kx, c0 + j)
-        ),
+        lambda i, j: load(x, b, h * stride + ky, (w0 + i) * stride + kx, c0 + j)
+        * load(weight, ky, kx, c0 + j),
     )
     i, j = nest.loops(m, c)
     store = out[b, h, w0 + i, c0 + j].store(acc[i, j].load().cast(out.dtype))
     return finish(f"depthwise_{batch * height * width}_{kernel}_{channels}", store, *around, i, j)
 
 
+def apply_loops(out, x, *, function) -> UOp:
+    nest, shape = Nest(), (math.prod(x.shape[:-1]), x.shape[-1])
+    place = nest.loops(*shape)
+    value = function(load(x.reshape(shape), *place))
+    store = out.reshape(shape)[tuple(place)].store(value.cast(out.dtype))
+    return finish(f"{function.__name__}_{math.prod(shape)}", store, *place)
+
+
 def layernorm_loops(out, x, *affine, eps, epilogue) -> UOp:
-    batch, n, channels = x.shape
+    batch, height, width, channels = x.shape
     nest, lanes = Nest(), tile(channels, LANES)
-    around = b, token = nest.loops(batch, n)
-    zero = UOp.const(0.0, dtypes.float32)
+    around = b, h, w = nest.loops(batch, height, width)
 
     def mean(of: Callable[[UOp], UOp]) -> UOp:
-        sums = nest.fill(nest.registers(lanes).after(*around), lambda lane: zero)
+        sums = nest.fill(nest.registers(lanes).after(*around), lambda lane: ZERO)
         (k,) = nest.loops(channels // lanes)
-        sums = nest.accumulate(sums, [k], lambda lane: of(load(x, b, token, k * lanes + lane)))
+        sums = nest.accumulate(sums, [k], lambda lane: of(load(x, b, h, w, k * lanes + lane)))
         return sum(sums[lane].load() for lane in range(lanes)) * (1 / channels)
 
     centre = mean(identity)
     scale = (mean(lambda value: (value - centre) * (value - centre)) + eps).sqrt().reciprocal()
     (c,) = nest.loops(channels)
-    value = (load(x, b, token, c) - centre) * scale
+    value = (load(x, b, h, w, c) - centre) * scale
     if affine:
         value = value * load(affine[0], c) + load(affine[1], c)
-    store = out[b, token, c].store(epilogue(value).cast(out.dtype))
-    return finish(f"layernorm_{batch * n}_{channels}", store, *around, c)
+    store = out[b, h, w, c].store(epilogue(value).cast(out.dtype))
+    return finish(f"layernorm_{batch * height * width}_{channels}", store, *around, c)
 
 
-def softmax_loops(out, x, *, group) -> UOp:
+def softmax_loops(out, x, *, channel) -> UOp:
     batch, n, channels = out.shape
     nest, c = Nest(), tile(channels, COLUMNS)
     around = b, column = nest.loops(batch, tiles(channels, c))
     c0 = start(column, c, channels)
     low = UOp.const(-math.inf, dtypes.float32)
-    zero = UOp.const(0.0, dtypes.float32)
     top = nest.fill(nest.registers(c).after(*around), lambda j: low)
     token = nest.loops(n)
-    top = nest.accumulate(top, token, lambda j: load(x, b, token[0], group, c0 + j), UOp.maximum)
-    total = nest.fill(nest.registers(c).after(*around), lambda j: zero)
+    top = nest.accumulate(top, token, lambda j: load(x, b, token[0], channel + c0 + j), UOp.maximum)
+    total = nest.fill(nest.registers(c).after(*around), lambda j: ZERO)
     again = nest.loops(n)
-    power = lambda t, j: exp(load(x, b, t, group, c0 + j) - top[j].load())
+    power = lambda t, j: exp(load(x, b, t, channel + c0 + j) - top[j].load())
     total = nest.accumulate(total, again, lambda j: power(again[0], j))
     t, j = nest.loops(n, c)
     store = out[b, t, c0 + j].store((power(t, j) / total[j].load()).cast(out.dtype))
     return finish(f"softmax_{batch * n}_{channels}", store, *around, t, j)
 
 
-def outer_loops(out, x, y, mask, *, group) -> UOp:
+def outer_loops(out, x, y, mask, *, channel) -> UOp:
     batch, n, channels = x.shape
     nest, m, c = Nest(), tile(channels, ROWS), tile(channels, COLUMNS)
     around = b, row, column = nest.loops(batch, tiles(channels, m), tiles(channels, c))
     i0, j0 = start(row, m, channels), start(column, c, channels)
-    zero = UOp.const(0.0, dtypes.float32)
-    acc = nest.fill(nest.registers(m, c).after(*around), lambda i, j: zero)
+    acc = nest.fill(nest.registers(m, c).after(*around), lambda i, j: ZERO)
     (t,) = token = nest.loops(n)
     acc = nest.accumulate(
-        acc, token, lambda i, j: load(x, b, t, i0 + i) * load(y, b, t, group, j0 + j)
+        acc, token, lambda i, j: load(x, b, t, i0 + i) * load(y, b, t, channel + j0 + j)
     )
     i, j = nest.loops(m, c)
     value = acc[i, j].load() * load(mask, i0 + i, j0 + j)
