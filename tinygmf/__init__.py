@@ -13,12 +13,14 @@ from tinygmf.checkpoint import load_model, load_state_dict, save_model  # noqa: 
 from tinygmf.config import GroupMixFormerConfig  # noqa: E402
 from tinygmf.gma import GroupMixAttention  # noqa: E402
 from tinygmf.model import GroupMixFormer, create_model, list_models  # noqa: E402
+from tinygmf.predictor import Predictor  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
     "GroupMixAttention",
     "GroupMixFormer",
     "GroupMixFormerConfig",
+    "Predictor",
     "create_model",
     "list_models",
     "load_model",

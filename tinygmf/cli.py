@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tinygmf import __version__, list_models
 from tinygmf.config import VARIANTS, GroupMixFormerConfig
@@ -28,7 +29,7 @@ def classify(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.weights}: expected a network with a head, found one without")
     names = class_names(predict.config.num_classes)
     topk = min(args.topk, len(names))
-    answers = []
+    answers: list[dict[str, Any]] = []
     for path, row in zip(args.images, probabilities(predict(pictures)), strict=True):
         best = [int(i) for i in (-row).argsort(kind="stable")[:topk]]
         top = [{"class": i, "name": names[i], "probability": float(row[i])} for i in best]

@@ -103,8 +103,8 @@ def _ratio(hidden: int, dim: int) -> float:
 
 
 def _variant(dims: str, depths: str, ratios: str, drop_path: float) -> GroupMixFormerConfig:
-    numbers = [tuple(map(int, text.split())) for text in (dims, depths, ratios)]
-    return GroupMixFormerConfig(*numbers, drop_path_rate=drop_path)
+    widths, blocks, factors = (tuple(map(int, text.split())) for text in (dims, depths, ratios))
+    return GroupMixFormerConfig(widths, blocks, factors, drop_path_rate=drop_path)
 
 
 VARIANTS = {

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tinygmf.checkpoint import load_model
 from tinygmf.devices import device_description, open_device
 from tinygmf.image import load_image, normalize, resize_and_crop
+from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor, probabilities
 from tinygmf.verify import TOLERANCE, find_reference, run_reference
 
@@ -43,7 +44,7 @@ def run_demo(out: str, device: str | None) -> int:
     return _check_one(model, crops[0], logits[0])
 
 
-def _check_one(model: object, crop: Image.Image, logits: np.ndarray) -> int:
+def _check_one(model: GroupMixFormer, crop: Image.Image, logits: np.ndarray) -> int:
     """Compares the first picture's logits with the pure-Python reference, if it is at hand."""
     folder = find_reference()
     if folder is None:

@@ -115,8 +115,8 @@ def block(x, mask, cpe, cpe_bias, qkv, qkv_bias, window, mix, mix_bias, fifth, f
     u = layernorm(u, fifth_weight, fifth_bias, eps=1e-5, epilogue=hardswish)
 
     context = outer(softmax(mixed, most, most), mixed, mask, 2 * most)  # (B, 4D/5, 4D/5)
-    values = mixed[..., 2 * most :].reshape(batch, height, width, most)
-    around = depthwise(pad(values, WINDOW // 2), crpe, crpe_bias)  # (B, H, W, 4D/5)
+    values = mixed.reshape(batch, height, width, 3 * most)
+    around = depthwise(pad(values, WINDOW // 2, 2 * most), crpe, crpe_bias)  # (B, H, W, 4D/5)
     mixed = mixed.reshape(batch, 1, n, 3 * most)
     heads = dense(
         mixed,

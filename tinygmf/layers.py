@@ -62,6 +62,19 @@ def record(note: Callable[[Module, Any], None]) -> Iterator[None]:
         _recorder.reset(token)
 
 
+@contextmanager
+def record_statistics() -> Iterator[Statistics]:
+    """Collects what every BatchNorm in the `with` block finds while training, in place of its
+    own update: itself, the batch's mean and (biased) variance, both (C,), and the number of
+    values behind each."""
+    statistics: Statistics = []
+    token = _statistics.set(statistics)
+    try:
+        yield statistics
+    finally:
+        _statistics.reset(token)
+
+
 def _unset(*shape: int) -> Tensor:
     return Tensor.empty(*shape, dtype=dtypes.float32)
 
@@ -187,10 +200,21 @@ class BatchNorm(Module, nn.BatchNorm):
             return self.normalise(x, self.running_mean, self.running_var)
         axes = tuple(axis for axis in range(x.ndim) if axis != 1)
         mean = x.mean(axes).contiguous()
-        var = (x - mean.reshape(1, -1, *(1,) * (x.ndim - 2))).square().mean(axes).contiguous()
-        if (statistics := _statistics.get()) is not None:
-            statistics.append((self, mean, var, x.numel() // x.shape[1]))
+        centred = x - mean.detach().reshape(1, -1, *(1,) * (x.ndim - 2))  # d(var)/d(mean) = 0
+        var = centred.square().mean(axes).contiguous()
+        count = x.numel() // x.shape[1]
+        if (statistics := _statistics.get()) is None:
+            self.update(mean, var, count)
+        else:
+            statistics.append((self, mean, var, count))
         return self.normalise(x, mean, var)
+
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """The running statistics after a batch with this mean and variance of `count` values."""
+        unbiased = var.detach() * (count / max(count - 1, 1))
+        self.running_mean.assign(0.9 * self.running_mean + 0.1 * mean.detach())
+        self.running_var.assign(0.9 * self.running_var + 0.1 * unbiased)
+        self.num_batches_tracked.assign(self.num_batches_tracked + 1)
 
     def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         return x.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())

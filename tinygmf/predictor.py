@@ -28,7 +28,8 @@ from tinygmf.model import MIN_SIZE, GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
 
@@ -71,8 +72,9 @@ class Predictor:
         A picture is a file's name, a Pillow image, or an array (3, size, size) float32 that has
         been normalised already. Raises ImageError for a file that is not a readable picture.
         """
-        single = isinstance(pictures, str | os.PathLike | Image.Image)
-        arrays = read_ahead(self.read, [pictures] if single else pictures)
+        if isinstance(pictures, str | os.PathLike | Image.Image):
+            pictures = [pictures]
+        arrays = read_ahead(self.read, pictures)
         batches = [self.run(np.stack(batch)) for batch in chunks(arrays, self.batch_size)]
         width = self.config.num_classes or self.config.embedding_dims[-1]
         return np.concatenate([np.empty((0, width), np.float32), *batches])

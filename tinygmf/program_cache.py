@@ -29,6 +29,7 @@ from typing import Any
 
 from tinygrad import Device, Tensor, TinyJit
 from tinygrad.codegen import to_program_context
+from tinygrad.dtype import AddrSpace
 from tinygrad.engine import realize
 from tinygrad.uop.ops import Ops, UOp
 from tqdm import tqdm
@@ -79,7 +80,7 @@ def with_own_buffers(program: Any) -> Any:
     captured = program.captured
     results = [captured.ret] if isinstance(captured.ret, Tensor) else list(captured.ret)
     sink = UOp.sink(captured._linear, *(tensor.uop for tensor in results))
-    own = [node for node in sink.toposort() if node.op is Ops.BUFFER]
+    own = [node for node in sink.toposort() if _is_device_buffer(node)]
     if held := [node for node in own if node not in captured._written_uops]:
         raise ValueError(
             f"the function must take all its data as arguments, it holds {len(held)} tensors"
@@ -90,6 +91,10 @@ def with_own_buffers(program: Any) -> Any:
     result = tensors[0] if isinstance(captured.ret, Tensor) else tuple(tensors)
     names, inputs = captured.expected_names, captured.expected_input_info
     return type(program)(None, type(captured)(result, linear, names, inputs))
+
+
+def _is_device_buffer(node: UOp) -> bool:
+    return node.op is Ops.BUFFER and node.arg.addrspace is AddrSpace.GLOBAL  # not a register
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def run_port(model: GroupMixFormer, picture: Image.Image) -> list[np.ndarray]:
     return [output.numpy()[0] for output in outputs]
 
 
-def test_picture(size: int) -> Image.Image:
+def sample_picture(size: int) -> Image.Image:
     """Smooth coloured noise, always the same."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
@@ -76,7 +76,7 @@ def verify_network(weights: str | os.PathLike[str], size: int, device: str | Non
     if size < MIN_SIZE:
         raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")
     set_default_device(open_device(device))
-    model, picture = load_model(weights), test_picture(size)
+    model, picture = load_model(weights), sample_picture(size)
     expected, found = run_reference(folder, model, picture), run_port(model, picture)
     names = [f"stage {i}" for i in range(1, len(expected))] + ["logits"]
     print(f"{'':8} {'shape':>14} {'largest value':>14} {'largest difference':>19} {'ratio':>9}")

@@ -1,0 +1,149 @@
+"""The command line as a user calls it, with good input and bad."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from parity import DATA
+from PIL import Image
+
+from tinygmf.cli import main
+
+NANO = str(DATA / "nano.pth")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache_for_all(tmp_path_factory):
+    """The programs compiled here are kept for this file's tests alone."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def failure(capsys, *arguments: str) -> str:
+    """The one line that a user's mistake ends with."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    return line
+
+
+def test_classify_names_the_likeliest_classes(picture, capsys):
+    arguments = ["classify", str(picture), "--weights", NANO, "--size", "32", "--topk", "3"]
+    assert main(arguments) == 0
+    name, *rows = capsys.readouterr().out.splitlines()
+    assert name == str(picture) and len(rows) == 3
+    assert main([*arguments, "--json"]) == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    probabilities = [entry["probability"] for entry in answer["top"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert rows[0].split()[1] == str(answer["top"][0]["class"])
+
+
+def test_classify_tells_of_a_missing_picture_before_it_compiles(capsys):
+    line = failure(capsys, "classify", "no.png", "--weights", NANO)
+    assert "no.png" in line and "expected a picture" in line
+
+
+def test_classify_tells_of_weights_that_are_none(picture, capsys):
+    line = failure(capsys, "classify", str(picture), "--weights", str(picture))
+    assert str(picture) in line and ".pth or .safetensors" in line
+
+
+def test_classify_tells_of_a_size_that_is_too_small(picture, capsys):
+    line = failure(capsys, "classify", str(picture), "--weights", NANO, "--size", "31")
+    assert "at least 32 pixels, found 31" in line
+
+
+def test_classify_tells_of_a_device_that_is_not_there(picture, capsys):
+    line = failure(capsys, "classify", str(picture), "--weights", NANO, "--device", "ABACUS")
+    assert "ABACUS" in line and "CPU" in line
+
+
+def test_info_shows_the_network_beside_the_published_figures(capsys):
+    assert main(["info", "groupmixformer_tiny"]) == 0
+    table = capsys.readouterr().out
+    assert "10,949,152" in table and "82.6 % ImageNet-1K top-1" in table
+    assert main(["info", NANO, "--size", "64"]) == 0
+    table = capsys.readouterr().out
+    assert "55,602" in table and "16x16" in table
+
+
+def test_info_tells_of_a_model_that_is_not_there(capsys):
+    line = failure(capsys, "info", "groupmixformer_huge")
+    assert "groupmixformer_huge" in line and "groupmixformer_tiny" in line
+
+
+def test_convert_goes_there_and_back_without_a_change(tmp_path, capsys):
+    there, back = tmp_path / "nano.safetensors", tmp_path / "nano.pth"
+    assert main(["convert", NANO, str(there)]) == main(["convert", str(there), str(back)]) == 0
+    from tinygmf.checkpoint import read_tensors
+
+    first, last = read_tensors(NANO), read_tensors(back)
+    assert list(first) == list(last)
+    assert all((first[key] == last[key]).all() for key in first)
+
+
+def test_convert_tells_of_a_suffix_it_does_not_write(tmp_path, capsys):
+    line = failure(capsys, "convert", NANO, str(tmp_path / "nano.onnx"))
+    assert "nano.onnx" in line and ".pth or .safetensors" in line
+
+
+def test_verify_finds_port_and_reference_the_same_network(capsys):
+    assert main(["verify", "--weights", NANO, "--size", "32"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[-1] == "the same network" and len(table) == 7
+
+
+def test_cache_lists_the_compiled_programs_and_clears_them(picture, capsys):
+    main(["classify", str(picture), "--weights", NANO, "--size", "32"])
+    capsys.readouterr()
+    assert main(["cache"]) == 0
+    assert "widths 20,20,30,40" in capsys.readouterr().out
+    assert main(["cache", "--clear"]) == 0
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 programs")
+
+
+def test_a_mistake_is_one_line_and_no_traceback_for_the_installed_command():
+    command = [sys.executable, "-m", "tinygmf.cli", "info", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_clang_anywhere_is_one_line_that_says_what_to_run(tmp_path):
+    """A fresh machine: no clang on PATH, none in CC, no zig in the environment."""
+    code = (
+        "import importlib.util as u, sys; find = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'ziglang' else find(name, *a); "
+        "from tinygmf.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    arguments = ["verify", "--weights", NANO, "--device", "CPU"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "pip install 'tinygmf[clang]'" in line
