@@ -6,7 +6,6 @@ their content, not by their name.
 """
 
 import os
-import secrets
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from tinygrad import Context, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import GroupMixFormerConfig
+from tinygmf.files import replacing
 from tinygmf.model import GroupMixFormer
 from tinygmf.pth import OLD_FORMAT, read_pth, write_pth
 from tinygmf.safetensors import (
@@ -191,20 +191,14 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str
     """
     path = Path(path)
     write = _writer(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     arrays = {key: np.asarray(array) for key, array in tensors.items()}
     try:
-        with open(temporary, "xb") as file:
+        with replacing(path) as file:
             write(arrays, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
     except KeyError as error:
         raise CheckpointError(f"{path}: the format has no type {error}; convert to one") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _writer(path: Path) -> Callable[[Mapping[str, np.ndarray], BinaryIO], None]:

@@ -15,6 +15,7 @@ from typing import Any
 from tinygmf import __version__, list_models
 from tinygmf.config import VARIANTS, GroupMixFormerConfig
 from tinygmf.devices import DeviceError
+from tinygmf.files import replacing
 
 
 def classify(args: argparse.Namespace) -> int:
@@ -49,6 +50,31 @@ def class_names(num_classes: int) -> list[str]:
     from tinygmf.image import imagenet_labels
 
     return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure accuracy on a folder of labelled pictures."""
+    from tinygmf.checkpoint import load_model
+    from tinygmf.evaluate import evaluate, find_pictures
+    from tinygmf.predictor import Predictor
+
+    model = load_model(args.weights)
+    samples = find_pictures(args.folder, model.config.num_classes, args.labels)
+    predict = Predictor(
+        model, args.size, batch_size=args.batch_size, dtype=args.dtype, device=args.device
+    )
+    result = evaluate(predict, samples)
+    for line in result.unreadable:
+        print(f"passed over: {line}", file=sys.stderr)
+    figures = result.as_json()
+    if args.json:
+        with replacing(args.json) as file:
+            file.write(json.dumps(figures, indent=1).encode())
+    print(
+        f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of {result.count} pictures, "
+        f"{figures['pictures_per_second']:.1f} pictures/s, {len(result.unreadable)} unreadable"
+    )
+    return 0
 
 
 def info(args: argparse.Namespace) -> int:
@@ -179,6 +205,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=_positive, default=224, help="picture size in pixels")
     sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     sub.add_argument("--json", action="store_true", help="print JSON")
+    _add_device(sub)
+
+    sub = add(evaluate)
+    sub.add_argument("folder", type=Path, metavar="DIR", help="one folder for each class")
+    sub.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    sub.add_argument("--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS instead")
+    sub.add_argument("--size", type=_positive, default=224, help="picture size in pixels")
+    sub.add_argument("--batch-size", type=_positive, default=16, help="pictures in one run")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write figures and confusion table")
     _add_device(sub)
 
     sub = add(info)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tinygmf.checkpoint import load_model
 from tinygmf.devices import device_description, open_device
+from tinygmf.files import replacing
 from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor, probabilities
@@ -39,7 +40,8 @@ def run_demo(out: str, device: str | None) -> int:
         print(f"{path.name:14} {best:6} {row[best]:12.2%}   {second} {row[second]:.2%}{mark}")
     right = sum(int(row.argmax()) == truth for row, truth in zip(rows, truths, strict=True))
     print(f"{right} of {len(paths)} right")
-    draw_predictions(crops, rows, truths).save(out)
+    with replacing(out) as file:
+        draw_predictions(crops, rows, truths).save(file, "PNG")
     print(f"picture: {out}")
     return _check_one(model, crops[0], logits[0])
 

@@ -17,7 +17,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -105,6 +104,8 @@ def compiler() -> str | None:
 
 def _zig_wrapper() -> str | None:
     """Write, once, a script that runs zig's clang, and return its path; None without zig."""
+    from tinygmf.files import replacing
+
     package = importlib.util.find_spec("ziglang")
     folders = (package and package.submodule_search_locations) or ()
     zig = next(filter(None, (shutil.which("zig", path=f) for f in (*folders, None))), None)
@@ -116,17 +117,9 @@ def _zig_wrapper() -> str | None:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
     script = cache_directory() / f"zig-clang-{digest}{ending}"
     if not script.is_file() or script.read_text() != text:
-        _write_script(script, text)
+        with replacing(script, mode=0o700) as file:
+            file.write(text.encode())
     return str(script)
-
-
-def _write_script(path: Path, text: str) -> None:
-    """Write a script for its owner alone, in one step: no other process sees half of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.chmod(name, 0o700)
-    os.replace(name, path)
 
 
 # Opening a device

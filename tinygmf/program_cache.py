@@ -17,7 +17,6 @@ import platform
 import secrets
 import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,6 +34,7 @@ from tinygrad.uop.ops import Ops, UOp
 from tqdm import tqdm
 
 from tinygmf.devices import DeviceError, cache_directory
+from tinygmf.files import replacing
 
 MAGIC = b"tinygmf program 1\n"
 SUFFIX = ".program"
@@ -186,20 +186,11 @@ def _read_own_file(path: Path) -> bytes | None:
 def save(path: Path, key: Mapping[str, Any], program: Any) -> None:
     """Write an entry beside its place and rename it: no other process ever sees half of one."""
     body = _key_line(key) + b"\n" + pickle.dumps(program)
-    content = MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        with replacing(path, mode=0o600) as file:
+            file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     except OSError as error:
         warnings.warn(f"the compiled program was not kept: {error}", stacklevel=3)
-        return
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        warnings.warn(f"the compiled program was not kept: {error}", stacklevel=3)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def list_entries() -> list[tuple[Path, dict[str, Any]]]:

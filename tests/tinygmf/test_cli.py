@@ -76,6 +76,42 @@ def test_classify_tells_of_a_device_that_is_not_there(picture, capsys):
     assert "ABACUS" in line and "CPU" in line
 
 
+def labelled_folder(tmp_path, names=("0", "7")):
+    for i, name in enumerate(names):
+        folder = tmp_path / "val" / name
+        folder.mkdir(parents=True)
+        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "noise.png")
+    (tmp_path / "val" / names[0] / "broken.jpg").write_bytes(b"no picture")
+    return tmp_path / "val"
+
+
+def test_evaluate_counts_right_answers_and_names_unreadable_pictures(tmp_path, capsys):
+    folder, report = labelled_folder(tmp_path), tmp_path / "report.json"
+    options = ["--weights", NANO, "--size", "32", "--batch-size", "1", "--json", str(report)]
+    assert main(["evaluate", str(folder), *options]) == 0
+    captured = capsys.readouterr()
+    assert "of 2 pictures" in captured.out and "1 unreadable" in captured.out
+    assert "broken.jpg" in captured.err
+    figures = json.loads(report.read_text())
+    assert set(figures["confusion"]) == {"0", "7"} and figures["pictures"] == 2
+    labels = tmp_path / "labels.txt"
+    likeliest = [next(iter(figures["confusion"][name])) for name in ("0", "7")]
+    labels.write_text(f"0/noise.png {likeliest[0]}\n7/noise.png, {likeliest[1]}\n")
+    assert main(["evaluate", str(folder), *options, "--labels", str(labels)]) == 0
+    assert json.loads(report.read_text())["top1"] == 1
+
+
+def test_evaluate_tells_of_folders_that_are_not_the_classes(tmp_path, capsys):
+    folder = labelled_folder(tmp_path, ("cat", "dog"))
+    line = failure(capsys, "evaluate", str(folder), "--weights", NANO)
+    assert "expected 10 folders" in line and "found 2" in line
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat/noise.png cat\n")
+    line = failure(capsys, "evaluate", str(folder), "--weights", NANO, "--labels", str(labels))
+    assert "line 1" in line and "a class below 10" in line
+
+
 def test_info_shows_the_network_beside_the_published_figures(capsys):
     assert main(["info", "groupmixformer_tiny"]) == 0
     table = capsys.readouterr().out

@@ -110,10 +110,10 @@ class Step:
         targets: Tensor,
         schedule: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        bind(self.model, self.layout, weights, statistics)
+        bind(self.model, self.layout, weights, statistics, counters)
         with Context(TRAINING=1):
             logits, found = run_network(self.model, pictures)
-            loss = cross_entropy(logits, targets)
+            loss, logits = cross_entropy(logits, targets), logits + 0.0
             gradient = self.gradient(loss)
         batch = self.batch_statistics(found)
         Tensor.realize(loss, logits, gradient, batch)
@@ -157,6 +157,8 @@ class Evaluation:
         self.model = GroupMixFormer(config, seed=None)
         self.layout = Layout.of(self.model)
 
-    def __call__(self, weights: Tensor, statistics: Tensor, pictures: Tensor) -> Tensor:
-        bind(self.model, self.layout, weights, statistics)
-        return run_network(self.model, pictures)[0].contiguous().realize()
+    def __call__(
+        self, weights: Tensor, statistics: Tensor, counters: Tensor, pictures: Tensor
+    ) -> Tensor:
+        bind(self.model, self.layout, weights, statistics, counters)
+        return (run_network(self.model, pictures)[0] + 0.0).realize()
