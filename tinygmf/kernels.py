@@ -245,7 +245,7 @@ def load(buffer: UOp, *index: Index) -> UOp:
 def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp) -> UOp:
     """The kernel: the value stored at the index, in all the loops from the outermost."""
     stored = out[index].store(value.cast(out.dtype)).end(*loops[::-1])
-    return stored.sink(arg=KernelInfo(name=name, opts_to_apply=()), tag=1)
+    return stored.sink(arg=KernelInfo(name=name, opts_to_apply=()))
 
 
 def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int) -> UOp:
