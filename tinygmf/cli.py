@@ -77,6 +77,24 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def tune(args: argparse.Namespace) -> int:
+    """Search once for faster kernels of a network, and keep them."""
+    from tinygmf.checkpoint import load_model
+    from tinygmf.predictor import Predictor
+
+    predict = Predictor(
+        load_model(args.weights),
+        args.size,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    before, after = predict.tune(args.beam)
+    kept = "kept" if after < before else "nothing faster found, the program stays as it was"
+    print(f"{1000 * before:.1f} ms before, {1000 * after:.1f} ms after: {kept}")
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     """Show what a network is made of, stage by stage."""
     from tinygmf.summary import format_summary
@@ -215,6 +233,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=_positive, default=16, help="pictures in one run")
     sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     sub.add_argument("--json", type=Path, metavar="FILE", help="write figures and confusion table")
+    _add_device(sub)
+
+    sub = add(tune)
+    sub.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    sub.add_argument("--size", type=_positive, default=224, help="picture size in pixels")
+    sub.add_argument("--batch-size", type=_positive, default=1, help="pictures in one run")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    sub.add_argument("--beam", type=_positive, default=2, help="candidates that are followed")
     _add_device(sub)
 
     sub = add(info)

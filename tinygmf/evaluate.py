@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tinygmf.image import ImageError
 from tinygmf.predictor import Predictor, chunks, read_ahead
@@ -111,7 +111,7 @@ def evaluate(predict: Predictor, samples: Iterable[Sample], progress: bool = Tru
     result = Evaluation(np.zeros((classes, classes), np.int64))
     samples = list(samples)
     start = time.perf_counter()
-    with tqdm(total=len(samples), unit=" pictures", disable=not progress) as bar:
+    with tqdm(total=len(samples), unit=" pictures", disable=None if progress else True) as bar:
         for chunk in chunks(read_ahead(read, samples), predict.batch_size):
             _count(predict, chunk, result)
             bar.update(len(chunk))

@@ -320,4 +320,5 @@ def _save_arrays(
     if args.kernel:
         pairs = [one.before_and_after(args.kernel) for one in seen]
         arrays["before"], arrays["after"] = (np.stack(part) for part in zip(*pairs, strict=True))
-    np.savez(out, images=np.array([str(name) for name in names]), **arrays)
+    arrays["images"] = np.array([str(name) for name in names])
+    np.savez(str(out), allow_pickle=False, **arrays)

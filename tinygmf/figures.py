@@ -1,7 +1,7 @@
 """The figures of `explain.py`, and a drawing of the network. They need matplotlib (`plots`).
 
 Every function returns a matplotlib figure: a notebook shows it, `.savefig("name.png")` saves it.
-The colour maps, viridis and cividis, keep their order for the colour-blind and in grey print.
+The colour map, viridis, keeps its order for the colour-blind and in grey print.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = 2.3  # inches
-STRENGTH, ATTENTION = "viridis", "cividis"
+STRENGTH, MARK = "viridis", "#d95f02"
 STEM, STAGE, HEAD = "#bbbbbb", "#9ecae1", "#fdd0a2"
 
 
@@ -64,10 +64,14 @@ def draw_map(axis: Axes, values: np.ndarray, title: str, unit: str, cmap: str = 
 
 
 def _add_bar(axis: Axes, image: Any, unit: str) -> None:
+    """Below the map; the least and the greatest value say enough, and always find room."""
     bar = axis.figure.colorbar(image, ax=axis, location="bottom", fraction=0.05, pad=0.03)
-    bar.ax.tick_params(labelsize=7)
-    bar.ax.locator_params(nbins=4)
-    bar.set_label(unit, fontsize=7)
+    low, high = image.get_clim()
+    bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"], fontsize=8)
+    left, right = bar.ax.get_xticklabels()
+    left.set_horizontalalignment("left")
+    right.set_horizontalalignment("right")
+    bar.set_label(unit, fontsize=8)
 
 
 def _heading(seen: Observation) -> str:
@@ -92,16 +96,22 @@ def draw_responses(pictures: Sequence[Image.Image], seen: Sequence[Observation])
 def draw_attention(
     pictures: Sequence[Image.Image], seen: Sequence[Observation], query: Position
 ) -> Figure:
-    """What one place attends to, head by head, laid over the picture; a row for each picture.
+    """What one place attends to, head by head, laid over the picture; two rows for each picture,
+    a column for each branch with its two heads.
 
     The weights are those of Q softmax(K)ᵀ: they can be negative, and a row sums to whatever the
     query's channels sum to.
     """
-    figure, axes = make_panels(2 * len(seen), NUM_HEADS // 2, height=2.9)
-    lines = axes.reshape(len(seen), 2, NUM_HEADS // 2).transpose(0, 2, 1)
-    for line, picture, one in zip(lines, pictures, seen, strict=True):
+    figure, axes = make_panels(2 * len(seen), 1 + NUM_HEADS // 2, 2.2, 2.7)
+    for i, (picture, one) in enumerate(zip(pictures, seen, strict=True)):
+        plain, below = axes[2 * i : 2 * i + 2, 0]
+        below.set_axis_off()
+        plain.imshow(picture)
+        plain.set_title(f"query at y={query[0]}, x={query[1]}", fontsize=9)
+        _mark(plain, query)
+        panels = axes[2 * i : 2 * i + 2, 1:].T  # (branches, 2)
         rows = one.attention_rows([query])[0]  # (heads, h, w)
-        for head, axis in enumerate(line.flat):  # a column is a branch, with its two heads
+        for head, axis in enumerate(panels.flat):
             draw_over_picture(axis, picture, rows[head], query, head_label(head))
     figure.suptitle(f"Attention of the marked place, {_heading(seen[0])}", fontsize=11)
     return figure
@@ -110,14 +120,18 @@ def draw_attention(
 def draw_over_picture(
     axis: Axes, picture: Image.Image, row: np.ndarray, query: Position, title: str
 ) -> None:
-    """A row of the attention map (h, w), transparent over the picture in grey."""
+    """A row of the attention map (h, w), slightly transparent over the picture in grey."""
     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
     axis.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255)
-    image = axis.imshow(row, cmap=ATTENTION, alpha=0.75, extent=extent, interpolation="nearest")
-    y, x = query
-    axis.plot(x, y, marker="P", markersize=9, color="white", markeredgecolor="black")
+    image = axis.imshow(row, cmap=STRENGTH, alpha=0.8, extent=extent, interpolation="nearest")
+    _mark(axis, query)
     axis.set_title(title, fontsize=8)
     _add_bar(axis, image, "attention weight")
+
+
+def _mark(axis: Axes, query: Position) -> None:
+    y, x = query
+    axis.plot(x, y, marker="P", markersize=10, color="white", markeredgecolor="black")
 
 
 def draw_proxies(
@@ -132,28 +146,30 @@ def draw_proxies(
     first = seen[0]
     taps = effective_kernel(model, first.stage, first.block, kernel)
     field = receptive_field(first.stage, first.block, kernel, model.config.serial_depths)
-    figure, axes = make_panels(len(seen), 4, height=2.9)
+    figure, axes = make_panels(len(seen), 4, 2.4, 2.9)
     for line, picture, one in zip(axes, pictures, seen, strict=True):
         line[0].imshow(picture)
-        middle = (one.size[0] // 2 + 0.5) * one.stride - 0.5, (
-            one.size[1] // 2 + 0.5
-        ) * one.stride - 0.5
-        for side, style, name in (
-            (kernel * one.stride, "-", f"group, {kernel * one.stride} pixels"),
-            (field, "--", f"seen, {field} pixels"),
-        ):
-            corner = (middle[1] - side / 2, middle[0] - side / 2)
-            line[0].add_patch(
-                Rectangle(corner, side, side, fill=False, color="#d95f02", ls=style, label=name)
-            )
-        line[0].set_title("one group in the picture", fontsize=9)
-        line[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0))
+        y, x = ((side // 2 + 0.5) * one.stride - 0.5 for side in one.size)
+        for side, style in ((kernel * one.stride, "-"), (field, "--")):
+            corner = (x - side / 2, y - side / 2)
+            line[0].add_patch(Rectangle(corner, side, side, fill=False, color=MARK, ls=style, lw=2))
+        _show_all(line[0], picture, (y, x), field)
+        sides = f"a group, {kernel * one.stride} pixels\n(dashed: it sees {field} pixels)"
+        line[0].set_title(sides, fontsize=9)
         draw_map(line[1], rms(taps, (0, 1)), f"kernel {kernel}x{kernel}", "RMS over channels")
         before, after = one.before_and_after(kernel)
-        draw_map(line[2], before, "before: tokens", "RMS over Q, K, V and channels")
-        draw_map(line[3], after, "after: group proxies", "RMS over Q, K, V and channels")
+        draw_map(line[2], before, "before: tokens", "RMS over Q, K, V, channels")
+        draw_map(line[3], after, "after: group proxies", "RMS over Q, K, V, channels")
     figure.suptitle(f"Aggregator {kernel}x{kernel}, {_heading(first)}", fontsize=11)
     return figure
+
+
+def _show_all(axis: Axes, picture: Image.Image, middle: tuple[float, float], side: int) -> None:
+    """Limits that hold the picture and a square around `middle`: outside, the network has zeros."""
+    (y, x), half = middle, side / 2 + 1
+    axis.set_facecolor("lightgrey")
+    axis.set_xlim(min(-0.5, x - half), max(picture.width - 0.5, x + half))
+    axis.set_ylim(max(picture.height - 0.5, y + half), min(-0.5, y - half))
 
 
 def draw_architecture(
@@ -164,30 +180,33 @@ def draw_architecture(
     from matplotlib.patches import Rectangle
 
     rows = summarize(config, image_size)
-    figure, axes = make_panels(1, 1, 9, 3.2)
-    axis, left = axes[0, 0], 0.0
-    for row in rows:
+    figure, axes = make_panels(1, 1, 10, 3.4)
+    axis, right = axes[0, 0], 0.0
+    for i, row in enumerate(rows):
         colour = {"stem": STEM, "head": HEAD}.get(row.name, STAGE)
-        width, height = 0.6 + np.sqrt(row.channels) / 16, 0.4 + np.sqrt(row.height) / 4
+        channels = 0 if row.name == "head" else row.channels
+        width, height = 0.3 + np.sqrt(channels) / 25, 0.4 + np.sqrt(row.height) / 4
+        left = 1.8 * i - width / 2
         axis.add_patch(Rectangle((left, -height / 2), width, height, fc=colour, ec="black"))
         for k in range(1, row.blocks):  # a line between one block and the next
             x = left + k * width / row.blocks
             axis.plot([x, x], [-height / 2, height / 2], color="white", lw=1)
-        middle = left + width / 2
-        axis.text(middle, 1.35, row.name, ha="center", fontsize=10, weight="bold")
-        axis.text(middle, -1.3, _caption(row), ha="center", va="top", fontsize=8)
-        if left:
-            axis.annotate("", (left, 0), (left - 0.55, 0), arrowprops={"arrowstyle": "->"})
-        left += width + 0.6
-    axis.set(xlim=(-0.4, left - 0.2), ylim=(-2.6, 1.7), frame_on=False)
+        axis.text(1.8 * i, 1.45, row.name, ha="center", fontsize=10, weight="bold")
+        axis.text(1.8 * i, -1.3, _caption(row), ha="center", va="top", fontsize=8)
+        if i:
+            axis.annotate("", (left, 0), (right, 0), arrowprops={"arrowstyle": "->"})
+        right = left + width
+    axis.set(xlim=(-0.9, 1.8 * len(rows) - 0.9), ylim=(-2.9, 1.8), frame_on=False)
     height, width = image_size
     axis.set_title(f"GroupMixFormer on a picture of {height}x{width} pixels", fontsize=11)
     return figure
 
 
 def _caption(row: StageSummary) -> str:
-    shape = f"{row.height}x{row.width}, {row.channels} channels"
     if row.name == "head":
-        shape = f"{row.channels} classes"
-    blocks = f"\n{row.blocks} block{'s' if row.blocks > 1 else ''}" if row.blocks else "\n"
-    return f"{shape}{blocks}\n{row.parameters / 1e6:.2f} M parameters\n{row.flops / 1e9:.3f} G FLOPs"
+        lines = ["", f"{row.channels} classes", ""]
+    else:
+        blocks = f"{row.blocks} block{'s' if row.blocks > 1 else ''}" if row.blocks else ""
+        lines = [f"{row.height}x{row.width} tokens", f"{row.channels} channels", blocks]
+    costs = [f"{row.parameters / 1e6:.2f} M parameters", f"{row.flops / 1e9:.3f} G FLOPs"]
+    return "\n".join(lines + costs)

@@ -281,8 +281,10 @@ def dense_loops(
     acc = nest.accumulate(
         acc,
         window,
-        lambda i, j: load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + k)
-        * load(weight, *picture, ky, kx, k, e0 + j),
+        lambda i, j: (
+            load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + k)
+            * load(weight, *picture, ky, kx, k, e0 + j)
+        ),
     )
     i, j = nest.loops(m, c)
     here = (b, h, w0 + i, e0 + j)
@@ -303,8 +305,10 @@ def depthwise_loops(out: UOp, x: UOp, weight: UOp, *bias: UOp, stride: int) -> U
     acc = nest.accumulate(
         acc,
         window,
-        lambda i, j: load(x, b, h * stride + ky, (w0 + i) * stride + kx, c0 + j)
-        * load(weight, ky, kx, c0 + j),
+        lambda i, j: (
+            load(x, b, h * stride + ky, (w0 + i) * stride + kx, c0 + j)
+            * load(weight, ky, kx, c0 + j)
+        ),
     )
     i, j = nest.loops(m, c)
     name = f"depthwise_{batch * height * width}_{kernel}_{channels}"

@@ -26,12 +26,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tinygrad import Device, Tensor, TinyJit
-from tinygrad.codegen import to_program_context
+from tinygrad import Context, Device, Tensor, TinyJit
+from tinygrad.codegen import to_program_config
 from tinygrad.dtype import AddrSpace
 from tinygrad.engine import realize
 from tinygrad.uop.ops import Ops, UOp
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tinygmf.devices import DeviceError, cache_directory
 from tinygmf.files import replacing
@@ -59,14 +59,28 @@ def load_or_compile(
     path = entry_path(full_key)
     if path is not None and (program := load(path, full_key)) is not None:
         return program
-    program = TinyJit(function)
-    program.cnt = 1  # capture at the first call: one trace and one schedule, not two
-    with compile_progress(disable=not progress):
-        program(*arguments)
-    program = with_own_buffers(program)
+    program = compile_program(function, *arguments, progress=progress)
     if path is not None:
         save(path, full_key, program)
     return program
+
+
+def compile_program(
+    function: Program, *arguments: Any, progress: bool = True, beam: int = 0
+) -> Program:
+    """Traces, schedules and compiles; `beam` above 0 searches for faster kernels by timing them."""
+    program = TinyJit(function)
+    program.cnt = 1  # capture at the first call: one trace and one schedule, not two
+    with compile_progress(disable=not progress), Context(BEAM=beam):
+        program(*arguments)
+    return with_own_buffers(program)
+
+
+def replace_entry(key: Mapping[str, Any], program: Program, device: str) -> None:
+    """Keeps this program in place of the one that is kept under the key."""
+    full_key = dict(key) | environment(device)
+    if (path := entry_path(full_key)) is not None:
+        save(path, full_key, program)
 
 
 def with_own_buffers(program: Any) -> Any:
@@ -104,7 +118,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "target": str(opened.renderer.target),
         "processor": _processor() if device.startswith("CPU") else "",
-        "settings": {v.key: v.value for v in to_program_context},
+        "settings": {variable.key: variable.value for variable in to_program_config},
         "tinygrad": version("tinygrad"),
         "tinygmf": _source_digest(),
         "python": platform.python_version(),
@@ -167,7 +181,7 @@ def load(path: Path, key: Mapping[str, Any]) -> Program | None:
         return None
     with suppress(OSError):
         os.utime(path)  # `tinygmf cache` shows when an entry was last used
-    return program
+    return with_own_buffers(program)  # so that the same entry may be loaded twice
 
 
 def _read_own_file(path: Path) -> bytes | None:
@@ -228,7 +242,7 @@ def compile_progress(disable: bool = False) -> Iterator[None]:
 
 def _kernel_bar(*, total: int, desc: str, disable: bool) -> tqdm:
     """Stands in for tinygrad's bar, which shows itself only when debugging."""
-    return _KernelBar(total=total, desc="kernels", unit=" kernels", leave=False)
+    return _KernelBar(total=total, desc="kernels", unit="", leave=False, disable=None)
 
 
 class _KernelBar(tqdm):
