@@ -108,7 +108,7 @@ def _variant(dims: str, depths: str, ratios: str, drop_path: float) -> GroupMixF
 
 
 VARIANTS = {
-    "groupmixformer_nano": _variant("40 80 80 80", "1 1 1 1", "2 2 2 2", 0.0),
+    "groupmixformer_nano": _variant("20 40 80 80", "1 1 1 1", "2 2 2 2", 0.0),
     "groupmixformer_miny": _variant("40 80 160 160", "3 3 12 4", "4 4 4 4", 0.1),
     "groupmixformer_tiny": _variant("80 160 200 240", "4 4 12 4", "4 4 4 4", 0.1),
     "groupmixformer_small": _variant("80 160 320 320", "2 4 12 4", "4 4 4 4", 0.2),

@@ -215,17 +215,16 @@ def fold_block(gma_block: GMABlock) -> BlockWeights:
     cpe[1, 1] += 1
     proj, proj_bias = fold_linear(attention.proj)
     most = 4 * len(proj_bias) // 5
-    return BlockWeights(
-        cpe,
-        read(gma_block.cpe.proj.bias),
-        *fold_linear(attention.qkv, gma_block.norm1),
-        *fold_aggregator(attention.aggregator),
-        *fold_crpe(attention.crpe),
-        proj[:, :, most:],
-        proj_bias,
-        proj[:, :, :most],
-        *fold_linear(gma_block.mlp.fc1, gma_block.norm2),
-        *fold_linear(gma_block.mlp.fc2),
+    return BlockWeights._make(
+        (
+            *(cpe, read(gma_block.cpe.proj.bias)),
+            *fold_linear(attention.qkv, gma_block.norm1),
+            *fold_aggregator(attention.aggregator),
+            *fold_crpe(attention.crpe),
+            *(proj[:, :, most:], proj_bias, proj[:, :, :most]),
+            *fold_linear(gma_block.mlp.fc1, gma_block.norm2),
+            *fold_linear(gma_block.mlp.fc2),
+        )
     )
 
 

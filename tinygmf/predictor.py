@@ -1,8 +1,8 @@
 """The inference engine: pictures in, logits out.
 
 The network is folded, compiled once for its picture size, batch size and device, and kept on disk;
-pictures are decoded by threads ahead of the device. A batch of any length runs through one program
-of fixed size, the last one padded.
+pictures are decoded by threads ahead of the device. A batch of any length runs through programs of
+one fixed size, the last one padded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from tinygrad import dtypes
+from tinygrad import Tensor, dtypes
 
 from tinygmf import program_cache
 from tinygmf.devices import open_device
 from tinygmf.folded import FoldedGroupMixFormer
 from tinygmf.image import load_image, preprocess
 from tinygmf.model import MIN_SIZE, GroupMixFormer
-from tinygmf.tensors import tensor_from_numpy
+from tinygmf.tensors import tensor_from_numpy, write_tensor
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 Item = TypeVar("Item")
@@ -70,10 +70,12 @@ class Predictor:
     def __call__(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Pictures -> logits (N, num_classes), float32.
 
-        A picture is a file's name, a Pillow image, or an array (3, size, size) float32 that has
-        been normalised already. Raises ImageError for a file that is not a readable picture.
+        A picture is a file's name, a Pillow image, an array (H, W, 3) uint8, or one (3, size, size)
+        float32 that has been normalised already. Raises ImageError for an unreadable file.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image):
+        if isinstance(pictures, np.ndarray):
+            pictures = list(pictures if pictures.ndim == 4 else pictures[None])
+        elif isinstance(pictures, str | os.PathLike | Image.Image):
             pictures = [pictures]
         arrays = read_ahead(self.read, pictures)
         batches = [self.run(np.stack(batch)) for batch in chunks(arrays, self.batch_size)]
@@ -83,7 +85,9 @@ class Predictor:
     def read(self, picture: Picture) -> np.ndarray:
         """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
         if isinstance(picture, np.ndarray):
-            return picture
+            if picture.dtype != np.uint8:
+                return picture
+            picture = Image.fromarray(picture)
         image = picture if isinstance(picture, Image.Image) else load_image(Path(picture))
         return preprocess(image, self.image_size)
 
@@ -92,24 +96,54 @@ class Predictor:
         shape = (self.batch_size, 3, self.image_size, self.image_size)
         if batch.shape[1:] != shape[1:] or len(batch) > self.batch_size:
             raise ValueError(f"pictures: expected up to {shape}, found {batch.shape}")
-        padded = np.zeros(shape, np.float32)
-        padded[: len(batch)] = batch
-        x = tensor_from_numpy(padded, self.device)
         if self._program is None:
-            self._program = program_cache.load_or_compile(
-                self._key(),
-                self.network.forward,
-                x,
-                self.network.weights,
-                device=self.device,
-                progress=self.progress,
+            self._use(
+                program_cache.load_or_compile(
+                    self._key(),
+                    self.network.forward,
+                    *self._arguments(),
+                    device=self.device,
+                    progress=self.progress,
+                )
             )
-        return self._program(x, self.network.weights).numpy()[: len(batch)]
+        size = self._lane_shape[0]
+        used = self._lanes[: -(-len(batch) // size)]
+        for i, (x, _) in enumerate(used):
+            part = np.zeros(self._lane_shape, np.float32)
+            pictures = batch[i * size : (i + 1) * size]
+            part[: len(pictures)] = pictures
+            write_tensor(x, part)
+        launches = [launch for _, launch in used]
+        if len(used) == 1:
+            results = [launches[0]()]
+        else:
+            results = list(self._threads.map(lambda launch: launch(), launches))
+        return np.concatenate([result.numpy() for result in results])[: len(batch)]
+
+    @property
+    def _lane_shape(self) -> tuple[int, int, int, int]:
+        """The input of one program. tinygrad's CPU device uses one core, so there a batch is
+        spread over as many copies of a smaller program as there are cores."""
+        lanes = _cores() if self.device.startswith("CPU") else 1
+        return -(-self.batch_size // lanes), 3, self.image_size, self.image_size
+
+    def _arguments(self) -> tuple[Tensor, list[Tensor]]:
+        zeros = np.zeros(self._lane_shape, np.float32)
+        return tensor_from_numpy(zeros, self.device), self.network.weights
+
+    def _use(self, program: Callable) -> None:
+        """Makes the lanes: each has the program's kernels and the weights in common with the
+        others, and its own input and intermediates."""
+        self._program, self._lanes = program, []
+        for _ in range(-(-self.batch_size // self._lane_shape[0])):
+            x, weights = self._arguments()
+            self._lanes.append((x, program_cache.bind(program, x, weights)))
+        self._threads = ThreadPoolExecutor(len(self._lanes))
 
     def _key(self) -> dict[str, Any]:
         """What the program depends on, beside the device and the versions."""
-        shape = (self.batch_size, 3, self.image_size, self.image_size)
-        return {"network": asdict(self.config), "input": shape, "dtype": self.dtype}
+        network = asdict(self.config)
+        return {"network": network, "input": self._lane_shape, "dtype": self.dtype}
 
     def tune(self, beam: int = 2) -> tuple[float, float]:
         """Searches for faster kernels and keeps the program if it is faster than the present one.
@@ -117,24 +151,22 @@ class Predictor:
         `beam` is how many candidates of each kernel are followed: 2 takes minutes, 4 longer.
         Returns the seconds of one run before and after.
         """
-        batch = np.zeros((self.batch_size, 3, self.image_size, self.image_size), np.float32)
-        before, old = self._seconds(batch), self._program
-        self._program = program_cache.compile_program(
-            self.network.forward,
-            tensor_from_numpy(batch, self.device),
-            self.network.weights,
-            progress=self.progress,
-            beam=beam,
+        before, old = self._seconds(), self._program
+        assert old is not None  # _seconds has compiled or loaded it
+        program = program_cache.compile_program(
+            self.network.forward, *self._arguments(), progress=self.progress, beam=beam
         )
-        after = self._seconds(batch)
+        self._use(program)
+        after = self._seconds()
         if after < before:
-            program_cache.replace_entry(self._key(), self._program, self.device)
+            program_cache.replace_entry(self._key(), program, self.device)
             return before, after
-        self._program = old
+        self._use(old)
         return before, before
 
-    def _seconds(self, batch: np.ndarray, repeats: int = 5) -> float:
+    def _seconds(self, repeats: int = 5) -> float:
         """The shortest of several runs, after one that compiles or loads."""
+        batch = np.zeros((self.batch_size, 3, self.image_size, self.image_size), np.float32)
         self.run(batch)
         times = []
         for _ in range(repeats):
@@ -142,6 +174,11 @@ class Predictor:
             self.run(batch)
             times.append(time.perf_counter() - start)
         return min(times)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -159,7 +196,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map(read, items)`, in order, computed by threads a little ahead of what is asked for."""
-    workers = os.cpu_count() or 1
+    workers = _cores()
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         for item in items:

@@ -22,16 +22,20 @@ def tensor_from_numpy(array: np.ndarray, device: str | None = None) -> Tensor:
     if array.size == 0:
         return Tensor.empty(*array.shape, dtype=dtype, device=device)
     buffer = Buffer(Device.canonicalize(device), array.size, dtype, preallocate=True)
+    tensor = Tensor(UOp.from_buffer(buffer).reshape(array.shape))
+    write_tensor(tensor, array)
+    return tensor
+
+
+def write_tensor(tensor: Tensor, array: np.ndarray) -> None:
+    """Copy an array of the same shape and type into a realized tensor's own buffer.
+
+    As `tinygrad.engine.realize.exec_copy` does it, for every backend.
+    """
+    buffer = tensor.uop.base.realized
     native = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-    _fill(buffer, native.reshape(-1).view(np.uint8))
-    return Tensor(UOp.from_buffer(buffer).reshape(array.shape))
-
-
-def _fill(buffer: Buffer, data: np.ndarray) -> None:
-    """Copy bytes into a buffer, as `tinygrad.engine.realize.exec_copy` does for every backend."""
-    if hasattr(
-        buffer.allocator, "_as_buffer"
-    ):  # the device's memory can be written by the processor
+    data = native.reshape(-1).view(np.uint8)
+    if hasattr(buffer.allocator, "_as_buffer"):  # memory that the processor can write
         buffer.as_memoryview(force_zero_copy=True)[:] = data.data
     else:  # the copy may run later, so it gets bytes of its own
         buffer.allocator._copyin(buffer._buf, memoryview(bytearray(data)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,18 +14,6 @@ from PIL import Image
 from tinygmf.cli import main
 
 NANO = str(DATA / "nano.pth")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_cache_for_all(tmp_path_factory):
-    """The programs compiled here are kept for this file's tests alone."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = before
 
 
 @pytest.fixture
@@ -147,7 +136,12 @@ def test_verify_finds_port_and_reference_the_same_network(capsys):
     assert table[-1] == "the same network" and len(table) == 7
 
 
-def test_cache_lists_the_compiled_programs_and_clears_them(picture, capsys):
+def test_cache_lists_the_compiled_programs_and_clears_them(
+    picture, capsys, tmp_path, monkeypatch, cache_home
+):
+    copy = tmp_path / "cache"  # of the programs that all tests share
+    shutil.copytree(cache_home, copy)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copy))
     main(["classify", str(picture), "--weights", NANO, "--size", "32"])
     capsys.readouterr()
     assert main(["cache"]) == 0

@@ -5,18 +5,13 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from PIL import Image
 
+from tinygmf.training.data import DataError, Dataset
+
 SIZE = 32  # pixels
-CLASSES = 10
-MISSING = "the digits come with scikit-learn, which is not here: run pip install scikit-learn"
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on; the message is one line that says what to do."""
+MISSING = "digits: expected scikit-learn, which has them, found none: run pip install scikit-learn"
 
 
 def digits_split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -45,19 +40,11 @@ def digit_picture(digit: np.ndarray) -> Image.Image:
     return grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
 
 
-def jitter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the picture turned by up to 12 degrees, scaled by up to 12 % in each direction and
-    moved by up to 3 pixels; what comes in from outside is black."""
-    angle = math.radians(rng.uniform(-12, 12))
-    shear = math.radians(rng.uniform(-8, 8))
-    sx, sy = np.exp(rng.uniform(-0.12, 0.12, 2))
-    dx, dy = rng.uniform(-3, 3, 2)
-    a, b = math.cos(angle) / sx, math.sin(angle + shear) / sx
-    d, e = -math.sin(angle) / sy, math.cos(angle + shear) / sy
-    centre = (SIZE - 1) / 2
-    c = centre - a * (centre + dx) - b * (centre + dy)
-    f = centre - d * (centre + dx) - e * (centre + dy)
-    matrix = (a, b, c, d, e, f)
-    return picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+def digits() -> Dataset:
+    """The digits as a data set."""
+    train, train_labels, test, test_labels, _ = digits_split()
+    names = [str(digit) for digit in range(10)]
+    pictures, held_out = [[digit_picture(digit) for digit in part] for part in (train, test)]
+    return Dataset(
+        "digits", names, pictures, train_labels, held_out, test_labels, lambda picture: picture
     )

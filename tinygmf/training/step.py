@@ -1,4 +1,4 @@
-"""One training step as one compiled program: forward, gradients, clipping, AdamW.
+"""One training step as two compiled programs: the gradient of a batch, and the update.
 
 tinygrad plans a step in time that grows with the square of its size, so the network is handed over
 part by part: each part is a `function`, planned by itself and once for all parts that are alike.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tinygrad import Context, Tensor
 from tinygrad.function import function
 from tinygrad.nn.state import get_state_dict
@@ -27,7 +28,7 @@ from tinygmf.layers import (
     record_statistics,
 )
 from tinygmf.model import GroupMixFormer
-from tinygmf.training.state import Layout, bind, norms
+from tinygmf.training.state import Layout, bind
 
 KEPT = Linear, Conv2d, LayerNorm, BatchNorm
 
@@ -83,82 +84,94 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(logits.log_softmax() * targets).sum(1).mean()
 
 
-class Step:
-    """The step of one architecture as a function of nothing but tensors, ready to be compiled.
+class GradientProgram:
+    """Forward and backward of one batch, as a function of nothing but tensors.
 
-    Calling it runs a step in place on the flat tensors of a `TrainingState` and returns the loss,
-    the norm of the gradient before clipping and the logits.
+    It adds the gradient times `share[0]` to `gradient`, updates BatchNorm's statistics and
+    counters, and returns the loss and the logits (B, classes).
     """
-
-    BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-
-    def __init__(self, config: GroupMixFormerConfig, clip: float) -> None:
-        self.model, self.clip = GroupMixFormer(config, seed=None), clip
-        self.layout = Layout.of(self.model)
-        self.norms = norms(self.model)
-
-    def __call__(
-        self,
-        weights: Tensor,
-        first: Tensor,
-        second: Tensor,
-        statistics: Tensor,
-        counters: Tensor,
-        decay: Tensor,
-        rate: Tensor,
-        pictures: Tensor,
-        targets: Tensor,
-        schedule: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        bind(self.model, self.layout, weights, statistics, counters)
-        with Context(TRAINING=1):
-            logits, found = run_network(self.model, pictures)
-            loss, logits = cross_entropy(logits, targets), logits + 0.0
-            gradient = self.gradient(loss)
-        batch = self.batch_statistics(found)
-        Tensor.realize(loss, logits, gradient, batch)
-
-        norm = gradient.square().sum().sqrt().contiguous()
-        gradient = gradient * (self.clip / (norm + 1e-6)).minimum(1)
-        learning_rate, correction1, correction2 = schedule[0], schedule[1], schedule[2]
-        first.assign(self.BETA1 * first + (1 - self.BETA1) * gradient)
-        second.assign(self.BETA2 * second + (1 - self.BETA2) * gradient.square())
-        direction = first * correction1 / ((second * correction2).sqrt() + self.EPS)
-        weights.assign(weights - learning_rate * rate * (direction + decay * weights))
-        statistics.assign(0.9 * statistics + 0.1 * batch)
-        counters.assign(counters + 1)
-        Tensor.realize(norm, first, second, weights, statistics, counters)
-        return loss, norm, logits
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of the flat weights. Parts are gathered first: one kernel that picks from
-        every tensor of the network would be slow."""
-        state = get_state_dict(self.model)
-        names = list(self.layout.weights)
-        gradients = loss.gradient(*(state[name] for name in names))
-        flat = [gradient.flatten() for gradient in gradients]
-        groups = [Tensor.cat(*flat[i : i + 32]).contiguous() for i in range(0, len(flat), 32)]
-        return Tensor.cat(*groups).contiguous()
-
-    def batch_statistics(self, found: Statistics) -> Tensor:
-        """What the batch adds to the flat statistics: means, and unbiased variances."""
-        numbers = {}
-        names = {id(norm): name for name, norm in self.norms.items()}
-        for norm, mean, var, count in found:
-            numbers[f"{names[id(norm)]}.running_mean"] = mean
-            numbers[f"{names[id(norm)]}.running_var"] = var * (count / max(count - 1, 1))
-        return Tensor.cat(*(numbers[name] for name in self.layout.statistics)).contiguous()
-
-
-class Evaluation:
-    """The network in evaluation mode as a function of nothing but tensors: logits (B, classes)."""
 
     def __init__(self, config: GroupMixFormerConfig) -> None:
         self.model = GroupMixFormer(config, seed=None)
         self.layout = Layout.of(self.model)
 
     def __call__(
-        self, weights: Tensor, statistics: Tensor, counters: Tensor, pictures: Tensor
-    ) -> Tensor:
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        statistics: Tensor,
+        counters: Tensor,
+        share: Tensor,
+        pictures: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         bind(self.model, self.layout, weights, statistics, counters)
-        return (run_network(self.model, pictures)[0] + 0.0).realize()
+        with Context(TRAINING=1):
+            logits, found = run_network(self.model, pictures)
+            loss = cross_entropy(logits, targets)
+            new, batch = self.flat_gradient(loss), self.flat_statistics(found)
+        logits = logits + 0.0  # a tensor of its own: the part's result belongs to the part
+        Tensor.realize(loss, logits, new, batch)
+        gradient.assign(gradient + share[0] * new)
+        statistics.assign(0.9 * statistics + 0.1 * batch)
+        counters.assign(counters + 1)
+        Tensor.realize(gradient, statistics, counters)
+        return loss, logits
+
+    def flat_gradient(self, loss: Tensor) -> Tensor:
+        """The gradient of all weights. It is gathered in groups: a kernel that picks each number
+        from one of hundreds of tensors would be slow."""
+        state = get_state_dict(self.model)
+        gradients = loss.gradient(*(state[name] for name in self.layout.weights))
+        flat = [gradient.flatten() for gradient in gradients]
+        groups = [Tensor.cat(*flat[i : i + 32]).contiguous() for i in range(0, len(flat), 32)]
+        return Tensor.cat(*groups).contiguous()
+
+    def flat_statistics(self, found: Statistics) -> Tensor:
+        """The batch's means and unbiased variances, in the order of the flat statistics."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        numbers = {}
+        for norm, mean, var, count in found:
+            numbers[f"{names[id(norm)]}.running_mean"] = mean
+            numbers[f"{names[id(norm)]}.running_var"] = var * (count / max(count - 1, 1))
+        return Tensor.cat(*(numbers[name] for name in self.layout.statistics)).contiguous()
+
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+def update_schedule(rate: float, step: int, clip: float, ema: float) -> np.ndarray:
+    """The numbers that `update` takes for a step, counted from 0."""
+    corrections = 1 / (1 - BETA1 ** (step + 1)), 1 / (1 - BETA2 ** (step + 1))
+    return np.array([rate, *corrections, clip, ema], np.float32)
+
+
+def update(
+    weights: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    average: Tensor,
+    decay: Tensor,
+    rates: Tensor,
+    schedule: Tensor,
+) -> Tensor:
+    """Clips the gradient, makes AdamW's step in place and clears the gradient for the next one.
+
+    All but `schedule` are flat, one number for each weight: `first` and `second` are AdamW's
+    averages, `average` the moving average of the weights, `decay` the weight decay, `rates` the
+    factor of the learning rate. Returns the gradient's norm before clipping.
+    """
+    rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
+    norm = gradient.square().sum().sqrt().contiguous()
+    clipped = gradient * (clip / (norm + 1e-6)).minimum(1)
+    first.assign(BETA1 * first + (1 - BETA1) * clipped)
+    second.assign(BETA2 * second + (1 - BETA2) * clipped.square())
+    Tensor.realize(norm, first, second)
+    direction = (first * correction1) / ((second * correction2).sqrt() + EPS)
+    weights.assign(weights - rate * rates * (direction + decay * weights))
+    Tensor.realize(weights)
+    average.assign(ema * average + (1 - ema) * weights)
+    gradient.assign(gradient.zeros_like())
+    Tensor.realize(average, gradient)
+    return norm

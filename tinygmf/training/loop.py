@@ -1,0 +1,167 @@
+"""The training loop: batches in, a better network out, every epoch measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tinygmf.checkpoint import load_state_dict
+from tinygmf.config import GroupMixFormerConfig
+from tinygmf.folded import FoldedGroupMixFormer
+from tinygmf.model import GroupMixFormer
+from tinygmf.predictor import DTYPES, Predictor
+from tinygmf.tensors import tensor_from_numpy
+from tinygmf.training.data import Dataset
+from tinygmf.training.programs import Programs
+from tinygmf.training.recipe import Recipe
+from tinygmf.training.state import TrainingState, rate_factors, weight_decay
+from tinygmf.training.step import update_schedule
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch came to. Accuracies are shares of the validation pictures."""
+
+    epoch: int  # from 1
+    step: int  # steps made so far
+    loss: float  # mean over the epoch's steps
+    learning_rate: float
+    top1: float
+    top5: float
+    pictures_per_second: float
+    seconds: float
+
+
+class Trainer:
+    """Trains a network on a data set by a recipe: `for report in Trainer(…).epochs(): …`.
+
+    `model` gives the first weights and gets the trained ones (`finish`). Raises DataError where
+    there is too little data, TrainingError where the loss is no number any more.
+    """
+
+    def __init__(
+        self,
+        model: GroupMixFormer,
+        data: Dataset,
+        recipe: Recipe,
+        device: str,
+        progress: bool = True,
+    ) -> None:
+        data.check(recipe.batch_size * recipe.accumulate)
+        self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
+        self.model, self.config = model, training_config(model.config, recipe)
+        self.programs = Programs(self.config, recipe.batch_size, recipe.size, device, progress)
+        self.layout = self.programs.layout
+        self.state = TrainingState(self.layout, network_arrays(model), device)
+        self.decay = tensor_from_numpy(weight_decay(self.layout, recipe.weight_decay), device)
+        factors = rate_factors(self.layout, recipe.layer_decay, recipe.head_only)
+        self.rates = tensor_from_numpy(factors, device)
+        self.share = tensor_from_numpy(np.array([1 / recipe.accumulate], np.float32), device)
+        self.predictor = Predictor(
+            model,
+            recipe.size,
+            batch_size=min(recipe.batch_size, 64),
+            device=device,
+            progress=progress,
+        )
+        batches = len(data.train) // recipe.batch_size
+        self.steps_per_epoch = batches // recipe.accumulate
+        self.step = 0  # steps made
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def epochs(self) -> list[EpochReport]:
+        """Train to the end; a report for each epoch."""
+        return [self.run_epoch() for _ in range(self.step // self.steps_per_epoch, self.recipe.epochs)]
+
+    def run_epoch(self) -> EpochReport:
+        """Train to the end of the present epoch and measure."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        losses, rate, start = [], 0.0, time.perf_counter()
+        batches = self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=done,
+            desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
+            unit=" steps",
+            disable=not self.progress,
+            leave=False,
+        )
+        with bar:
+            for _ in range(done, self.steps_per_epoch):
+                rate = self.recipe.rate(self.step, self.steps_per_epoch)
+                losses.append(self.run_step(batches, rate))
+                speed = len(losses) * self.recipe.batch_size * self.recipe.accumulate
+                speed /= time.perf_counter() - start
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}")
+                bar.update()
+        top1, top5 = self.evaluate()
+        seconds = time.perf_counter() - start
+        return EpochReport(
+            epoch + 1, self.step, float(np.mean(losses)), rate, top1, top5, speed, seconds
+        )
+
+    def run_step(self, batches, rate: float) -> float:
+        """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
+        state, total = self.state, 0.0
+        for _ in range(self.recipe.accumulate):
+            arrays = next(batches)
+            pictures, targets = (tensor_from_numpy(array, self.device) for array in arrays)
+            loss, _ = self.programs.gradient(
+                *(state[name] for name in ("weights", "gradient", "statistics", "counters")),
+                *(self.share, pictures, targets),
+            )
+            total += loss.item() / self.recipe.accumulate
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss is {total} at step {self.step + 1}: try a lower --learning-rate"
+            )
+        schedule = update_schedule(rate, self.step, self.recipe.clip, self.recipe.ema)
+        self.programs.update(
+            *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
+            *(self.decay, self.rates, tensor_from_numpy(schedule, self.device)),
+        )
+        self.step += 1
+        return total
+
+    def evaluate(self) -> tuple[float, float]:
+        """Top-1 and top-5 accuracy of the averaged weights on the validation pictures."""
+        self.finish()
+        self.predictor.network = FoldedGroupMixFormer(
+            self.model, DTYPES["float32"], self.predictor.device
+        )
+        best, five, count = 0, 0, 0
+        for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
+            order = (-self.predictor.run(pictures)).argsort(axis=1, kind="stable")
+            hits = order[:, :5] == labels[:, None]
+            best, five, count = best + hits[:, 0].sum(), five + hits.any(1).sum(), count + len(labels)
+        return float(best / count), float(five / count)
+
+    def finish(self) -> GroupMixFormer:
+        """The network with its present weights, averaged if the recipe says so."""
+        load_state_dict(self.model, self.state.network("average"))
+        return self.model
+
+
+def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFormerConfig:
+    """The network's configuration with the recipe's stochastic depth, if it has one."""
+    if recipe.drop_path is None:
+        return config
+    return replace(config, drop_path_rate=recipe.drop_path)
+
+
+def network_arrays(model: GroupMixFormer) -> dict[str, np.ndarray]:
+    from tinygrad.nn.state import get_state_dict
+
+    return {name: tensor.numpy() for name, tensor in get_state_dict(model).items()}

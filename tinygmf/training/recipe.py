@@ -1,0 +1,148 @@
+"""How to train: every choice is a field of `Recipe`, and so an option of `tinygmf train`.
+
+The published recipe is the authors' own for ImageNet-1K (arXiv 2311.15157, section 4.1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PRECISIONS = "float32", "bfloat16", "float16"
+REFERENCE_BATCH = 512  # pictures: the learning rates are those of this batch size
+
+
+def option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that shapes a run, apart from the network and the pictures.
+
+    Raises ValueError, in one line, for a value that cannot be.
+    """
+
+    epochs: int = option(300, "times that every picture is seen")
+    batch_size: int = option(128, "pictures in one step")
+    accumulate: int = option(1, "batches whose gradients are added up before the weights change")
+    size: int = option(224, "side of the pictures, in pixels")
+    seed: int = option(0, "of the new weights, the order and the augmentation")
+
+    learning_rate: float = option(5e-4, "peak, for a batch of 512; scaled with the batch")
+    warmup_rate: float = option(5e-7, "at the first step, scaled alike")
+    final_rate: float = option(5e-6, "at the last step, scaled alike")
+    warmup_epochs: float = option(20.0, "epochs of linear warm-up")
+    weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
+    clip: float = option(5.0, "largest norm of the gradient")
+    layer_decay: float = option(1.0, "factor of the learning rate from each stage to the one below")
+    head_only: bool = option(False, "train the head and leave the rest as it is")
+
+    label_smoothing: float = option(0.1, "share of each target spread over all classes")
+    mixup: float = option(0.8, "alpha of mixup; 0 for none")
+    cutmix: float = option(1.0, "alpha of cutmix; 0 for none")
+    mix_probability: float = option(1.0, "how often a batch is mixed")
+    mix_switch: float = option(0.5, "how often cutmix is chosen where both are on")
+    drop_path: float | None = option(None, "stochastic depth; by default the network's own")
+
+    crop: float = option(0.08, "smallest share of the area in a random crop; 1 for the whole")
+    flip: float = option(0.5, "how often a picture is mirrored")
+    colour: float = option(0.4, "largest change of brightness, contrast and saturation")
+    erase: float = option(0.25, "how often a rectangle is replaced by noise")
+    rotate: float = option(0.0, "largest turn, in degrees")
+    stretch: float = option(0.0, "largest change of width and of height, as a share")
+    shift: float = option(0.0, "largest move, as a share of the side")
+
+    ema: float = option(0.0, "decay of the moving average of the weights, which is then the result")
+    precision: str = option("float32", f"of the products: {', '.join(PRECISIONS)}")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("label_smoothing", "ema", "drop_path"):
+            self._require(name, 0 <= (getattr(self, name) or 0) < 1, "0 <= value < 1")
+        for name in ("mix_probability", "mix_switch", "flip", "erase", "colour", "shift"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        for name in ("layer_decay", "crop"):
+            self._require(name, 0 < getattr(self, name) <= 1, "above 0, at most 1")
+        for name in ("learning_rate", "clip"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("mixup", "cutmix", "weight_decay", "warmup_epochs", "rotate", "stretch"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("size", self.size >= 32, "at least 32 pixels")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            option_name = "--" + name.replace("_", "-")
+            raise ValueError(f"{option_name}: expected {expected}, found {getattr(self, name)!r}")
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, counted from 0: a linear warm-up, then half a cosine.
+
+        As published, the cosine runs over all steps and the warm-up replaces its beginning.
+        """
+        scale = self.batch_size * self.accumulate / REFERENCE_BATCH
+        total = self.epochs * steps_per_epoch
+        warmup = min(int(self.warmup_epochs * steps_per_epoch), total)
+        if step < warmup:
+            climb = self.learning_rate - self.warmup_rate
+            return scale * (self.warmup_rate + climb * step / warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+        return scale * (self.final_rate + (self.learning_rate - self.final_rate) * cosine)
+
+
+RECIPES = {
+    "published": Recipe(),
+    "finetune": Recipe(
+        epochs=30,
+        batch_size=32,
+        learning_rate=1e-3,
+        warmup_epochs=2,
+        layer_decay=0.7,
+        mixup=0,
+        cutmix=0,
+        crop=0.35,
+        drop_path=0.0,
+        ema=0.99,
+    ),
+    "quick": Recipe(
+        epochs=20,
+        batch_size=64,
+        size=32,
+        learning_rate=1.6e-2,
+        warmup_rate=1e-4,
+        final_rate=1e-4,
+        warmup_epochs=2,
+        mixup=0,
+        cutmix=0,
+        crop=0.6,
+        flip=0,
+        colour=0.2,
+        erase=0,
+    ),
+    "digits": Recipe(
+        epochs=25,
+        batch_size=64,
+        size=32,
+        learning_rate=1.6e-2,
+        warmup_rate=1e-3,
+        final_rate=1e-4,
+        warmup_epochs=2,
+        mixup=0,
+        cutmix=0,
+        crop=1,
+        flip=0,
+        colour=0,
+        erase=0,
+        rotate=12,
+        stretch=0.12,
+        shift=0.1,
+    ),
+}
+
+
+def recipe_options() -> list[tuple[str, str, Any, str]]:
+    """Each field's name, type, published value and explanation."""
+    return [(f.name, str(f.type), f.default, f.metadata["help"]) for f in fields(Recipe)]
