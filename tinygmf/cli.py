@@ -16,6 +16,7 @@ from tinygmf import __version__, list_models
 from tinygmf.config import VARIANTS, GroupMixFormerConfig
 from tinygmf.devices import DeviceError
 from tinygmf.files import replacing
+from tinygmf.training import command as training
 
 
 def classify(args: argparse.Namespace) -> int:
@@ -184,10 +185,8 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train a network."""
-    from tinygmf.training import command
-
-    return command.run(args)
+    """Train a network on pictures."""
+    return training.run(args)
 
 
 def _positive(text: str) -> int:
@@ -224,6 +223,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     sub.add_argument("--json", action="store_true", help="print JSON")
     _add_device(sub)
+
+    training.add_arguments(add(train))
 
     sub = add(evaluate)
     sub.add_argument("folder", type=Path, metavar="DIR", help="one folder for each class")

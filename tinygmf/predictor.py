@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,8 +64,19 @@ class Predictor:
         self.image_size, self.batch_size, self.progress = image_size, batch_size, progress
         self.dtype, self.config = dtype, model.config
         self.device = open_device(device)
-        self.network = FoldedGroupMixFormer(model, DTYPES[dtype], self.device)
         self._program: Callable | None = None
+        self.use_weights(model)
+
+    def use_weights(self, model: GroupMixFormer) -> None:
+        """Takes the weights of a model of the same configuration; the program stays.
+
+        A later change of the model does not reach the predictor until this is called again.
+        """
+        if replace(model.config, drop_path_rate=0) != replace(self.config, drop_path_rate=0):
+            raise ValueError(f"model: expected {self.config}, found {model.config}")
+        self.network = FoldedGroupMixFormer(model, DTYPES[self.dtype], self.device)
+        if self._program is not None:
+            self._use(self._program)
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Pictures -> logits (N, num_classes), float32.

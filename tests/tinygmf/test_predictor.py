@@ -55,6 +55,8 @@ def test_a_later_change_of_the_model_does_not_reach_it(model):
     before = predict.run(x)
     own.head.bias.assign(own.head.bias + 1).realize()
     assert (predict.run(x) == before).all()
+    predict.use_weights(own)
+    assert np.allclose(predict.run(x), before + 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ from tqdm.auto import tqdm
 
 from tinygmf.checkpoint import load_state_dict
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.folded import FoldedGroupMixFormer
 from tinygmf.model import GroupMixFormer
-from tinygmf.predictor import DTYPES, Predictor
+from tinygmf.predictor import Predictor
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.data import Dataset
 from tinygmf.training.programs import Programs
@@ -138,9 +137,7 @@ class Trainer:
     def evaluate(self) -> tuple[float, float]:
         """Top-1 and top-5 accuracy of the averaged weights on the validation pictures."""
         self.finish()
-        self.predictor.network = FoldedGroupMixFormer(
-            self.model, DTYPES["float32"], self.predictor.device
-        )
+        self.predictor.use_weights(self.model)
         best, five, count = 0, 0, 0
         for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
             order = (-self.predictor.run(pictures)).argsort(axis=1, kind="stable")

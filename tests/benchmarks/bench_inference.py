@@ -1,0 +1,278 @@
+"""How fast the folded network answers, cold, warm and after that, and where the time goes.
+
+    python tests/benchmarks/bench_inference.py [--variant miny] [--size 224]
+        [--official groupmixformer.py --official-python PYTHON]
+
+Everything runs on tinygrad's CPU device. `--official` is the published PyTorch file, timed in turn
+with ours; it runs in an interpreter that has PyTorch and einops. Of timm it imports a few helpers,
+which get stand-ins here. Times are milliseconds: smallest and median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+os.environ.setdefault("DEV", "CPU")
+
+FIRST_ANSWER = """
+import time; began = time.perf_counter()
+import numpy as np, tinygmf
+model = tinygmf.create_model("groupmixformer_{variant}")
+predict = tinygmf.Predictor(model, {size}, device="CPU", progress=False)
+predict.run(np.zeros((1, 3, {size}, {size}), np.float32))
+print(time.perf_counter() - began)
+"""
+
+OFFICIAL = """
+import sys, time, types, json, torch
+from torch import nn
+class DropPath(nn.Identity):
+    def __init__(self, *rates): super().__init__()
+def module(name, **contents):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(contents)
+module("ipdb"); module("timm"); module("timm.models")
+module("timm.data", IMAGENET_DEFAULT_MEAN=(0.5,) * 3, IMAGENET_DEFAULT_STD=(0.5,) * 3)
+module("timm.models.layers", DropPath=DropPath, to_2tuple=lambda x: (x, x),
+       trunc_normal_=nn.init.trunc_normal_)
+module("timm.models.registry", register_model=lambda function: function)
+nn.SyncBatchNorm = nn.BatchNorm2d
+official = {}
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), official)
+model = official["GroupMixFormer"](
+    patch_size=4, in_dim=3, num_stages=4, num_classes=1000, num_heads=8, qkv_bias=True,
+    qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, pretrained=None,
+    **json.loads(sys.argv[2])).eval()
+x = torch.randn(*json.loads(sys.argv[3]))
+with torch.inference_mode():
+    model(x)
+    print(torch.__version__, torch.get_num_threads(), flush=True)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        model(x)
+        print(time.perf_counter() - began, flush=True)
+"""
+
+
+def first_answers(variant: str, size: int) -> tuple[float, float]:
+    """Seconds from a new process to its first answer: with empty caches, and again after that."""
+    script = FIRST_ANSWER.format(variant=variant, size=size)
+    with tempfile.TemporaryDirectory() as caches:
+        environment = os.environ | {"XDG_CACHE_HOME": caches}
+        command = [sys.executable, "-c", script]
+        seconds = [
+            float(subprocess.check_output(command, env=environment, text=True).split()[-1])
+            for _ in range(2)
+        ]
+    return seconds[0], seconds[1]
+
+
+class Peer:
+    """The published PyTorch code in a process of its own, which runs once when asked."""
+
+    def __init__(self, python: str, path: Path, config: Any, shape: tuple[int, ...]) -> None:
+        sizes = {
+            "embedding_dims": config.embedding_dims,
+            "serial_depths": config.serial_depths,
+            "mlp_ratios": config.mlp_ratios,
+        }
+        command = [python, "-c", OFFICIAL, str(path), json.dumps(sizes), json.dumps(shape)]
+        environment = {k: v for k, v in os.environ.items() if k not in THREADS}
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.version = self._read()
+
+    def __call__(self) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def timed(function: Callable[[], Any]) -> Callable[[], float]:
+    def run() -> float:
+        began = time.perf_counter()
+        function()
+        return time.perf_counter() - began
+
+    return run
+
+
+def in_turn(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every run, one after the other in every round, as a machine drifts."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(1e3 * run())
+    return times
+
+
+def capture(network: Any, shape: tuple[int, ...]) -> Any:
+    """The captured program of the folded network for pictures of this shape."""
+    import numpy as np
+    from tinygrad import TinyJit
+
+    from tinygmf.tensors import tensor_from_numpy
+
+    program = TinyJit(network.forward)
+    program.cnt = 1  # capture at the first call
+    program(tensor_from_numpy(np.zeros(shape, np.float32)), network.weights)
+    return program
+
+
+def launchers(network: Any, shape: tuple[int, ...], number: int) -> list[Any]:
+    """The program, as often as threads will run it at once: each copy has memory of its own."""
+    import pickle
+
+    import numpy as np
+
+    from tinygmf.kernels import Launcher
+    from tinygmf.tensors import tensor_from_numpy
+
+    program = capture(network, shape)
+    program.captured.free_intermediates()
+    content = pickle.dumps(program)
+    pictures = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return [
+        Launcher(pickle.loads(content), tensor_from_numpy(pictures), *network.weights)
+        for _ in range(number)
+    ]
+
+
+def at_once(functions: list[Callable[[], Any]]) -> None:
+    threads = [Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def peak() -> float:
+    """GFLOP/s of one core in NumPy's matrix product, the best of many."""
+    import numpy as np
+
+    x = np.ones((768, 768), np.float32)
+    return 2 * 768**3 / min(timed(lambda: x @ x)() for _ in range(30)) / 1e9
+
+
+def groups(launcher: Any, rounds: int = 20) -> dict[str, tuple[int, float, float]]:
+    """Kernels, milliseconds and GFLOP of each kind of kernel, from the best time of each call."""
+    best = [float("inf")] * len(launcher.calls)
+    for _ in range(rounds):
+        for i, (function, words) in enumerate(launcher.calls):
+            began = time.perf_counter()
+            function(*words)
+            best[i] = min(best[i], time.perf_counter() - began)
+    programs = [
+        call.src[0] for call in launcher.captured.linear.src for _ in range(_cores(call.src[0]))
+    ]
+    table: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
+    for program, seconds in zip(programs, best, strict=True):
+        kernel = program.src[0].arg
+        row = table[kernel.function_name.split("_")[0]]
+        row[0] += 1
+        row[1] += 1e3 * seconds
+        row[2] += kernel.estimates.ops / _cores(program) / 1e9
+    ordered = sorted(table.items(), key=lambda item: -item[1][1])
+    return {name: (int(row[0]), row[1], row[2]) for name, row in ordered}
+
+
+def _cores(program: Any) -> int:
+    return int(program.arg.global_size[0])
+
+
+def describe(times: list[float]) -> str:
+    return f"{min(times):9.1f} {statistics.median(times):9.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--variant", default="miny")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--official", type=Path, help="the published groupmixformer.py")
+    parser.add_argument("--official-python", default=sys.executable)
+    options = parser.parse_args()
+    for name in THREADS:
+        os.environ[name] = "1"  # for the peak of one core
+
+    import numpy as np
+    import tinygrad
+
+    from tinygmf import create_model
+    from tinygmf.folded import FoldedGroupMixFormer
+    from tinygmf.summary import summarize
+
+    cores = os.cpu_count() or 1
+    print(f"{platform.processor() or platform.machine()}, {cores} cores, Python {sys.version[:7]}")
+    print(f"tinygrad {tinygrad.__version__ if hasattr(tinygrad, '__version__') else ''}", end=" ")
+    print(f"NumPy {np.__version__}, load {os.getloadavg()[0]:.1f}")
+    cold, warm = first_answers(options.variant, options.size)
+    print(f"first answer of a new process: cold {cold:.2f} s, warm {warm:.2f} s\n")
+
+    model = create_model(f"groupmixformer_{options.variant}")
+    network = FoldedGroupMixFormer(model, device="CPU")
+    print(f"{'':44}{'smallest':>9} {'median':>9}  ms")
+    one = None
+    for batch in (1, 16):
+        shape = (batch, 3, options.size, options.size)
+        alone = launchers(network, shape, 1)[0]
+        one = one or alone
+        runs = {f"batch {batch}, one core": timed(alone)}
+        if batch > 1:
+            parts = launchers(network, (batch // cores, *shape[1:]), cores)
+            runs[f"batch {batch}, {cores} cores"] = timed(lambda parts=parts: at_once(parts))
+        peer = None
+        if options.official:
+            peer = Peer(options.official_python, options.official, model.config, shape)
+            runs[f"batch {batch}, PyTorch {peer.version} threads"] = peer
+        results = in_turn(runs, options.rounds if batch == 1 else max(options.rounds // 4, 3))
+        for name, times in results.items():
+            print(f"{name:44}{describe(times)}")
+        if peer is not None:
+            *_, ours, theirs = map(statistics.median, results.values())
+            print(f"{'  ours / PyTorch':44}{ours / theirs:19.2f}")
+            peer.close()
+
+    table = groups(one)
+    total = sum(milliseconds for _, milliseconds, _ in table.values())
+    print(f"\n{'kernels of one picture':24}{'calls':>6}{'ms':>8}{'share':>7}{'GFLOP/s':>9}")
+    for name, (calls, milliseconds, gflop) in table.items():
+        rate = gflop / milliseconds * 1e3
+        print(f"{name:24}{calls:6}{milliseconds:8.2f}{milliseconds / total:7.0%}{rate:9.1f}")
+    rows = summarize(model.config, (options.size, options.size))
+    useful = 2 * sum(row.flops for row in rows) / 1e9
+    top = peak()
+    print(
+        f"\nroofline: {useful:.2f} GFLOP of the unfolded network in {total:.1f} ms is "
+        f"{useful / total * 1e3:.1f} GFLOP/s; one core reaches {top:.0f} in NumPy's product "
+        f"({useful / total * 1e3 / top:.0%})"
+    )
+
+
+if __name__ == "__main__":
+    main()

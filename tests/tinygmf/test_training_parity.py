@@ -1,0 +1,68 @@
+"""One training step equals the published implementation's: loss, gradients, and what it leaves."""
+
+import numpy as np
+import pytest
+
+from parity import DATA, load_npz, parity_input
+from tinygmf.checkpoint import load_model, read_tensors
+from tinygmf.tensors import tensor_from_numpy
+from tinygmf.training.augment import targets
+from tinygmf.training.programs import Programs
+from tinygmf.training.state import TrainingState, rate_factors, starts, weight_decay
+from tinygmf.training.step import update_schedule
+
+GRADIENTS = load_npz("nano_train_gradients")
+AFTER = load_npz("nano_train_after_one_step")
+
+
+@pytest.fixture(scope="module")
+def programs() -> Programs:
+    config = load_model(DATA / "nano.pth").config
+    return Programs(config, batch=4, size=64, device="CPU", progress=False)
+
+
+@pytest.fixture(scope="module")
+def measured(programs: Programs) -> dict[str, np.ndarray]:
+    """Our own loss, norm, gradients (grad/…) and state after the step (after/…)."""
+    state = TrainingState(programs.layout, read_tensors(DATA / "nano.pth"), "CPU")
+    rows = targets(GRADIENTS["labels"], 10, smoothing=0.1)
+    pictures = parity_input(int(GRADIENTS["seed"]), (4, 3, 64, 64))
+    arguments = [tensor_from_numpy(a, "CPU") for a in (np.ones(1, np.float32), pictures, rows)]
+    names = "weights", "gradient", "statistics", "counters"
+    loss, _ = programs.gradient(*(state[name] for name in names), *arguments)
+    result = {"loss": loss.numpy()}
+    flat = state["gradient"].numpy()
+    shapes = programs.layout.weights
+    for name, start, end in zip(shapes, starts(shapes), starts(shapes)[1:], strict=False):
+        result[f"grad/{name}"] = flat[start:end].reshape(shapes[name])
+    fixed = weight_decay(programs.layout, 0.05), rate_factors(programs.layout, 1.0, False)
+    schedule = update_schedule(rate=1e-3, step=0, clip=5.0, ema=0.0)
+    tensors = [tensor_from_numpy(array, "CPU") for array in (*fixed, schedule)]
+    names = "weights", "gradient", "first", "second", "average"
+    result["grad_norm"] = programs.update(*(state[name] for name in names), *tensors).numpy()
+    return result | {f"after/{name}": array for name, array in state.network().items()}
+
+
+def test_loss_and_gradient_norm_equal_the_published(measured):
+    np.testing.assert_allclose(measured["loss"], GRADIENTS["loss"], rtol=1e-5)
+    np.testing.assert_allclose(measured["grad_norm"], GRADIENTS["grad_norm"], rtol=1e-4)
+
+
+def test_every_gradient_equals_the_published(measured):
+    names = set(GRADIENTS) - {"seed", "labels", "loss", "grad_norm"}
+    assert names == {name.removeprefix("grad/") for name in measured if name.startswith("grad/")}
+    largest = max(np.abs(GRADIENTS[name]).max() for name in names)
+    for name in names:
+        expected, found = GRADIENTS[name], measured[f"grad/{name}"]
+        # A bias before a BatchNorm has no gradient: what is measured there is rounding.
+        bound = max(1e-3 * np.abs(expected).max(), 1e-6 * largest)
+        assert np.abs(found - expected).max() <= bound, name
+
+
+def test_the_whole_state_after_one_step_equals_the_published(measured):
+    names = {name.removeprefix("after/") for name in measured if name.startswith("after/")}
+    assert names == set(AFTER)
+    for name in AFTER:
+        np.testing.assert_allclose(
+            measured[f"after/{name}"], AFTER[name], atol=1e-5, rtol=1e-5, err_msg=name
+        )

@@ -1,0 +1,83 @@
+"""From a line of the model to what the device runs: kernels, their source, their times.
+
+tinygrad is lazy: an expression is a graph until its value is wanted. Then the graph is cut into
+kernels, and each kernel is written in the language of the device. All but `measure` needs no
+hardware: the source for any GPU can be read on any machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinygrad import Tensor
+from tinygrad.codegen import do_linearize, full_rewrite_to_sink
+from tinygrad.engine.realize import compile_linear, estimate_uop, time_call
+from tinygrad.helpers import Target, ansistrip
+from tinygrad.renderer import Renderer
+from tinygrad.renderer.cstyle import ClangRenderer, CUDARenderer, MetalRenderer, OpenCLRenderer
+from tinygrad.uop.ops import Ops, ProgramInfo, UOp
+
+LANGUAGES = {  # device: who writes its kernels
+    "CPU": ClangRenderer,
+    "METAL": MetalRenderer,
+    "CUDA": CUDARenderer,
+    "CL": OpenCLRenderer,
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One kernel on this machine."""
+
+    name: str  # r for a reduction, E for elementwise, then the loops' sizes
+    flops: int  # additions and multiplications, each counted as one
+    bytes: int  # read and written, each buffer once
+    seconds: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for each byte: few, and memory sets the pace; many, and arithmetic does."""
+        return self.flops / self.bytes
+
+
+def count_operations(*tensors: Tensor) -> int:
+    """The nodes of the graph that these tensors still are."""
+    return len(UOp.sink(*(tensor.uop for tensor in tensors)).toposort())
+
+
+def kernels(*tensors: Tensor) -> list[UOp]:
+    """The kernels that computing these tensors takes, in order; nothing is computed.
+
+    The tensors count as computed afterwards: ask once, of tensors that are not needed.
+    """
+    schedule = Tensor.schedule_linear(*tensors)
+    return [call for call in schedule.src if call.src[0].op in (Ops.SINK, Ops.PROGRAM)]
+
+
+def source(kernel: UOp, device: str) -> str:
+    """A kernel's source for one of `LANGUAGES`, whether or not this machine has that device."""
+    renderer = _renderer(device)
+    loops = full_rewrite_to_sink(kernel.src[0], renderer)
+    info = ProgramInfo.from_sink(loops, renderer.target)
+    program = do_linearize(renderer, UOp(Ops.PROGRAM, src=(loops,), arg=info), loops)
+    return renderer.render(list(program.src[1].src))
+
+
+def _renderer(device: str) -> Renderer:
+    """The writer alone, without the compiler that only that device's machines have."""
+    if device not in LANGUAGES:
+        raise ValueError(f"device: expected one of {', '.join(LANGUAGES)}, found {device!r}")
+    renderer = object.__new__(LANGUAGES[device])
+    Renderer.__init__(renderer, Target("CPU" if device == "CPU" else "NULL", arch="x86_64,x86-64"))
+    return renderer
+
+
+def measure(*tensors: Tensor, repeats: int = 5) -> list[Measurement]:
+    """Compile and run these tensors' kernels one by one; of each, the fastest of some runs."""
+    rows = []
+    for call in compile_linear(UOp(Ops.LINEAR, src=tuple(kernels(*tensors)))).src:
+        estimates, timer = estimate_uop(call), time_call(call)
+        seconds = min(next(timer) for _ in range(repeats))
+        name = ansistrip(call.src[0].arg.name)
+        rows.append(Measurement(name, int(estimates.ops), int(estimates.mem), seconds))
+    return rows
