@@ -15,6 +15,38 @@ STAGES = 4
 NUM_HEADS = 8  # always, in every published configuration
 STRIDES = (4, 8, 16, 32)  # of the four stages' maps, in pixels
 
+AGGREGATORS = ("convolution", "average", "maximum", "minimum", "none")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What a block does about attention. The defaults are the published network; anything else is
+    an ablation, to be trained from fresh weights.
+
+    Raises ValueError, in one line, for what cannot be.
+    """
+
+    aggregator: str = "convolution"  # how a group becomes its proxy; "none": all stay tokens
+    kernels: tuple[int, int, int] = (3, 5, 7)  # sides of the groups, odd; 1: tokens
+    non_attention: bool = True  # without it the fifth segment is tokens, and there are 10 heads
+    cpe: bool = True  # the position encoding before each block
+    crpe: bool = True  # the position encoding inside attention
+    softmax: bool = False  # softmax(QKᵀ)V, whose N x N map is formed, instead of linear attention
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernels", tuple(self.kernels))
+        if self.aggregator not in AGGREGATORS:
+            raise ValueError(
+                f"aggregator: expected one of {', '.join(AGGREGATORS)}, found {self.aggregator!r}"
+            )
+        if len(self.kernels) != 3 or any(k < 1 or k % 2 == 0 for k in self.kernels):
+            raise ValueError(f"kernels: expected three odd sizes, found {self.kernels}")
+
+    @property
+    def heads(self) -> int:
+        """Heads of D/10 channels: two for each segment that takes part in attention."""
+        return NUM_HEADS if self.non_attention else NUM_HEADS + 2
+
 
 @dataclass(frozen=True)
 class GroupMixFormerConfig:
@@ -30,6 +62,7 @@ class GroupMixFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0  # stochastic depth of the last block; rises linearly from 0
     drop_rate: float = 0.0  # dropout after the MLP's layers and the ensemble layer
+    attention: AttentionConfig = AttentionConfig()  # changed for ablations alone
 
     def __post_init__(self) -> None:
         for name in ("embedding_dims", "serial_depths", "mlp_ratios"):
@@ -47,6 +80,19 @@ class GroupMixFormerConfig:
         for name in ("drop_path_rate", "drop_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 <= rate < 1, found {getattr(self, name)}")
+
+    @property
+    def is_published_form(self) -> bool:
+        """Whether the attention is the published one, and no ablation."""
+        return self.attention == AttentionConfig()
+
+    def require_published_form(self, what: str) -> None:
+        """ValueError, in one line, for an ablation; `what` needs the published attention."""
+        if not self.is_published_form:
+            raise ValueError(
+                f"{what}: expected the published attention, found the ablation {self.attention}; "
+                "call the model itself"
+            )
 
     def mlp_hidden(self, stage: int) -> int:
         """Width of the hidden layer of the MLPs of one stage (0 to 3)."""
@@ -120,7 +166,7 @@ VARIANTS = {
 def variant_name(config: GroupMixFormerConfig) -> str | None:
     """The listed variant of this architecture, whatever its classes and dropout; else None."""
 
-    def shape(config: GroupMixFormerConfig) -> tuple[tuple[float, ...], ...]:
-        return config.embedding_dims, config.serial_depths, config.mlp_ratios
+    def shape(config: GroupMixFormerConfig) -> tuple[object, ...]:
+        return config.embedding_dims, config.serial_depths, config.mlp_ratios, config.attention
 
     return next((name for name, known in VARIANTS.items() if shape(known) == shape(config)), None)

@@ -138,6 +138,7 @@ def observe(
     `stage` and `block` count from 1; `choose_block` says what is taken without them. Raises
     ValueError for a stage or block that is not there, and for pictures the network cannot take.
     """
+    model.config.require_published_form("explain")
     pictures = np.asarray(pictures, np.float32)
     picture_size = pictures.shape[2:]
     stage, block = choose_block(model.config, picture_size or (0, 0), stage, block)

@@ -186,6 +186,7 @@ def place(array: Array, dtype: DType, device: str | None) -> Tensor:
 
 
 def fold(model: GroupMixFormer) -> Iterator[Array]:
+    model.config.require_published_form("folding")
     stem = model.conv_stem
     for conv, norm in ((stem.proj1, stem.norm1), (stem.proj2, stem.norm2)):
         scale, shift = scale_and_shift(norm)

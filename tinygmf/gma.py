@@ -6,17 +6,21 @@ attention runs on all four side by side: token to token, token to group and grou
 The fifth segment does without attention. `reference/gma.py` says the same line by line.
 
 Shapes: B pictures, N = H * W tokens, D channels, 8 heads, head_dim = D / 10.
+`AttentionConfig` can take parts away or change them, to see what each is good for.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tinygrad import Tensor
 
-from tinygmf.config import NUM_HEADS
+from tinygmf.config import NUM_HEADS, AttentionConfig
 from tinygmf.layers import BatchNorm, Conv2d, Hardswish, LayerNorm, Linear, Module, Rng
 
 Size = tuple[int, int]  # (H, W), in tokens
+PUBLISHED = AttentionConfig()
 
 
 def to_map(tokens: Tensor, size: Size) -> Tensor:
@@ -29,15 +33,50 @@ def to_tokens(feature_map: Tensor) -> Tensor:
     return feature_map.flatten(2).transpose(1, 2)
 
 
+class Identity(Module):
+    """In an ablation, in the place of what was taken away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Pool(Module):
+    """In an ablation, a depthwise convolution's stand-in without weights: (B, C, H, W) -> the same.
+
+    Each window's "average", "maximum" or "minimum", over its places inside the map.
+    """
+
+    def __init__(self, kind: str, kernel_size: int) -> None:
+        self.kind, self.kernel_size = kind, kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, rim = self.kernel_size, self.kernel_size // 2
+        if self.kind == "average":
+            return x.avg_pool2d(k, 1, padding=rim, count_include_pad=False)
+        sign = 1 if self.kind == "maximum" else -1
+        return sign * (sign * x).max_pool2d(k, 1, padding=rim)
+
+
 class SeparableConv2d(Module):
-    """A depthwise convolution, which looks around, and a 1x1 one, which mixes the channels."""
+    """A depthwise convolution, which looks around, and a 1x1 one, which mixes the channels.
+
+    `kind` other than "convolution" is an ablation: a `Pool` looks around instead.
+    """
 
     def __init__(
-        self, rng: Rng, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+        self,
+        rng: Rng,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        kind: str = "convolution",
     ) -> None:
-        self.conv1 = Conv2d(
-            rng, in_channels, in_channels, kernel_size, stride=stride, groups=in_channels
-        )
+        self.conv1: Any = Pool(kind, kernel_size)
+        if kind == "convolution":
+            self.conv1 = Conv2d(
+                rng, in_channels, in_channels, kernel_size, stride=stride, groups=in_channels
+            )
         self.pointwise_conv = Conv2d(rng, in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,20 +104,23 @@ class Aggregator(Module):
 
     qkv (3, B, N, D) -> mixed (3, B, heads, N, head_dim), where heads 0-1 hold single tokens and
     2-3, 4-5, 6-7 proxies of 3x3, 5x5 and 7x7 tokens; and the non-attention branch (B, N, D/5).
+    An ablation without that branch has None in its place, and tokens on heads 8-9.
     """
 
-    def __init__(self, rng: Rng, dim: int) -> None:
-        segment = dim // 5
-        self.norm0, self.act0 = BatchNorm(rng, segment), Hardswish()
-        self.agg1 = SeparableConv2d(rng, segment, segment, 3)
-        self.norm1, self.act1 = BatchNorm(rng, segment), Hardswish()
-        self.agg2 = SeparableConv2d(rng, segment, segment, 5)
-        self.norm2, self.act2 = BatchNorm(rng, segment), Hardswish()
-        self.agg3 = SeparableConv2d(rng, segment, segment, 7)
-        self.norm3, self.act3 = BatchNorm(rng, segment), Hardswish()
-        self.agg0 = NonAttentionBranch(rng, segment)
+    def __init__(self, rng: Rng, dim: int, config: AttentionConfig = PUBLISHED) -> None:
+        segment, (size1, size2, size3) = dim // 5, config.kernels
+        self.norm0, self.act0 = _norm_and_act(rng, segment, config)
+        self.agg1 = _aggregator(rng, segment, size1, config)
+        self.norm1, self.act1 = _norm_and_act(rng, segment, config)
+        self.agg2 = _aggregator(rng, segment, size2, config)
+        self.norm2, self.act2 = _norm_and_act(rng, segment, config)
+        self.agg3 = _aggregator(rng, segment, size3, config)
+        self.norm3, self.act3 = _norm_and_act(rng, segment, config)
+        self.agg0: Any = NonAttentionBranch(rng, segment) if config.non_attention else None
+        if not config.non_attention:
+            self.norm4, self.act4 = _norm_and_act(rng, segment, config)
 
-    def forward(self, qkv: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    def forward(self, qkv: Tensor, size: Size) -> tuple[Tensor, Tensor | None]:
         _, batch, n, dim = qkv.shape
         maps = to_map(qkv.reshape(3 * batch, n, dim), size)  # (3B, D, H, W)
         x0, x1, x2, x3, x4 = maps.split(dim // 5, dim=1)  # five of (3B, D/5, H, W)
@@ -87,11 +129,36 @@ class Aggregator(Module):
         groups3 = self.act1(self.norm1(self.agg1(x1)))  # (3B, D/5, H, W)
         groups5 = self.act2(self.norm2(self.agg2(x2)))  # (3B, D/5, H, W)
         groups7 = self.act3(self.norm3(self.agg3(x3)))  # (3B, D/5, H, W)
-        mixed = Tensor.cat(tokens, groups3, groups5, groups7, dim=1)  # (3B, 4D/5, H, W)
-        mixed = mixed.reshape(3, batch, NUM_HEADS, dim // 10, n).transpose(3, 4)
+        parts = [tokens, groups3, groups5, groups7]
+        if self.agg0 is None:
+            parts.append(self.act4(self.norm4(x4)))
+        mixed = Tensor.cat(*parts, dim=1)  # (3B, 4D/5, H, W)
+        mixed = mixed.reshape(3, batch, 2 * len(parts), dim // 10, n).transpose(3, 4)
+        if self.agg0 is None:
+            return mixed, None
 
         fifth = x4.reshape(3, batch, dim // 5, *size).transpose(0, 1)  # (B, 3, D/5, H, W)
         return mixed, self.agg0(fifth.reshape(batch, 3 * dim // 5, *size))
+
+
+def _aggregator(rng: Rng, segment: int, kernel_size: int, config: AttentionConfig) -> Any:
+    """What makes one size of group proxies; nothing where the segment stays tokens."""
+    if config.aggregator == "none" or kernel_size == 1:
+        return Identity()
+    return SeparableConv2d(rng, segment, segment, kernel_size, kind=config.aggregator)
+
+
+def _norm_and_act(rng: Rng, segment: int, config: AttentionConfig) -> tuple[Any, Any]:
+    if config.aggregator == "none":
+        return Identity(), Identity()
+    return BatchNorm(rng, segment), Hardswish()
+
+
+def relative_heads(heads: int = NUM_HEADS) -> tuple[tuple[int, int], ...]:
+    """The kernel sizes of `ConvRelPosEnc` with the number of heads that each serves: an
+    ablation's further heads have the last."""
+    (size3, two), (size5, three), (size7, _) = ConvRelPosEnc.KERNELS
+    return (size3, two), (size5, three), (size7, heads - two - three)
 
 
 class ConvRelPosEnc(Module):
@@ -103,18 +170,19 @@ class ConvRelPosEnc(Module):
 
     KERNELS = ((3, 2), (5, 3), (7, 3))  # (kernel size, number of heads)
 
-    def __init__(self, rng: Rng, head_dim: int) -> None:
+    def __init__(self, rng: Rng, head_dim: int, heads: int = NUM_HEADS) -> None:
+        self.kernels = relative_heads(heads)
         self.conv_list = [
             Conv2d(
                 rng, heads * head_dim, heads * head_dim, kernel, groups=heads * head_dim, bias=True
             )
-            for kernel, heads in self.KERNELS
+            for kernel, heads in self.kernels
         ]
 
     def forward(self, q: Tensor, v: Tensor, size: Size) -> Tensor:
         batch, heads, n, head_dim = v.shape
         v_map = v.transpose(2, 3).reshape(batch, heads * head_dim, *size)  # (B, 4D/5, H, W)
-        parts = v_map.split([count * head_dim for _, count in self.KERNELS], dim=1)
+        parts = v_map.split([count * head_dim for _, count in self.kernels], dim=1)
         around = [conv(part) for conv, part in zip(self.conv_list, parts, strict=True)]
         encoding = Tensor.cat(*around, dim=1).reshape(batch, heads, head_dim, n)
         return q * encoding.transpose(2, 3)
@@ -129,6 +197,11 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q @ context
 
 
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(QKᵀ / √head_dim) V, for ablations: three of (B, heads, N, head_dim) -> the same."""
+    return (q @ k.transpose(2, 3) * int(q.shape[3]) ** -0.5).softmax() @ v
+
+
 class GroupMixAttention(Module):
     """Group-Mix Attention: tokens (B, N, D) on a grid of `size` (H, W) -> tokens (B, N, D).
 
@@ -136,17 +209,23 @@ class GroupMixAttention(Module):
     Source: arXiv 2311.15157, section 3.2; the article's ensemble layer is `proj`.
     """
 
-    def __init__(self, dim: int, rng: Rng | int = 0, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        rng: Rng | int = 0,
+        drop_rate: float = 0.0,
+        config: AttentionConfig = PUBLISHED,
+    ) -> None:
         if dim <= 0 or dim % 10:
             raise ValueError(f"dim: expected a positive multiple of 10, found {dim}")
         rng = np.random.default_rng(rng) if isinstance(rng, int) else rng
         # The published code rounds D / 8 down and takes it for the head's width, which is D / 10.
         self.scale = (dim // NUM_HEADS) ** -0.5
-        self.drop_rate = drop_rate
+        self.drop_rate, self.softmax = drop_rate, config.softmax
         self.qkv = Linear(rng, dim, 3 * dim)
         self.proj = Linear(rng, dim, dim)
-        self.aggregator = Aggregator(rng, dim)
-        self.crpe = ConvRelPosEnc(rng, dim // 10)
+        self.aggregator = Aggregator(rng, dim, config)
+        self.crpe: Any = ConvRelPosEnc(rng, dim // 10, config.heads) if config.crpe else None
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         batch, n, dim = x.shape
@@ -156,7 +235,11 @@ class GroupMixAttention(Module):
         mixed, untouched = self.aggregator(qkv, size)
         q, k, v = mixed[0], mixed[1], mixed[2]  # (B, heads, N, head_dim) each
 
-        out = linear_attention(q, k, v) * self.scale + self.crpe(q, v, size)
-        out = out.transpose(1, 2).reshape(batch, n, 4 * dim // 5)  # heads side by side
-        out = self.proj(Tensor.cat(out, untouched, dim=2))  # (B, N, D)
-        return out.dropout(self.drop_rate)
+        attend = softmax_attention if self.softmax else linear_attention
+        out = attend(q, k, v) * (1 if self.softmax else self.scale)  # (B, heads, N, head_dim)
+        if self.crpe is not None:
+            out = out + self.crpe(q, v, size)
+        out = out.transpose(1, 2).flatten(2)  # heads side by side: (B, N, 4D/5)
+        if untouched is not None:
+            out = Tensor.cat(out, untouched, dim=2)  # (B, N, D)
+        return self.proj(out).dropout(self.drop_rate)

@@ -150,7 +150,7 @@ def convolve(x: Tensor, weight: Tensor, groups: int = 1, stride: int = 1) -> Ten
         x, weight = (Tensor(source) for source in call.src[1:])
         g = Tensor(gradient).contiguous()  # (B, out, H/stride, W/stride)
         return (
-            _input_gradient(x, weight, g, groups, stride).uop,
+            _input_gradient(x, weight, g, groups, stride).contiguous().uop,
             _weight_gradient(x, weight, g, groups, stride).uop,
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
-from tinygmf.config import STAGES, STRIDES, VARIANTS, GroupMixFormerConfig
+from tinygmf.config import STAGES, STRIDES, VARIANTS, AttentionConfig, GroupMixFormerConfig
 from tinygmf.gma import GroupMixAttention, SeparableConv2d, Size, to_map, to_tokens
 from tinygmf.layers import (
     GELU,
@@ -83,17 +83,23 @@ class GMABlock(Module):
     """Position, attention, MLP, each added to the tokens (B, N, D) it reads."""
 
     def __init__(
-        self, rng: Rng, dim: int, hidden: int, drop_path_rate: float, drop_rate: float
+        self,
+        rng: Rng,
+        dim: int,
+        hidden: int,
+        drop_path_rate: float,
+        drop_rate: float,
+        attention: AttentionConfig,
     ) -> None:
-        self.cpe = ConvPosEnc(rng, dim)
+        self.cpe: Any = ConvPosEnc(rng, dim) if attention.cpe else None
         self.norm1 = LayerNorm(rng, dim, eps=1e-6)
-        self.att = GroupMixAttention(dim, rng, drop_rate)
+        self.att = GroupMixAttention(dim, rng, drop_rate, attention)
         self.norm2 = LayerNorm(rng, dim, eps=1e-6)
         self.mlp = Mlp(rng, dim, hidden, drop_rate)
         self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        x = self.cpe(x, size)
+        x = x if self.cpe is None else self.cpe(x, size)
         x = x + drop_path(self.att(self.norm1(x), size), self.drop_path_rate)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate)
 
@@ -128,7 +134,9 @@ class GroupMixFormer(Module):
         ]
         self.groupmixformer_backbone = [
             GMAStage(
-                GMABlock(rng, dims[i], config.mlp_hidden(i), rate, config.drop_rate)
+                GMABlock(
+                    rng, dims[i], config.mlp_hidden(i), rate, config.drop_rate, config.attention
+                )
                 for rate in rates[i]
             )
             for i in range(STAGES)

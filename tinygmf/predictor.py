@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from tinygmf import program_cache
 from tinygmf.devices import open_device
 from tinygmf.folded import FoldedGroupMixFormer
 from tinygmf.image import load_image, preprocess
+from tinygmf.launcher import Launcher
 from tinygmf.model import MIN_SIZE, GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 
@@ -65,6 +67,7 @@ class Predictor:
         self.dtype, self.config = dtype, model.config
         self.device = open_device(device)
         self._program: Callable | None = None
+        self._lock = Lock()  # the lanes hold one batch at a time
         self.use_weights(model)
 
     def use_weights(self, model: GroupMixFormer) -> None:
@@ -105,8 +108,12 @@ class Predictor:
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
         shape = (self.batch_size, 3, self.image_size, self.image_size)
-        if batch.shape[1:] != shape[1:] or len(batch) > self.batch_size:
-            raise ValueError(f"pictures: expected up to {shape}, found {batch.shape}")
+        if batch.shape[1:] != shape[1:] or not 0 < len(batch) <= self.batch_size:
+            raise ValueError(f"pictures: expected 1 up to {shape}, found {batch.shape}")
+        with self._lock:
+            return self._run(batch)
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
         if self._program is None:
             self._use(
                 program_cache.load_or_compile(
@@ -148,7 +155,8 @@ class Predictor:
         self._program, self._lanes = program, []
         for _ in range(-(-self.batch_size // self._lane_shape[0])):
             x, weights = self._arguments()
-            self._lanes.append((x, program_cache.bind(program, x, weights)))
+            copy = program_cache.with_own_buffers(program)
+            self._lanes.append((x, Launcher(copy, x, *weights)))
         self._threads = ThreadPoolExecutor(len(self._lanes))
 
     def _key(self) -> dict[str, Any]:

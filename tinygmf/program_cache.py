@@ -76,17 +76,6 @@ def compile_program(
     return with_own_buffers(program)
 
 
-def bind(program: Any, *arguments: Any) -> Callable[[], Any]:
-    """The program on these very tensors, with fresh buffers: calling it launches the kernels.
-
-    Nothing else happens in a call, so that bound programs can run side by side in threads.
-    """
-    captured = with_own_buffers(program).captured
-    parts = [[a] if isinstance(a, Tensor) else a for a in arguments]
-    inputs = [tensor.uop.base for part in parts for tensor in part]
-    return lambda: captured(inputs, {})
-
-
 def replace_entry(key: Mapping[str, Any], program: Program, device: str) -> None:
     """Keeps this program in place of the one that is kept under the key."""
     full_key = dict(key) | environment(device)

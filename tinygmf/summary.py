@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygmf.config import NUM_HEADS, STAGES, GroupMixFormerConfig, variant_name
-from tinygmf.gma import ConvRelPosEnc
+from tinygmf.config import STAGES, AttentionConfig, GroupMixFormerConfig, variant_name
+from tinygmf.gma import relative_heads
 
 # Parameters in millions, FLOPs in thousand millions at 224x224, ImageNet-1K top-1 in per cent:
 # arXiv 2311.15157, table 4, and the authors' page.
@@ -35,24 +35,43 @@ class StageSummary:
     flops: int
 
 
-def _block_parameters(dim: int, hidden: int) -> int:
-    segment, head_dim = dim // 5, dim // 10
-    convolutions = sum(segment * k * k + segment * segment for k in (3, 5, 7))
-    aggregator = convolutions + 4 * 2 * segment  # four BatchNorms
-    aggregator += 3 * segment * 9 + 3 * segment * segment + 2 * segment  # non-attention branch
-    crpe = sum(heads * head_dim * (k * k + 1) for k, heads in ConvRelPosEnc.KERNELS)
+def _aggregator_weights(segment: int, config: AttentionConfig) -> int:
+    """Of the convolutions that make group proxies; pooling has 1x1 convolutions alone."""
+    sizes = () if config.aggregator == "none" else [k for k in config.kernels if k > 1]
+    window = 1 if config.aggregator == "convolution" else 0
+    return sum(window * segment * k * k + segment * segment for k in sizes)
+
+
+def _branch_weights(segment: int, config: AttentionConfig) -> int:
+    """Of the non-attention branch's convolution."""
+    return (3 * segment * 9 + 3 * segment * segment) * config.non_attention
+
+
+def _crpe_channels(dim: int, config: AttentionConfig) -> list[tuple[int, int]]:
+    """Kernel sizes of `crpe`, and how many channels have each."""
+    heads = relative_heads(config.heads) if config.crpe else ()
+    return [(k, count * dim // 10) for k, count in heads]
+
+
+def _block_parameters(dim: int, hidden: int, config: AttentionConfig) -> int:
+    segment = dim // 5
+    aggregator = _aggregator_weights(segment, config) + _branch_weights(segment, config)
+    norms = 0 if config.aggregator == "none" else config.heads // 2  # BatchNorms
+    aggregator += (norms + config.non_attention) * 2 * segment
+    crpe = sum(channels * (k * k + 1) for k, channels in _crpe_channels(dim, config))
     linear = 3 * dim * (dim + 1) + dim * (dim + 1)  # qkv, proj
     mlp = hidden * (dim + 1) + dim * (hidden + 1)
-    return dim * (9 + 1) + 2 * 2 * dim + linear + aggregator + crpe + mlp
+    return dim * (9 + 1) * config.cpe + 2 * 2 * dim + linear + aggregator + crpe + mlp
 
 
-def _block_flops(tokens: int, dim: int, hidden: int) -> int:
+def _block_flops(tokens: int, dim: int, hidden: int, config: AttentionConfig) -> int:
     segment, head_dim = dim // 5, dim // 10
-    aggregator = 3 * sum(segment * k * k + segment * segment for k in (3, 5, 7))
-    aggregator += 3 * segment * 9 + 3 * segment * segment
-    crpe = sum(heads * head_dim * k * k for k, heads in ConvRelPosEnc.KERNELS)
-    attention = 2 * NUM_HEADS * head_dim * head_dim
-    return tokens * (9 * dim + 4 * dim * dim + aggregator + crpe + attention + 2 * dim * hidden)
+    aggregator = 3 * _aggregator_weights(segment, config) + _branch_weights(segment, config)
+    crpe = sum(channels * k * k for k, channels in _crpe_channels(dim, config))
+    reach = tokens if config.softmax else head_dim  # the map's row, or the context's
+    attention = 2 * config.heads * head_dim * reach
+    linear = 4 * dim * dim + 2 * dim * hidden
+    return tokens * (9 * dim * config.cpe + linear + aggregator + crpe + attention)
 
 
 def summarize(
@@ -70,9 +89,11 @@ def summarize(
         before, dim, hidden = dims[max(i - 1, 0)], dims[i], config.mlp_hidden(i)
         if i > 0:
             h, w = (h + 1) // 2, (w + 1) // 2
-        depth = config.serial_depths[i]
-        parameters = 9 * before + before * dim + 2 * dim + depth * _block_parameters(dim, hidden)
-        flops = h * w * before * (9 + dim) + depth * _block_flops(h * w, dim, hidden)
+        depth, attention = config.serial_depths[i], config.attention
+        parameters = 9 * before + before * dim + 2 * dim
+        parameters += depth * _block_parameters(dim, hidden, attention)
+        flops = h * w * before * (9 + dim)
+        flops += depth * _block_flops(h * w, dim, hidden, attention)
         rows.append(StageSummary(f"stage {i + 1}", h, w, dim, depth, parameters, flops))
     classes, dim = config.num_classes, dims[-1]
     head = classes * (dim + 1) + 2 * dim

@@ -52,10 +52,9 @@ class Programs:
 
     def _flat(self, layout: Layout) -> list[Tensor]:
         """Stand-ins for the state: compiling runs each program once, and must not touch it."""
-        names = [layout.weights] * 7 + [layout.statistics]
-        counters = np.zeros(len(layout.counters), np.int64)
-        sizes = [sum(int(np.prod(shape)) for shape in shapes.values()) for shapes in names]
-        return [*map(self._zeros, sizes), tensor_from_numpy(counters, self.device)]
+        floats = [self._zeros(layout.weights.size) for _ in range(7)]
+        counters = tensor_from_numpy(np.zeros(layout.counters.size, np.int64), self.device)
+        return [*floats, self._zeros(layout.statistics.size), counters]
 
     def _zeros(self, *shape: int) -> Tensor:
         return tensor_from_numpy(np.zeros(shape, np.float32), self.device)

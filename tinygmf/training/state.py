@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
@@ -17,38 +17,67 @@ from tinygmf.tensors import tensor_from_numpy
 
 COUNTER = "num_batches_tracked"
 RUNNING = "running_mean", "running_var"
-Shapes = Mapping[str, tuple[int, ...]]
+ALIGNMENT = 16  # numbers: vector instructions need a tensor to begin at a multiple of 64 bytes
 
 
-@dataclass(frozen=True)
+class Pieces:
+    """Many arrays, by name, one behind the other in a flat one, each at an aligned start."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = dict(shapes)
+        self.sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        self.room = {n: -(-size // ALIGNMENT) * ALIGNMENT for n, size in self.sizes.items()}
+        ends = accumulate(self.room.values(), initial=0)
+        self.starts = dict(zip(self.shapes, ends, strict=False))
+        self.size = sum(self.room.values())
+
+    def join(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The flat array, zeros in the gaps."""
+        flat = np.zeros(self.size, next(iter(arrays.values())).dtype)
+        for name, start in self.starts.items():
+            flat[start : start + self.sizes[name]] = arrays[name].reshape(-1)
+        return flat
+
+    def split(self, flat: Any) -> dict[str, Any]:
+        """The parts of a flat array or tensor: views, no copies."""
+        return {
+            name: flat[start : start + self.sizes[name]].reshape(self.shapes[name])
+            for name, start in self.starts.items()
+        }
+
+    def join_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """`join` for tensors, in groups: a kernel that picks each number from one of hundreds of
+        tensors would be slow."""
+        flat = [
+            tensors[name].flatten().pad((0, self.room[name] - self.sizes[name]))
+            for name in self.shapes
+        ]
+        groups = [Tensor.cat(*flat[i : i + 32]).contiguous() for i in range(0, len(flat), 32)]
+        return Tensor.cat(*groups).contiguous()
+
+    def fill(self, value: Callable[[str], float]) -> np.ndarray:
+        """A flat array, float32, that holds `value(name)` throughout the piece of that name."""
+        shapes = self.shapes.items()
+        return self.join({name: np.full(s, value(name), np.float32) for name, s in shapes})
+
+
 class Layout:
-    """Which entries of the network's state dict each flat tensor holds, in its order."""
+    """Which entries of a network's state dict each flat tensor holds."""
 
-    weights: Shapes
-    statistics: Shapes  # running means and variances
-    counters: Shapes  # the number of batches that each BatchNorm has seen
-
-    @classmethod
-    def of(cls, model: GroupMixFormer) -> Layout:
+    def __init__(self, model: GroupMixFormer) -> None:
         parts: tuple[dict[str, tuple[int, ...]], ...] = ({}, {}, {})
         for name, tensor in get_state_dict(model).items():
             last = name.rpartition(".")[2]
             part = 2 if last == COUNTER else 1 if last in RUNNING else 0
             parts[part][name] = tuple(map(int, tensor.shape))
-        return cls(*parts)
+        self.weights, self.statistics, self.counters = map(Pieces, parts)
 
-
-def starts(shapes: Shapes) -> list[int]:
-    """Where each piece of a flat tensor begins, and where the last one ends."""
-    return list(accumulate(map(math.prod, shapes.values()), initial=0))
-
-
-def bind(model: GroupMixFormer, layout: Layout, *flat: Tensor) -> None:
-    """Make the network's tensors views of flat weights, statistics and counters."""
-    state = get_state_dict(model)
-    for tensor, shapes in zip(flat, (layout.weights, layout.statistics, layout.counters)):
-        for (name, shape), start in zip(shapes.items(), starts(shapes)):
-            state[name].replace(tensor[start : start + math.prod(shape)].reshape(shape))
+    def bind(self, model: GroupMixFormer, *flat: Tensor) -> None:
+        """Make the network's tensors views of flat weights, statistics and counters."""
+        state = get_state_dict(model)
+        for tensor, pieces in zip(flat, (self.weights, self.statistics, self.counters), strict=True):
+            for name, view in pieces.split(tensor).items():
+                state[name].replace(view)
 
 
 class TrainingState:
@@ -63,10 +92,8 @@ class TrainingState:
         self, layout: Layout, arrays: Mapping[str, np.ndarray], device: str | None = None
     ) -> None:
         self.layout = layout
-        weights, statistics, counters = (
-            np.concatenate([np.asarray(arrays[name]).reshape(-1) for name in shapes])
-            for shapes in (layout.weights, layout.statistics, layout.counters)
-        )
+        parts = layout.weights, layout.statistics, layout.counters
+        weights, statistics, counters = (pieces.join(arrays) for pieces in parts)
         zeros = np.zeros_like(weights)
         values = {
             "weights": weights,
@@ -84,20 +111,18 @@ class TrainingState:
 
     def network(self, weights: str = "weights") -> dict[str, np.ndarray]:
         """The network's state dict; `weights` may be "average"."""
-        arrays = {}
         names = weights, "statistics", "counters"
         parts = self.layout.weights, self.layout.statistics, self.layout.counters
-        for flat, shapes in zip(names, parts, strict=True):
-            values = self.tensors[flat].numpy()
-            for (name, shape), start in zip(shapes.items(), starts(shapes)):
-                arrays[name] = values[start : start + math.prod(shape)].reshape(shape)
+        arrays: dict[str, np.ndarray] = {}
+        for name, pieces in zip(names, parts, strict=True):
+            arrays |= pieces.split(self.tensors[name].numpy())
         return arrays
 
 
 def weight_decay(layout: Layout, decay: float) -> np.ndarray:
     """For every weight `decay`, or none on biases and one-dimensional tensors."""
-    rows = [np.full(math.prod(s), decay * (len(s) > 1)) for s in layout.weights.values()]
-    return np.concatenate(rows).astype(np.float32)
+    shapes = layout.weights.shapes
+    return layout.weights.fill(lambda name: decay * (len(shapes[name]) > 1))
 
 
 def rate_factors(layout: Layout, layer_decay: float, head_only: bool) -> np.ndarray:
@@ -113,5 +138,4 @@ def rate_factors(layout: Layout, layer_decay: float, head_only: bool) -> np.ndar
             return layer_decay ** (STAGES + 1)
         return layer_decay ** (STAGES - int(name.split(".")[1]))
 
-    rows = [np.full(math.prod(s), factor(name)) for name, s in layout.weights.items()]
-    return np.concatenate(rows).astype(np.float32)
+    return layout.weights.fill(factor)

@@ -18,8 +18,10 @@ from tinygrad.nn.state import get_state_dict
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.gma import to_map
 from tinygmf.layers import (
+    GELU,
     BatchNorm,
     Conv2d,
+    Hardswish,
     LayerNorm,
     Linear,
     Module,
@@ -28,9 +30,9 @@ from tinygmf.layers import (
     record_statistics,
 )
 from tinygmf.model import GroupMixFormer
-from tinygmf.training.state import Layout, bind
+from tinygmf.training.state import Layout
 
-KEPT = Linear, Conv2d, LayerNorm, BatchNorm
+KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
 
 
 def run_part(
@@ -46,7 +48,7 @@ def run_part(
             if not isinstance(module, KEPT):
                 return None
             kept.append(output.contiguous())
-            return kept[-1]
+            return kept[-1].contiguous_backward()
 
         with record(keep), record_statistics() as found:
             output = part(*inputs).contiguous()
@@ -93,7 +95,7 @@ class GradientProgram:
 
     def __init__(self, config: GroupMixFormerConfig) -> None:
         self.model = GroupMixFormer(config, seed=None)
-        self.layout = Layout.of(self.model)
+        self.layout = Layout(self.model)
 
     def __call__(
         self,
@@ -105,7 +107,7 @@ class GradientProgram:
         pictures: Tensor,
         targets: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        bind(self.model, self.layout, weights, statistics, counters)
+        self.layout.bind(self.model, weights, statistics, counters)
         with Context(TRAINING=1):
             logits, found = run_network(self.model, pictures)
             loss = cross_entropy(logits, targets)
@@ -119,13 +121,10 @@ class GradientProgram:
         return loss, logits
 
     def flat_gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of all weights. It is gathered in groups: a kernel that picks each number
-        from one of hundreds of tensors would be slow."""
-        state = get_state_dict(self.model)
-        gradients = loss.gradient(*(state[name] for name in self.layout.weights))
-        flat = [gradient.flatten() for gradient in gradients]
-        groups = [Tensor.cat(*flat[i : i + 32]).contiguous() for i in range(0, len(flat), 32)]
-        return Tensor.cat(*groups).contiguous()
+        """The gradient of all weights."""
+        state, names = get_state_dict(self.model), list(self.layout.weights.shapes)
+        gradients = loss.gradient(*(state[name] for name in names))
+        return self.layout.weights.join_tensors(dict(zip(names, gradients, strict=True)))
 
     def flat_statistics(self, found: Statistics) -> Tensor:
         """The batch's means and unbiased variances, in the order of the flat statistics."""
@@ -134,7 +133,7 @@ class GradientProgram:
         for norm, mean, var, count in found:
             numbers[f"{names[id(norm)]}.running_mean"] = mean
             numbers[f"{names[id(norm)]}.running_var"] = var * (count / max(count - 1, 1))
-        return Tensor.cat(*(numbers[name] for name in self.layout.statistics)).contiguous()
+        return self.layout.statistics.join_tensors(numbers)
 
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8

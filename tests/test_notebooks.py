@@ -1,0 +1,117 @@
+"""Every notebook runs from top to bottom, and is committed the way a reader wants to find it."""
+
+import json
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+QUICK = ("01", "02", "03")  # less than half a minute together; the others are `slow`
+
+MACHINE_PATH = re.compile(r"(?<![\w.])/(home|Users|root|tmp|work|opt|var|usr|mnt)/|[A-Z]:\\")
+NETWORK = re.compile(r"https?://|urllib|requests\.|fetch_|wget|curl|pip install|hf_hub")
+DEFINITION = re.compile(r"^\s*(def|class|async def) ", re.MULTILINE)
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def text_of(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(cell: dict) -> str:
+    """All text among a cell's outputs; pictures left out."""
+    lines: list[str] = []
+    for output in cell["outputs"]:
+        lines += output.get("text", [])
+        for kind, data in output.get("data", {}).items():
+            if kind.startswith("text/"):
+                lines += data
+    return "".join(lines)
+
+
+def each_notebook(function):
+    return pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)(function)
+
+
+def test_the_notebooks_are_numbered_without_gaps():
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert numbers == list(range(1, len(NOTEBOOKS) + 1))
+
+
+@each_notebook
+def test_a_notebook_is_short_and_small(path):
+    assert len(load(path)["cells"]) < 25
+    assert path.stat().st_size < 1_000_000
+
+
+@each_notebook
+def test_every_cell_of_code_has_a_sentence_before_it(path):
+    cells = load(path)["cells"]
+    for before, cell in pairwise(cells):
+        assert cell["cell_type"] == "markdown" or before["cell_type"] == "markdown"
+
+
+@each_notebook
+def test_a_notebook_ends_in_exercises_with_folded_solutions(path):
+    last = text_of(load(path)["cells"][-1])
+    assert "### Exercises" in last and last.count("<details>") == last.count("</details>") >= 3
+
+
+@each_notebook
+def test_outputs_are_committed_and_whole(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert outputs
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs)
+
+
+@each_notebook
+def test_a_notebook_holds_no_path_of_a_machine_and_needs_no_network(path):
+    for cell in load(path)["cells"]:
+        assert not MACHINE_PATH.search(text_of(cell))
+    for cell in code_cells(path):
+        assert not MACHINE_PATH.search(printed(cell))
+        assert not NETWORK.search(text_of(cell))
+
+
+@each_notebook
+def test_a_notebook_defines_no_function_that_belongs_in_a_package(path):
+    assert not any(DEFINITION.search(text_of(cell)) for cell in code_cells(path))
+
+
+def marks(path: Path) -> list:
+    return [] if path.name.startswith(QUICK) else [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=marks(path), id=path.stem) for path in NOTEBOOKS]
+)
+def test_a_notebook_runs(path, monkeypatch, tmp_path):
+    for extra in ("ipykernel", "ipywidgets", "matplotlib", "sklearn"):
+        pytest.importorskip(extra, reason="needs pip install 'tinygmf[notebooks]'")
+    nbclient = pytest.importorskip("nbclient", reason="needs pip install 'tinygmf[notebooks]'")
+    nbformat = pytest.importorskip("nbformat", reason="needs pip install 'tinygmf[notebooks]'")
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # the user's own settings stay out of it
+    before = {file.name for file in FOLDER.iterdir()}
+    notebook = nbformat.read(path, as_version=4)
+    place = {"metadata": {"path": str(FOLDER)}}
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources=place
+    ).execute()  # CellExecutionError, with the cell, if one fails
+    assert {file.name for file in FOLDER.iterdir()} == before, "a notebook left a file behind"
