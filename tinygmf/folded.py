@@ -99,15 +99,20 @@ class FoldedGroupMixFormer:
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Pictures -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32."""
-        return [m.permute(0, 3, 1, 2) for m in self._maps(x, iter(self.weights))]
+        return list(self.outputs(x, self.weights)[:-1])
 
     def forward(self, x: Tensor, weights: list[Tensor]) -> Tensor:
         """Pictures, and `self.weights` or others of their shapes -> logits or pooled features."""
+        return self.outputs(x, weights)[-1]
+
+    def outputs(self, x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """The four maps (B, D_i, h, w), and the logits or pooled features."""
         remaining = iter(weights)
-        *_, last = self._maps(x, remaining)  # (B, h, w, D4)
-        pooled = last.mean((1, 2), keepdim=True).cast(self.dtype).contiguous()
+        maps = list(self._maps(x, remaining))  # (B, h, w, D_i)
+        pooled = maps[-1].mean((1, 2), keepdim=True).cast(self.dtype).contiguous()
         logits = dense(pooled, next(remaining), next(remaining), dtype=dtypes.float32)
-        return logits.reshape(x.shape[0], -1)
+        channels_first = (m.permute(0, 3, 1, 2).contiguous() for m in maps)
+        return *channels_first, logits.reshape(x.shape[0], -1)
 
     def _maps(self, x: Tensor, weights: Iterator[Tensor]) -> Iterator[Tensor]:
         """The four maps (B, h, w, D_i), each after its stage."""

@@ -25,6 +25,7 @@ from tinygmf.tensors import tensor_from_numpy
 Rng = np.random.Generator | None
 Statistics = list[tuple["BatchNorm", Tensor, Tensor, int]]
 _statistics: ContextVar[Statistics | None] = ContextVar("statistics", default=None)
+_branch_factors: ContextVar[Iterator[Tensor] | None] = ContextVar("branches", default=None)
 _recorder: ContextVar[Callable[[Module, Any], None] | None] = ContextVar("recorder", default=None)
 
 
@@ -251,5 +252,18 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     if not TRAINING or rate == 0:
         return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    if (factors := _branch_factors.get()) is not None:
+        return x * next(factors).reshape(shape)
     keep = Tensor.rand(*shape, device=x.device) >= rate
     return x * keep / (1 - rate)
+
+
+@contextmanager
+def branch_factors(factors: Iterator[Tensor]) -> Iterator[None]:
+    """Every `drop_path` in the `with` block takes its next factors, (B,), from here: 0 or
+    1 / (1 - rate), drawn by the caller."""
+    token = _branch_factors.set(factors)
+    try:
+        yield
+    finally:
+        _branch_factors.reset(token)

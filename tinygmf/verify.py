@@ -1,4 +1,4 @@
-"""This port against the pure-Python reference, stage by stage, on one picture.
+"""The compiled network against the pure-Python reference, stage by stage, on one picture.
 
 The two halves of the project never import each other. The reference runs as its own program, on the
 same weights and the same picture, and prints its four maps and logits as JSON.
@@ -11,15 +11,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tinygmf.checkpoint import load_model, save_model
-from tinygmf.devices import open_device, set_default_device
+from tinygmf.devices import open_device
+from tinygmf.folded import FoldedGroupMixFormer
 from tinygmf.image import normalize
 from tinygmf.model import MIN_SIZE, GroupMixFormer
+from tinygmf.program_cache import load_or_compile
 from tinygmf.tensors import tensor_from_numpy
 
 TOLERANCE = 1e-4  # of the largest value of each output; float32 rounding stays well below
@@ -47,13 +50,14 @@ def run_reference(folder: Path, model: GroupMixFormer, picture: Image.Image) -> 
     return [np.array(values) for values in (*answer["features"], answer["logits"])]
 
 
-def run_port(model: GroupMixFormer, picture: Image.Image) -> list[np.ndarray]:
-    """The same outputs from the readable tinygrad network."""
-    x = tensor_from_numpy(normalize(picture)[None])
-    maps = model.forward_features(x)
-    outputs = [*maps, model.forward_head(maps[-1])]
-    maps[0].realize(*outputs[1:])
-    return [output.numpy()[0] for output in outputs]
+def run_engine(model: GroupMixFormer, picture: Image.Image, device: str) -> list[np.ndarray]:
+    """The same outputs from the compiled network that classifies a user's pictures."""
+    network = FoldedGroupMixFormer(model, device=device)
+    x = tensor_from_numpy(normalize(picture)[None], device)
+    key = {"network": asdict(model.config), "input": x.shape, "outputs": "maps and logits"}
+    arguments = x, network.weights
+    program = load_or_compile(key, network.outputs, *arguments, device=device)
+    return [output.numpy()[0] for output in program(*arguments)]
 
 
 def sample_picture(size: int) -> Image.Image:
@@ -75,9 +79,10 @@ def verify_network(weights: str | os.PathLike[str], size: int, device: str | Non
         )
     if size < MIN_SIZE:
         raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")
-    set_default_device(open_device(device))
+    device = open_device(device)
     model, picture = load_model(weights), sample_picture(size)
-    expected, found = run_reference(folder, model, picture), run_port(model, picture)
+    expected = run_reference(folder, model, picture)
+    found = run_engine(model, picture, device)
     names = [f"stage {i}" for i in range(1, len(expected))] + ["logits"]
     print(f"{'':8} {'shape':>14} {'largest value':>14} {'largest difference':>19} {'ratio':>9}")
     good = True

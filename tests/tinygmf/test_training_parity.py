@@ -28,7 +28,9 @@ def measured(programs: Programs) -> dict[str, np.ndarray]:
     state = TrainingState(programs.layout, read_tensors(DATA / "nano.pth"), "CPU")
     rows = targets(GRADIENTS["labels"], 10, smoothing=0.1)
     pictures = parity_input(int(GRADIENTS["seed"]), (4, 3, 64, 64))
-    arguments = [tensor_from_numpy(a, "CPU") for a in (np.ones(1, np.float32), pictures, rows)]
+    factors = np.ones((2 * 5, 4), np.float32)
+    arrays = np.ones(1, np.float32), pictures, rows, factors
+    arguments = [tensor_from_numpy(array, "CPU") for array in arrays]
     names = "weights", "gradient", "statistics", "counters"
     loss, _ = programs.gradient(*(state[name] for name in names), *arguments)
     result = {"loss": loss.numpy()}

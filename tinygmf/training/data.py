@@ -14,7 +14,9 @@ from tinygmf.predictor import chunks, read_ahead
 from tinygmf.training.augment import mix, targets, training_picture
 from tinygmf.training.recipe import Recipe
 
-ORDER, PICTURE, MIX = range(3)  # the uses of random numbers, each with a generator of its own
+ORDER, PICTURE, MIX, BRANCHES = range(
+    4
+)  # the uses of random numbers, each with a generator of its own
 
 
 class DataError(ValueError):

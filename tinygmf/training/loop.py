@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from tinygrad.nn.state import get_state_dict
 from tqdm.auto import tqdm
 
 from tinygmf.checkpoint import load_state_dict
@@ -14,11 +16,11 @@ from tinygmf.config import GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor
 from tinygmf.tensors import tensor_from_numpy
-from tinygmf.training.data import Dataset
+from tinygmf.training.data import BRANCHES, Dataset
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
 from tinygmf.training.state import TrainingState, rate_factors, weight_decay
-from tinygmf.training.step import update_schedule
+from tinygmf.training.step import draw_factors, update_schedule
 
 
 class TrainingError(ValueError):
@@ -40,7 +42,7 @@ class EpochReport:
 
 
 class Trainer:
-    """Trains a network on a data set by a recipe: `for report in Trainer(…).epochs(): …`.
+    """Trains a network on a data set by a recipe, epoch by epoch: `run_epoch`, while `step < steps`.
 
     `model` gives the first weights and gets the trained ones (`finish`). Raises DataError where
     there is too little data, TrainingError where the loss is no number any more.
@@ -74,20 +76,17 @@ class Trainer:
         batches = len(data.train) // recipe.batch_size
         self.steps_per_epoch = batches // recipe.accumulate
         self.step = 0  # steps made
+        self.stop = False  # set it, from a signal handler say, to end after the present step
 
     @property
     def steps(self) -> int:
         """The steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
 
-    def epochs(self) -> list[EpochReport]:
-        """Train to the end; a report for each epoch."""
-        return [self.run_epoch() for _ in range(self.step // self.steps_per_epoch, self.recipe.epochs)]
-
-    def run_epoch(self) -> EpochReport:
-        """Train to the end of the present epoch and measure."""
+    def run_epoch(self) -> EpochReport | None:
+        """Train to the end of the present epoch and measure; None if `stop` was set before."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        losses, rate, start = [], 0.0, time.perf_counter()
+        losses, rate, speed, start = [], 0.0, 0.0, time.perf_counter()
         batches = self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -103,30 +102,36 @@ class Trainer:
                 losses.append(self.run_step(batches, rate))
                 speed = len(losses) * self.recipe.batch_size * self.recipe.accumulate
                 speed /= time.perf_counter() - start
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}")
+                bar.set_postfix(
+                    loss=f"{losses[-1]:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}"
+                )
                 bar.update()
+                if self.stop and self.step % self.steps_per_epoch:
+                    return None
         top1, top5 = self.evaluate()
         seconds = time.perf_counter() - start
         return EpochReport(
-            epoch + 1, self.step, float(np.mean(losses)), rate, top1, top5, speed, seconds
+            epoch + 1, self.step, float(np.mean(losses or [0.0])), rate, top1, top5, speed, seconds
         )
 
-    def run_step(self, batches, rate: float) -> float:
+    def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
         """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
-        state, total = self.state, 0.0
-        for _ in range(self.recipe.accumulate):
-            arrays = next(batches)
-            pictures, targets = (tensor_from_numpy(array, self.device) for array in arrays)
+        state, recipe, total = self.state, self.recipe, 0.0
+        for turn in range(recipe.accumulate):
+            rng = np.random.default_rng([recipe.seed, BRANCHES, self.step, turn])
+            arrays = *next(batches), draw_factors(self.config, recipe.batch_size, rng)
+            pictures, targets, factors = (tensor_from_numpy(a, self.device) for a in arrays)
             loss, _ = self.programs.gradient(
                 *(state[name] for name in ("weights", "gradient", "statistics", "counters")),
-                *(self.share, pictures, targets),
+                *(self.share, pictures, targets, factors),
             )
-            total += loss.item() / self.recipe.accumulate
+            total += loss.item() / recipe.accumulate
         if not math.isfinite(total):
             raise TrainingError(
-                f"the loss is {total} at step {self.step + 1}: try a lower --learning-rate"
+                f"the loss is {total} at step {self.step + 1}: the last checkpoint is intact; "
+                "try a lower --learning-rate"
             )
-        schedule = update_schedule(rate, self.step, self.recipe.clip, self.recipe.ema)
+        schedule = update_schedule(rate, self.step, recipe.clip, recipe.ema)
         self.programs.update(
             *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
             *(self.decay, self.rates, tensor_from_numpy(schedule, self.device)),
@@ -142,7 +147,11 @@ class Trainer:
         for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
             order = (-self.predictor.run(pictures)).argsort(axis=1, kind="stable")
             hits = order[:, :5] == labels[:, None]
-            best, five, count = best + hits[:, 0].sum(), five + hits.any(1).sum(), count + len(labels)
+            best, five, count = (
+                best + hits[:, 0].sum(),
+                five + hits.any(1).sum(),
+                count + len(labels),
+            )
         return float(best / count), float(five / count)
 
     def finish(self) -> GroupMixFormer:
@@ -159,6 +168,5 @@ def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFor
 
 
 def network_arrays(model: GroupMixFormer) -> dict[str, np.ndarray]:
-    from tinygrad.nn.state import get_state_dict
-
+    """The state dict as arrays."""
     return {name: tensor.numpy() for name, tensor in get_state_dict(model).items()}

@@ -41,8 +41,11 @@ class Programs:
                 )
 
         weights, gradient, first, second, average, decay, rates, statistics, counters = flat
+        factors = self._zeros(2 * sum(config.serial_depths), batch)
         self.gradient = compiled(
-            "gradient", program, weights, gradient, statistics, counters, share, pictures, rows
+            "gradient",
+            program,
+            *(weights, gradient, statistics, counters, share, pictures, rows, factors),
         )
         self.update = compiled(
             "update",

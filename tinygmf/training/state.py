@@ -75,7 +75,9 @@ class Layout:
     def bind(self, model: GroupMixFormer, *flat: Tensor) -> None:
         """Make the network's tensors views of flat weights, statistics and counters."""
         state = get_state_dict(model)
-        for tensor, pieces in zip(flat, (self.weights, self.statistics, self.counters), strict=True):
+        for tensor, pieces in zip(
+            flat, (self.weights, self.statistics, self.counters), strict=True
+        ):
             for name, view in pieces.split(tensor).items():
                 state[name].replace(view)
 

@@ -8,6 +8,7 @@ What a part computes is kept for its gradient, as the program runs forward and b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tinygrad.function import function
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.gma import to_map
+from tinygmf.gma import Size, to_map
 from tinygmf.layers import (
     GELU,
     BatchNorm,
@@ -26,10 +27,11 @@ from tinygmf.layers import (
     Linear,
     Module,
     Statistics,
+    branch_factors,
     record,
     record_statistics,
 )
-from tinygmf.model import GroupMixFormer
+from tinygmf.model import GMABlock, GroupMixFormer
 from tinygmf.training.state import Layout
 
 KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
@@ -61,9 +63,20 @@ def run_part(
     return output, [(norm, next(numbers), next(numbers), n) for norm, _, _, n in statistics]
 
 
-def run_network(model: GroupMixFormer, pictures: Tensor) -> tuple[Tensor, Statistics]:
-    """The logits (B, num_classes), part by part, and the statistics of every BatchNorm."""
+def run_block(block: GMABlock, size: Size, x: Tensor, *factors: Tensor) -> Tensor:
+    with branch_factors(iter(factors)):
+        return block(x, size)
+
+
+def run_network(
+    model: GroupMixFormer, pictures: Tensor, factors: Tensor
+) -> tuple[Tensor, Statistics]:
+    """The logits (B, num_classes), part by part, and the statistics of every BatchNorm.
+
+    factors (2 * blocks, B): stochastic depth's, of each block's attention and MLP.
+    """
     statistics: Statistics = []
+    rows = iter(range(int(factors.shape[0])))
 
     def run(part: Callable[..., Tensor], modules: list[Module], *inputs: Tensor) -> Tensor:
         output, found = run_part(part, modules, *inputs)
@@ -72,10 +85,14 @@ def run_network(model: GroupMixFormer, pictures: Tensor) -> tuple[Tensor, Statis
 
     x = run(model.conv_stem, [model.conv_stem], pictures)
     for embed, stage in zip(model.patch_embed_layers, model.groupmixformer_backbone, strict=True):
-        size = tuple(-(-int(s) // embed.proj.conv1.stride) for s in x.shape[2:])
+        stride = embed.proj.conv1.stride
+        size = -(-int(x.shape[2]) // stride), -(-int(x.shape[3]) // stride)
         x = run(lambda x, embed=embed: embed(x)[0], [embed], x)
         for block in stage.gma_stage:
-            x = run(lambda x, block=block, size=size: block(x, size), [block], x)
+            branches = [factors[next(rows)].contiguous() for _ in range(2)]
+            if not block.drop_path_rate:
+                branches = []
+            x = run(partial(run_block, block, size), [block], x, *branches)
         x = to_map(x, size)
     last = [module for module in (model.norm4, model.head) if module is not None]
     return run(model.forward_head, last, x), statistics
@@ -106,10 +123,11 @@ class GradientProgram:
         share: Tensor,
         pictures: Tensor,
         targets: Tensor,
+        factors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         self.layout.bind(self.model, weights, statistics, counters)
         with Context(TRAINING=1):
-            logits, found = run_network(self.model, pictures)
+            logits, found = run_network(self.model, pictures, factors)
             loss = cross_entropy(logits, targets)
             new, batch = self.flat_gradient(loss), self.flat_statistics(found)
         logits = logits + 0.0  # a tensor of its own: the part's result belongs to the part
@@ -134,6 +152,13 @@ class GradientProgram:
             numbers[f"{names[id(norm)]}.running_mean"] = mean
             numbers[f"{names[id(norm)]}.running_var"] = var * (count / max(count - 1, 1))
         return self.layout.statistics.join_tensors(numbers)
+
+
+def draw_factors(config: GroupMixFormerConfig, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """Stochastic depth's factors for a batch, (2 * blocks, B): 0, or 1 / (1 - rate)."""
+    rates = np.repeat([rate for stage in config.drop_path_rates() for rate in stage], 2)[:, None]
+    kept = rng.random((len(rates), batch)) >= rates
+    return (kept / (1 - rates)).astype(np.float32)
 
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8

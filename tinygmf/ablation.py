@@ -1,0 +1,265 @@
+"""Taking Group-Mix Attention apart: networks that lack one thing each, trained alike and compared.
+
+What is taken away is a value of `AttentionConfig`; everything else, recipe and seeds included, is
+the same for all. The networks are small and so is the data: a difference that is no larger than
+the spread over seeds says nothing, and what holds here need not hold for ImageNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+
+from tinygmf.config import VARIANTS, AttentionConfig, GroupMixFormerConfig
+from tinygmf.model import GroupMixFormer
+from tinygmf.program_cache import load_or_compile
+from tinygmf.summary import summarize
+from tinygmf.tensors import tensor_from_numpy
+from tinygmf.training.data import Dataset
+from tinygmf.training.programs import Programs
+from tinygmf.training.recipe import RECIPES, Recipe
+from tinygmf.training.state import Layout, TrainingState, bind, rate_factors, weight_decay
+from tinygmf.training.step import update_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ABLATIONS = {
+    "published": AttentionConfig(),
+    "average": AttentionConfig(aggregator="average"),
+    "maximum": AttentionConfig(aggregator="maximum"),
+    "minimum": AttentionConfig(aggregator="minimum"),
+    "tokens": AttentionConfig(kernels=(1, 1, 1)),  # no groups, all else as published
+    "kernels-3": AttentionConfig(kernels=(3, 3, 3)),
+    "kernels-5-7-9": AttentionConfig(kernels=(5, 7, 9)),
+    "no-branch": AttentionConfig(non_attention=False),
+    "no-cpe": AttentionConfig(cpe=False),
+    "no-crpe": AttentionConfig(crpe=False),
+    "no-position": AttentionConfig(cpe=False, crpe=False),  # what the article describes
+    "softmax": AttentionConfig(softmax=True),
+    # multi-head self-attention of the same width, with nothing that knows of neighbours
+    "plain": AttentionConfig("none", non_attention=False, cpe=False, crpe=False, softmax=True),
+    "plain-cpe": AttentionConfig("none", non_attention=False, crpe=False, softmax=True),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an ablation came to."""
+
+    name: str
+    parameters: int
+    flops: int  # for one picture, as in `tinygmf info`
+    accuracies: tuple[float, ...]  # top-1, a share of the held-out pictures, for each seed
+    seconds: float  # of training and evaluating one seed, without compiling
+
+    @property
+    def accuracy(self) -> float:
+        return mean(self.accuracies)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation over seeds; 0 for a single one."""
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+class Bench:
+    """A network's compiled programs for one recipe, used for every seed.
+
+    The trained network is evaluated as it stands: only the published form can be folded.
+    """
+
+    def __init__(
+        self, config: GroupMixFormerConfig, data: Dataset, recipe: Recipe, device: str
+    ) -> None:
+        self.config, self.data, self.recipe, self.device = config, data, recipe, device
+        self.programs = Programs(config, recipe.batch_size, recipe.size, device, progress=False)
+        self.layout = self.programs.layout
+        self.decay = self._tensor(weight_decay(self.layout, recipe.weight_decay))
+        self.rates = self._tensor(rate_factors(self.layout, recipe.layer_decay, recipe.head_only))
+        self.forward = self._compile_forward()
+
+    def _tensor(self, array: Any) -> Tensor:
+        return tensor_from_numpy(np.asarray(array), self.device)
+
+    def _compile_forward(self) -> Any:
+        model, recipe = GroupMixFormer(self.config, seed=None), self.recipe
+        layout = Layout.of(model)
+
+        def forward(weights: Tensor, statistics: Tensor, counters: Tensor, x: Tensor) -> Tensor:
+            bind(model, layout, weights, statistics, counters)
+            return model(x)
+
+        shape = (recipe.batch_size, 3, recipe.size, recipe.size)
+        state = self._state(seed=0)
+        key = {"network": asdict(self.config), "input": shape, "program": "plain forward"}
+        arguments = (*self._network(state), self._tensor(np.zeros(shape, np.float32)))
+        return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
+
+    def _state(self, seed: int) -> TrainingState:
+        from tinygrad.nn.state import get_state_dict
+
+        fresh = get_state_dict(GroupMixFormer(self.config, seed))
+        arrays = {name: tensor.numpy() for name, tensor in fresh.items()}
+        return TrainingState(self.layout, arrays, self.device)
+
+    @staticmethod
+    def _network(state: TrainingState) -> tuple[Tensor, Tensor, Tensor]:
+        return state["weights"], state["statistics"], state["counters"]
+
+    def run(self, seed: int) -> float:
+        """Train from fresh weights; the share of held-out pictures that are then right."""
+        recipe, state, step = replace(self.recipe, seed=seed), self._state(seed), 0
+        steps_per_epoch = len(self.data.train) // recipe.batch_size
+        for epoch in range(recipe.epochs):
+            batches = self.data.batches(recipe, epoch)
+            for _, (pictures, targets) in zip(range(steps_per_epoch), batches, strict=False):
+                self._step(state, pictures, targets, recipe.rate(step, steps_per_epoch), step)
+                step += 1
+        return self.evaluate(state)
+
+    def _step(
+        self, state: TrainingState, pictures: Any, targets: Any, rate: float, step: int
+    ) -> None:
+        self.programs.gradient(
+            *(state[name] for name in ("weights", "gradient", "statistics", "counters")),
+            *map(self._tensor, (np.ones(1, np.float32), pictures, targets)),
+        )
+        schedule = self._tensor(update_schedule(rate, step, self.recipe.clip, ema=0.0))
+        self.programs.update(
+            *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
+            *(self.decay, self.rates, schedule),
+        )
+
+    def evaluate(self, state: TrainingState) -> float:
+        """Top-1 accuracy on the held-out pictures."""
+        right, count, batch = 0, 0, self.recipe.batch_size
+        for pictures, labels in self.data.validation(self.recipe.size, batch):
+            padded = np.zeros((batch, *pictures.shape[1:]), np.float32)
+            padded[: len(pictures)] = pictures
+            logits = self.forward(*self._network(state), self._tensor(padded)).numpy()
+            right += int((logits[: len(labels)].argmax(1) == labels).sum())
+            count += len(labels)
+        return right / count
+
+
+def ablate(
+    names: Sequence[str],
+    config: GroupMixFormerConfig,
+    data: Dataset,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    device: str,
+) -> Iterator[Outcome]:
+    """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done.
+
+    Raises ValueError for a name that is not there.
+    """
+    for name in names:
+        if name not in ABLATIONS:
+            raise ValueError(f"ablation: expected {', '.join(ABLATIONS)}, found {name!r}")
+    for name in names:
+        changed = replace(
+            config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
+        )
+        bench = Bench(changed, data, recipe, device)
+        rows = summarize(changed, (recipe.size, recipe.size))
+        start = time.perf_counter()
+        accuracies = tuple(bench.run(seed) for seed in seeds)
+        seconds = (time.perf_counter() - start) / len(seeds)
+        parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
+        yield Outcome(name, parameters, flops, accuracies, seconds)
+
+
+HEADING = f"{'':14} {'parameters':>10} {'FLOPs':>8} {'top-1':>7} {'spread':>7} {'seconds':>8}"
+
+
+def format_outcome(outcome: Outcome) -> str:
+    """A row of the table under `HEADING`."""
+    return (
+        f"{outcome.name:14} {outcome.parameters:10,} {outcome.flops / 1e6:7.2f}M "
+        f"{outcome.accuracy:7.2%} {outcome.spread:7.2%} {outcome.seconds:8.1f}"
+    )
+
+
+def save_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write outcomes as JSON; `load_outcomes` reads them back."""
+    path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+
+
+def load_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes in a file of `save_outcomes`."""
+    rows = json.loads(path.read_text())
+    return [Outcome(**row | {"accuracies": tuple(row["accuracies"])}) for row in rows]
+
+
+def draw_outcomes(outcomes: Sequence[Outcome]) -> Figure:
+    """Every seed a dot, the mean a line, one row for each ablation."""
+    from tinygmf.figures import require_matplotlib
+
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.3 * len(outcomes)), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    for i, outcome in enumerate(outcomes):
+        accuracies = [100 * accuracy for accuracy in outcome.accuracies]
+        axis.plot(accuracies, [i] * len(accuracies), "o", color="#4477aa", alpha=0.6)
+        middle = 100 * outcome.accuracy
+        axis.plot([middle, middle], [i - 0.35, i + 0.35], color="black")
+    axis.set_yticks(range(len(outcomes)), [outcome.name for outcome in outcomes])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("top-1 accuracy on held-out pictures, % (a dot: a seed; the line: their mean)")
+    axis.set_title("Ablations of Group-Mix Attention")
+    return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tinygmf ablate`."""
+    listed = ", ".join(ABLATIONS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {listed}")
+    parser.add_argument("--model", choices=list(VARIANTS), default="groupmixformer_nano")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
+    parser.add_argument("--epochs", type=int, default=10, help="times that every picture is seen")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them: .png or .svg")
+    parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train ablations of Group-Mix Attention on the digits and compare them."""
+    from tinygmf.devices import device_description, open_device, set_default_device
+    from tinygmf.figures import require_matplotlib
+    from tinygmf.training.digits import digits
+
+    if args.seeds < 1:
+        raise ValueError(f"--seeds: expected at least 1, found {args.seeds}")
+    if args.chart:
+        require_matplotlib()
+        if args.chart.suffix not in (".png", ".svg"):
+            raise ValueError(f"{args.chart}: expected a name that ends in .png or .svg")
+    recipe = replace(RECIPES["digits"], epochs=args.epochs)
+    device = open_device(args.device)
+    set_default_device(device)
+    names, config = args.names or list(ABLATIONS), VARIANTS[args.model]
+    print(f"{args.model}, {recipe.epochs} epochs, {args.seeds} seeds; {device_description(device)}")
+    print(HEADING)
+    outcomes = []
+    for outcome in ablate(names, config, digits(), recipe, range(args.seeds), device):
+        print(format_outcome(outcome), flush=True)
+        outcomes.append(outcome)
+        if args.json:
+            save_outcomes(outcomes, args.json)
+    if args.chart:
+        draw_outcomes(outcomes).savefig(args.chart)
+    return 0

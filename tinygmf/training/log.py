@@ -1,0 +1,57 @@
+"""What a run reports: a table in JSON lines and CSV, curves as a picture, TensorBoard's files."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from tinygmf.files import replacing
+
+Rows = list[dict[str, Any]]  # one for each epoch
+
+
+def write_tables(folder: Path, rows: Rows) -> None:
+    """`log.jsonl` and `log.csv`, whole each time: a resumed run leaves no line twice."""
+    with replacing(folder / "log.jsonl") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(folder / "log.csv") as file:
+        file.write(text.getvalue().encode())
+
+
+def write_tensorboard(folder: Path, row: dict[str, Any]) -> None:
+    """The epoch's numbers for TensorBoard, where tensorboardX is installed."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        return
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name in ("loss", "learning_rate", "top1", "top5", "pictures_per_second"):
+            writer.add_scalar(name, row[name], row["epoch"])
+
+
+def write_curves(path: Path, rows: Rows) -> bool:
+    """Loss and accuracy over the epochs as a picture; False where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    left.plot(epochs, [row["loss"] for row in rows])
+    left.set(xlabel="epoch", ylabel="training loss")
+    for name, label in (("top1", "top 1"), ("top5", "top 5")):
+        right.plot(epochs, [100 * row[name] for row in rows], label=label)
+    right.set(xlabel="epoch", ylabel="validation accuracy, %")
+    right.legend()
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return True
