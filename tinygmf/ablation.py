@@ -27,7 +27,7 @@ from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.data import Dataset
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import RECIPES, Recipe
-from tinygmf.training.state import Layout, TrainingState, bind, rate_factors, weight_decay
+from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
 from tinygmf.training.step import update_schedule
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class Bench:
         self.layout = self.programs.layout
         self.decay = self._tensor(weight_decay(self.layout, recipe.weight_decay))
         self.rates = self._tensor(rate_factors(self.layout, recipe.layer_decay, recipe.head_only))
+        paths = 2 * sum(config.serial_depths)
+        self.kept = np.ones((paths, recipe.batch_size), np.float32)  # no stochastic depth
         self.forward = self._compile_forward()
 
     def _tensor(self, array: Any) -> Tensor:
@@ -93,10 +95,10 @@ class Bench:
 
     def _compile_forward(self) -> Any:
         model, recipe = GroupMixFormer(self.config, seed=None), self.recipe
-        layout = Layout.of(model)
+        layout = Layout(model)
 
         def forward(weights: Tensor, statistics: Tensor, counters: Tensor, x: Tensor) -> Tensor:
-            bind(model, layout, weights, statistics, counters)
+            layout.bind(model, weights, statistics, counters)
             return model(x)
 
         shape = (recipe.batch_size, 3, recipe.size, recipe.size)
@@ -132,7 +134,7 @@ class Bench:
     ) -> None:
         self.programs.gradient(
             *(state[name] for name in ("weights", "gradient", "statistics", "counters")),
-            *map(self._tensor, (np.ones(1, np.float32), pictures, targets)),
+            *map(self._tensor, (np.ones(1, np.float32), pictures, targets, self.kept)),
         )
         schedule = self._tensor(update_schedule(rate, step, self.recipe.clip, ema=0.0))
         self.programs.update(

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tinygmf import __version__, list_models
+from tinygmf import ablation as ablations
+from tinygmf import explain as explanations
 from tinygmf.config import VARIANTS, GroupMixFormerConfig
 from tinygmf.devices import DeviceError
 from tinygmf.files import replacing
@@ -51,6 +53,16 @@ def class_names(num_classes: int) -> list[str]:
     from tinygmf.image import imagenet_labels
 
     return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Draw what the attention makes of pictures."""
+    return explanations.run(args)
+
+
+def ablate(args: argparse.Namespace) -> int:
+    """Train networks with parts of the attention taken away, and compare them."""
+    return ablations.run(args)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -224,7 +236,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON")
     _add_device(sub)
 
+    explanations.add_arguments(add(explain))
     training.add_arguments(add(train))
+    ablations.add_arguments(add(ablate))
 
     sub = add(evaluate)
     sub.add_argument("folder", type=Path, metavar="DIR", help="one folder for each class")

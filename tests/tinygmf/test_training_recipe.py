@@ -1,0 +1,57 @@
+"""The recipe: its schedule and its mixing equal cases worked out by hand."""
+
+import numpy as np
+import pytest
+
+from tinygmf.training.augment import blend, cut_box, mix, targets
+from tinygmf.training.recipe import RECIPES, Recipe
+
+
+def test_the_published_schedule_climbs_for_20_epochs_and_falls_along_a_cosine():
+    recipe = Recipe(batch_size=512)
+    assert recipe.rate(0, 10) == pytest.approx(5e-7)
+    assert recipe.rate(100, 10) == pytest.approx((5e-7 + 5e-4) / 2)
+    assert recipe.rate(1500, 10) == pytest.approx((5e-6 + 5e-4) / 2)  # half of 300 epochs
+    assert recipe.rate(3000, 10) == pytest.approx(5e-6)
+
+
+def test_rates_are_scaled_with_the_batch():
+    assert Recipe(batch_size=64, accumulate=4).rate(0, 10) == pytest.approx(5e-7 / 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("label_smoothing", 1.5), ("precision", "int8"), ("crop", 0)],
+)
+def test_a_value_that_cannot_be_is_named(field, value):
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')}: expected .*, found"):
+        Recipe(**{field: value})
+
+
+def test_smoothing_spreads_its_share_over_all_classes():
+    rows = targets(np.array([2]), classes=4, smoothing=0.2)
+    np.testing.assert_allclose(rows, [[0.05, 0.05, 0.85, 0.05]], rtol=1e-6)
+
+
+def test_mixup_is_a_weighted_sum_with_the_reversed_batch():
+    values = np.array([[1.0], [2.0], [4.0]], np.float32)
+    np.testing.assert_allclose(blend(values, 0.75), [[1.75], [2.0], [3.25]])
+
+
+def test_a_cut_box_has_the_area_that_is_not_kept_and_is_cut_at_the_edges():
+    assert cut_box(8, 8, share=0.75, centre=(4, 4)) == (2, 6, 2, 6)
+    assert cut_box(8, 8, share=0.75, centre=(0, 7)) == (0, 2, 5, 8)
+
+
+def test_cutmix_weighs_the_targets_by_the_areas_that_remain():
+    pictures = np.stack([np.zeros((3, 8, 8)), np.ones((3, 8, 8))]).astype(np.float32)
+    rows = np.eye(2, dtype=np.float32)
+    mixed, weights = mix(pictures, rows, Recipe(mixup=0), np.random.default_rng(0))
+    share = float((mixed[0] == 0).mean())
+    np.testing.assert_allclose(weights, [[share, 1 - share], [1 - share, share]], rtol=1e-5)
+    assert 0 < share < 1
+
+
+def test_no_mixing_leaves_the_batch_alone():
+    pictures, rows = np.zeros((2, 3, 8, 8), np.float32), np.eye(2, dtype=np.float32)
+    assert mix(pictures, rows, RECIPES["finetune"], np.random.default_rng(0))[0] is pictures
