@@ -11,7 +11,7 @@ from tinygmf.demo import ASSETS, DIGITS_WEIGHTS, SIZE
 from tinygmf.image import load_image
 
 pytest.importorskip("sklearn", reason="pip install scikit-learn for the digits")
-from tinygmf.training.digits import digit_picture, digits_split  # noqa: E402
+from tinygmf.training.digits import digit_picture, digits_split
 
 
 def test_the_shipped_files_are_small_and_of_the_teaching_network():
