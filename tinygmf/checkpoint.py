@@ -17,7 +17,7 @@ from tinygrad import Context, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.files import replacing
+from tinygmf.files import one_line, replacing
 from tinygmf.model import GroupMixFormer
 from tinygmf.pth import OLD_FORMAT, read_pth, write_pth
 from tinygmf.safetensors import (
@@ -29,7 +29,6 @@ from tinygmf.safetensors import (
 from tinygmf.tensors import tensor_from_numpy
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
-MAX_MESSAGE = 600  # characters: a file can choose long names
 SHOWN = 3  # keys of each kind that an error lists
 
 
@@ -37,8 +36,7 @@ class CheckpointError(ValueError):
     """A weight file or state dict that cannot be used. The message is one line."""
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
-        super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…")
+        super().__init__(one_line(message))
 
 
 def load_model(path: str | os.PathLike[str], device: str | None = None) -> GroupMixFormer:
@@ -122,15 +120,31 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         size = _regular_size(Path(path))
         with open(path, "rb") as file:
-            tensors = _read(file, size)
-        result = {key.removeprefix("module."): _own(array) for key, array in tensors.items()}
+            return parse_tensors(file, size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def parse_tensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
+    """Return what `read_tensors` does, of an open file of `size` bytes.
+
+    Raises:
+        ValueError: anything wrong with its content.
+        OSError: the disk does not give it.
+    """
+    try:
+        tensors = _read(file, size)
+        result = {key.removeprefix("module."): _own(array) for key, array in tensors.items()}
+    except OSError:
+        raise
+    except MemoryError:
+        raise ValueError("expected a weight file that fits memory, found it too large") from None
     except Exception as error:  # whatever a hostile file provokes in zipfile, json or numpy
-        reason = str(error) if type(error) is ValueError else _damage(error)
-        raise CheckpointError(f"{path}: {reason}") from None
+        raise ValueError(str(error) if type(error) is ValueError else _damage(error)) from None
     if len(result) != len(tensors):
-        raise CheckpointError(f"{path}: some names stand twice, with and without 'module.'")
+        raise ValueError("some names stand twice, with and without 'module.'")
     return result
 
 

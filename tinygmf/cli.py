@@ -166,7 +166,7 @@ def verify(args: argparse.Namespace) -> int:
     from tinygmf.verify import verify_network
 
     weights = args.weights or DIGITS_WEIGHTS
-    return 0 if verify_network(weights, args.size, args.device) else 1
+    return 0 if verify_network(weights, args.size, args.device, args.dtype) else 1
 
 
 def cache(args: argparse.Namespace) -> int:
@@ -265,6 +265,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add(verify)
     sub.add_argument("--weights", metavar="FILE", help="by default the network of the demo")
     sub.add_argument("--size", type=_positive, default=32, help="picture size in pixels")
+    sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     _add_device(sub)
 
     sub = add(convert)

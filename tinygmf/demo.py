@@ -13,7 +13,7 @@ from tinygmf.files import replacing
 from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor, probabilities
-from tinygmf.verify import TOLERANCE, find_reference, run_reference
+from tinygmf.verify import TOLERANCES, find_reference, run_reference
 
 ASSETS = Path(__file__).parent / "assets"
 DIGITS_WEIGHTS = ASSETS / "digits.safetensors"  # groupmixformer_nano, 10 classes
@@ -54,8 +54,9 @@ def _check_one(model: GroupMixFormer, crop: Image.Image, logits: np.ndarray) -> 
         return 0
     expected = run_reference(folder, model, crop)[-1]
     difference = float(abs(expected - logits).max() / abs(expected).max())
-    same = difference <= TOLERANCE
-    verdict = "the same network" if same else f"NOT the same, more than {TOLERANCE:g}"
+    tolerance = TOLERANCES["float32"]
+    same = difference <= tolerance
+    verdict = "the same network" if same else f"NOT the same, more than {tolerance:g}"
     print(f"check: logits differ from the pure-Python reference by {difference:.1e}: {verdict}")
     return 0 if same else 1
 

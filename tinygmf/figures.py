@@ -210,3 +210,37 @@ def _caption(row: StageSummary) -> str:
         lines = [f"{row.height}x{row.width} tokens", f"{row.channels} channels", blocks]
     costs = [f"{row.parameters / 1e6:.2f} M parameters", f"{row.flops / 1e9:.3f} G FLOPs"]
     return "\n".join(lines + costs)
+
+
+def draw_head(picture: Image.Image, seen: Observation, query: Position, head: int) -> Figure:
+    """The picture, and what one head (0 to 7) makes the query attend to."""
+    figure, axes = make_panels(1, 2, 3, 3.5)
+    axes[0, 0].imshow(picture)
+    axes[0, 0].set_title(_heading(seen).split(":")[0], fontsize=9)
+    _mark(axes[0, 0], query)
+    row = seen.attention_rows([query])[0, head]
+    draw_over_picture(axes[0, 1], picture, row, query, head_label(head))
+    return figure
+
+
+def explore_attention(
+    pictures: Sequence[Image.Image], blocks: dict[str, Sequence[Observation]]
+) -> Any:
+    """Sliders, in a notebook, for picture, block, query and head; `draw_head` is what they move.
+
+    `blocks` holds observations of the same pictures, by the names to choose from.
+    """
+    from ipywidgets import IntSlider, interactive
+
+    def show(picture: int, block: str, y: int, x: int, head: int) -> Figure:
+        return draw_head(pictures[picture], blocks[block][picture], (y, x), head - 1)
+
+    height, width = next(iter(blocks.values()))[0].picture_size
+    return interactive(
+        show,
+        picture=IntSlider(0, 0, len(pictures) - 1),
+        block=list(blocks),
+        y=IntSlider(height // 2, 0, height - 1),
+        x=IntSlider(width // 2, 0, width - 1),
+        head=IntSlider(1, 1, NUM_HEADS),
+    )

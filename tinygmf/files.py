@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+MAX_MESSAGE = 600  # characters: a file can choose long names
+
+
+def one_line(message: str) -> str:
+    """An error's text as one line of bounded length, free of a terminal's control characters."""
+    line = " ".join(message[: 4 * MAX_MESSAGE].split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new file, open for writing, that takes the name `path` when the block ends well.

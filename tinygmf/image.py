@@ -5,23 +5,31 @@ import importlib.resources
 import os
 import stat
 import warnings
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tinygmf.files import one_line
+
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red, green, blue, on 0 to 1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-MAX_PIXELS = 178_956_970  # where Pillow too refuses a picture: 0.5 GiB as RGB
+FORMATS = "AVIF BMP GIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()  # some others start programs
+MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory
 MAX_RESIZED_PIXELS = 2**25  # what the resize may allocate: 100 MB
 
 
 class ImageError(ValueError):
     """A file that is not a readable picture; the message is one line that says what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read a picture (JPEG, PNG, WebP, whatever Pillow opens) as RGB, turned upright.
+    """Read a picture (JPEG, PNG, WebP and others of `FORMATS`) as RGB, turned upright.
 
     The conversion is Pillow's `convert("RGB")`, as in the published evaluation: alpha is dropped,
     an animation gives its first frame. Grey of 16 bits or of floats is scaled to 8 bits first.
@@ -39,7 +47,17 @@ def load_image(path: str | Path) -> Image.Image:
     if found.st_size == 0:
         raise ImageError(f"{path}: expected a picture, found an empty file: fetch it again")
     try:
-        return _decode(path)
+        with open(path, "rb") as file:
+            return decode(file)
+    except (ImageError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise ImageError(f"{path}: {reason}")
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """Do what `load_image` does, of an open file; ImageError, without a name, for no picture."""
+    try:
+        return _decode(file)
     except UnidentifiedImageError:
         reason = "expected a picture such as JPEG, PNG or WebP, found something else: convert it"
     except (Image.DecompressionBombError, MemoryError):
@@ -47,19 +65,26 @@ def load_image(path: str | Path) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         line = (str(error) or type(error).__name__).splitlines()[0]
         reason = f"expected a whole picture, found one that cannot be read ({line}): fetch it again"
-    raise ImageError(f"{path}: {reason}")
+    raise ImageError(reason)
 
 
-def _decode(path: str | Path) -> Image.Image:
+def _decode(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the size is checked here, and odd metadata does no harm
-        with Image.open(path) as image:
+        with Image.open(file, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
             with contextlib.suppress(Exception):  # a picture with broken EXIF data is still one
                 return _to_rgb(ImageOps.exif_transpose(image))
             return _to_rgb(image)
+
+
+@cache
+def _formats() -> list[str]:
+    """Return those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -100,6 +125,8 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     if size < 1:
         raise ValueError(f"expected an image size of at least 1, found {size}")
     width, height = image.size
+    if not width or not height:
+        raise ImageError(f"expected a picture, found one of {width} x {height} pixels")
     short = int(256 / 224 * size)
     if width <= height:
         new_width, new_height = short, int(short * height / width)

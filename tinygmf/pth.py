@@ -23,7 +23,11 @@ import numpy as np
 
 from tinygmf.safetensors import BFLOAT16, MAX_DIMENSIONS
 
-MAX_PICKLE_BYTES = 8_000_000  # ten times the pickle of the largest published network
+# Twice what a training checkpoint of the largest published network takes; they bound the time and
+# the memory that a hostile file can cost before it is refused.
+MAX_PICKLE_BYTES = 3_000_000
+MAX_INSTRUCTIONS = 1_000_000
+MAX_DIRECTORY_BYTES = 2_000_000
 ALIGNMENT = 64  # as torch.save aligns storages
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files before PyTorch 1.6 begin
 STORAGES = {
@@ -117,12 +121,14 @@ class PickleMachine:
 
     def run(self) -> Any:
         """Return what the program builds; ValueError at anything that tensors do not need."""
-        while (code := self.take(1)) != b".":
+        for _ in range(MAX_INSTRUCTIONS):
+            if (code := self.take(1)) == b".":
+                return self.stack.pop()
             if code not in INSTRUCTIONS:
                 where = self.position - 1
                 raise ValueError(f"its pickle has the instruction {code!r} at byte {where}")
             INSTRUCTIONS[code](self)
-        return self.stack.pop()
+        raise ValueError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes of the program."""
@@ -259,7 +265,9 @@ def read_pth(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the archive or its pickle is not what torch.save writes for tensors.
     """
-    with zipfile.ZipFile(file) as archive:
+    reader = _Reader(file, MAX_DIRECTORY_BYTES)
+    with zipfile.ZipFile(reader) as archive:
+        reader.limit = size
         root = _check_archive(archive, size)
         notes = _state_dict(PickleMachine(archive.read(f"{root}/data.pkl")).run())
         if sum(prod(n.shape) * n.storage.dtype.itemsize for n in notes.values()) > 2 * size:
@@ -268,6 +276,23 @@ def read_pth(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         for key in storages:
             storages[key] = archive.read(f"{root}/data/{key}")
     return {key: _view(note, storages[note.storage.key]) for key, note in notes.items()}
+
+
+class _Reader:
+    """An open file that gives no more than `limit` bytes at once.
+
+    `zipfile` reads an archive's directory whole, before anything in it can be looked at, and makes
+    an object of every 46 bytes.
+    """
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self.file, self.limit = file, limit
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        if count > self.limit:
+            raise ValueError(f"its directory is larger than {self.limit} bytes")
+        return self.file.read(self.limit if count < 0 else count)
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-MAX_HEADER_BYTES = 8_000_000  # ten times the header of the largest published network
+MAX_HEADER_BYTES = 2_000_000  # four times the header of the largest published network
 MAX_DIMENSIONS = 8  # the network's tensors have at most four; bounds the work on hostile shapes
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # NumPy has none: these are the upper bits of a float32
 DTYPES = {
@@ -48,7 +48,8 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER_BYTES, size - 8):
         raise ValueError(f"its header claims {length} bytes, the file has {size}; copy it again")
-    header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+    text = file.read(length).decode("utf-8")  # json would accept, and import, other encodings
+    header = json.loads(text, object_pairs_hook=_without_duplicates)
     header.pop("__metadata__", None)
     for key, entry in header.items():
         _check_entry(key, entry)

@@ -22,10 +22,11 @@ from tinygmf.devices import open_device
 from tinygmf.folded import FoldedGroupMixFormer
 from tinygmf.image import normalize
 from tinygmf.model import MIN_SIZE, GroupMixFormer
+from tinygmf.predictor import DTYPES
 from tinygmf.program_cache import load_or_compile
 from tinygmf.tensors import tensor_from_numpy
 
-TOLERANCE = 1e-4  # of the largest value of each output; float32 rounding stays well below
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of an output's largest value
 
 
 def find_reference() -> Path | None:
@@ -50,11 +51,13 @@ def run_reference(folder: Path, model: GroupMixFormer, picture: Image.Image) -> 
     return [np.array(values) for values in (*answer["features"], answer["logits"])]
 
 
-def run_engine(model: GroupMixFormer, picture: Image.Image, device: str) -> list[np.ndarray]:
+def run_engine(
+    model: GroupMixFormer, picture: Image.Image, device: str, dtype: str
+) -> list[np.ndarray]:
     """The same outputs from the compiled network that classifies a user's pictures."""
-    network = FoldedGroupMixFormer(model, device=device)
+    network = FoldedGroupMixFormer(model, DTYPES[dtype], device)
     x = tensor_from_numpy(normalize(picture)[None], device)
-    key = {"network": asdict(model.config), "input": x.shape, "outputs": "maps and logits"}
+    key = {"network": asdict(model.config), "input": x.shape, "dtype": dtype, "outputs": "all"}
     arguments = x, network.weights
     program = load_or_compile(key, network.outputs, *arguments, device=device)
     return [output.numpy()[0] for output in program(*arguments)]
@@ -66,7 +69,9 @@ def sample_picture(size: int) -> Image.Image:
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def verify_network(weights: str | os.PathLike[str], size: int, device: str | None) -> bool:
+def verify_network(
+    weights: str | os.PathLike[str], size: int, device: str | None, dtype: str = "float32"
+) -> bool:
     """Prints the largest difference of every stage; True if all are within rounding.
 
     Raises ValueError where there is no reference at hand.
@@ -82,15 +87,19 @@ def verify_network(weights: str | os.PathLike[str], size: int, device: str | Non
     device = open_device(device)
     model, picture = load_model(weights), sample_picture(size)
     expected = run_reference(folder, model, picture)
-    found = run_engine(model, picture, device)
+    found = run_engine(model, picture, device, dtype)
     names = [f"stage {i}" for i in range(1, len(expected))] + ["logits"]
     print(f"{'':8} {'shape':>14} {'largest value':>14} {'largest difference':>19} {'ratio':>9}")
     good = True
     for name, want, got in zip(names, expected, found, strict=True):
         largest, difference = abs(want).max(), abs(want - got).max()
-        good &= bool(difference <= TOLERANCE * largest)
+        good &= bool(difference <= TOLERANCES[dtype] * largest)
         shape = "x".join(map(str, want.shape))
         ratio = difference / largest
         print(f"{name:8} {shape:>14} {largest:14.5f} {difference:19.2e} {ratio:9.1e}")
-    print("the same network" if good else f"NOT the same network: more than {TOLERANCE:g} apart")
+    print(
+        "the same network"
+        if good
+        else f"NOT the same network: more than {TOLERANCES[dtype]:g} apart"
+    )
     return good

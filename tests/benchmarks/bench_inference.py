@@ -1,11 +1,12 @@
-"""How fast the folded network answers, cold, warm and after that, and where the time goes.
+"""How fast the engine answers, cold, warm and after that, and where the time goes.
 
-    python tests/benchmarks/bench_inference.py [--variant miny] [--size 224]
+    python tests/benchmarks/bench_inference.py [--variant miny] [--size 224] [--device CPU]
+        [--dtype float32] [--batches 1 16] [--chart FILE.png]
         [--official groupmixformer.py --official-python PYTHON]
 
-Everything runs on tinygrad's CPU device. `--official` is the published PyTorch file, timed in turn
-with ours; it runs in an interpreter that has PyTorch and einops. Of timm it imports a few helpers,
-which get stand-ins here. Times are milliseconds: smallest and median.
+`--official` is the published PyTorch file, timed in turn with ours on the processor; it runs in an
+interpreter that has PyTorch and einops. Of timm it imports a few helpers, which get stand-ins
+here. Times of runs are milliseconds: smallest and median.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -33,13 +33,14 @@ FIRST_ANSWER = """
 import time; began = time.perf_counter()
 import numpy as np, tinygmf
 model = tinygmf.create_model("groupmixformer_{variant}")
-predict = tinygmf.Predictor(model, {size}, device="CPU", progress=False)
+predict = tinygmf.Predictor(model, {size}, device="{device}", dtype="{dtype}", progress=False)
 predict.run(np.zeros((1, 3, {size}, {size}), np.float32))
 print(time.perf_counter() - began)
 """
 
 OFFICIAL = """
-import sys, time, types, json, torch
+import time; began = time.perf_counter()
+import sys, types, json, torch
 from torch import nn
 class DropPath(nn.Identity):
     def __init__(self, *rates): super().__init__()
@@ -61,7 +62,8 @@ model = official["GroupMixFormer"](
 x = torch.randn(*json.loads(sys.argv[3]))
 with torch.inference_mode():
     model(x)
-    print(torch.__version__, torch.get_num_threads(), flush=True)
+    first = time.perf_counter() - began
+    print(torch.__version__, torch.get_num_threads(), first, flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
         model(x)
@@ -69,9 +71,9 @@ with torch.inference_mode():
 """
 
 
-def first_answers(variant: str, size: int) -> tuple[float, float]:
+def first_answers(options: argparse.Namespace) -> tuple[float, float]:
     """Seconds from a new process to its first answer: with empty caches, and again after that."""
-    script = FIRST_ANSWER.format(variant=variant, size=size)
+    script = FIRST_ANSWER.format(**vars(options))
     with tempfile.TemporaryDirectory() as caches:
         environment = os.environ | {"XDG_CACHE_HOME": caches}
         command = [sys.executable, "-c", script]
@@ -80,6 +82,16 @@ def first_answers(variant: str, size: int) -> tuple[float, float]:
             for _ in range(2)
         ]
     return seconds[0], seconds[1]
+
+
+def loading() -> float:
+    """Seconds to load a checkpoint of miny, 23 MB, with `load_model`."""
+    from tinygmf import create_model, load_model, save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "miny.pth")
+        save_model(create_model("groupmixformer_miny"), path)
+        return min(timed(lambda: load_model(path))() for _ in range(3))
 
 
 class Peer:
@@ -96,7 +108,8 @@ class Peer:
         self.process = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.version = self._read()
+        self.version, self.threads, first = self._read().split()
+        self.first = float(first)  # seconds from a new process to its first answer
 
     def __call__(self) -> float:
         assert self.process.stdin is not None
@@ -130,46 +143,6 @@ def in_turn(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list
         for name, run in runs.items():
             times[name].append(1e3 * run())
     return times
-
-
-def capture(network: Any, shape: tuple[int, ...]) -> Any:
-    """The captured program of the folded network for pictures of this shape."""
-    import numpy as np
-    from tinygrad import TinyJit
-
-    from tinygmf.tensors import tensor_from_numpy
-
-    program = TinyJit(network.forward)
-    program.cnt = 1  # capture at the first call
-    program(tensor_from_numpy(np.zeros(shape, np.float32)), network.weights)
-    return program
-
-
-def launchers(network: Any, shape: tuple[int, ...], number: int) -> list[Any]:
-    """The program, as often as threads will run it at once: each copy has memory of its own."""
-    import pickle
-
-    import numpy as np
-
-    from tinygmf.launcher import Launcher
-    from tinygmf.tensors import tensor_from_numpy
-
-    program = capture(network, shape)
-    program.captured.free_intermediates()
-    content = pickle.dumps(program)
-    pictures = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    return [
-        Launcher(pickle.loads(content), tensor_from_numpy(pictures), *network.weights)
-        for _ in range(number)
-    ]
-
-
-def at_once(functions: list[Callable[[], Any]]) -> None:
-    threads = [Thread(target=function) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def peak() -> float:
@@ -210,11 +183,61 @@ def describe(times: list[float]) -> str:
     return f"{min(times):9.1f} {statistics.median(times):9.1f}"
 
 
+def draw(table: dict[str, tuple[int, float, float]], title: str, path: Path) -> None:
+    """A bar for each kind of kernel: its milliseconds in one picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    names = list(table)[::-1]
+    bars = axis.barh(names, [table[name][1] for name in names], color="#3b6ea5")
+    axis.bar_label(bars, [f"{table[n][1]:.1f} ms, {table[n][0]} kernels" for n in names], padding=4)
+    axis.set(xlabel="milliseconds of one picture", title=title)
+    axis.set_xlim(0, 1.35 * max(row[1] for row in table.values()))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def compare(options: argparse.Namespace, model: Any, batch: int) -> Any:
+    """Times one batch size, beside PyTorch if it is there; returns the predictor."""
+    import numpy as np
+
+    from tinygmf import Predictor
+
+    shape = (batch, 3, options.size, options.size)
+    setting = {"device": options.device, "dtype": options.dtype, "progress": False}
+    predict = Predictor(model, options.size, batch_size=batch, **setting)
+    pictures = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    runs = {f"batch {batch}, tinygmf": timed(lambda: predict.run(pictures))}
+    peer = None
+    if options.official:
+        peer = Peer(options.official_python, options.official, model.config, shape)
+        if batch == options.batches[0]:
+            print(f"PyTorch {peer.version} from a new process to its first: {peer.first:.2f} s")
+        runs[f"batch {batch}, PyTorch, {peer.threads} threads"] = peer
+    rounds = options.rounds if batch == 1 else max(options.rounds // 4, 3)
+    results = in_turn(runs, rounds)
+    for name, times in results.items():
+        print(f"{name:44}{describe(times)}")
+    if peer is not None:
+        ours, theirs = results.values()
+        ratios = [of(ours) / of(theirs) for of in (min, statistics.median)]
+        print(f"{'  ours / PyTorch':44}{ratios[0]:9.2f} {ratios[1]:9.2f}")
+        peer.close()
+    return predict
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--variant", default="miny")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--device", default="CPU")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--chart", type=Path, help="draw the time by kind of kernel")
     parser.add_argument("--official", type=Path, help="the published groupmixformer.py")
     parser.add_argument("--official-python", default=sys.executable)
     options = parser.parse_args()
@@ -224,48 +247,33 @@ def main() -> None:
     import numpy as np
 
     from tinygmf import create_model
-    from tinygmf.folded import FoldedGroupMixFormer
-    from tinygmf.summary import summarize
 
     cores = os.cpu_count() or 1
     print(f"{platform.processor() or platform.machine()}, {cores} cores, Python {sys.version[:7]}")
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"tinygrad {version('tinygrad')}, NumPy {np.__version__}{load}")
-    cold, warm = first_answers(options.variant, options.size)
-    print(f"first answer of a new process: cold {cold:.2f} s, warm {warm:.2f} s\n")
+    cold, warm = first_answers(options)
+    print(f"from a new process to its first answer: cold {cold:.2f} s, warm {warm:.2f} s")
+    print(f"loading a checkpoint of 23 MB: {loading():.2f} s")
 
     model = create_model(f"groupmixformer_{options.variant}")
-    network = FoldedGroupMixFormer(model, device="CPU")
     print(f"{'':44}{'smallest':>9} {'median':>9}  ms")
-    one = None
-    for batch in (1, 16):
-        shape = (batch, 3, options.size, options.size)
-        alone = launchers(network, shape, 1)[0]
-        one = one or alone
-        runs = {f"batch {batch}, one core": timed(alone)}
-        if batch > 1:
-            parts = launchers(network, (batch // cores, *shape[1:]), cores)
-            runs[f"batch {batch}, {cores} cores"] = timed(lambda parts=parts: at_once(parts))
-        peer = None
-        if options.official:
-            peer = Peer(options.official_python, options.official, model.config, shape)
-            runs[f"batch {batch}, PyTorch {peer.version} threads"] = peer
-        results = in_turn(runs, options.rounds if batch == 1 else max(options.rounds // 4, 3))
-        for name, times in results.items():
-            print(f"{name:44}{describe(times)}")
-        if peer is not None:
-            *_, ours, theirs = results.values()
-            ratios = [of(ours) / of(theirs) for of in (min, statistics.median)]
-            print(f"{'  ours / PyTorch':44}{ratios[0]:9.2f} {ratios[1]:9.2f}")
-            peer.close()
+    first, *_ = [compare(options, model, batch) for batch in options.batches]
+    if options.device == "CPU":
+        report_kernels(first, options)
 
-    table = groups(one)
+
+def report_kernels(predict: Any, options: argparse.Namespace) -> None:
+    """Where the time of one run goes, and how far it is from the core's peak."""
+    from tinygmf.summary import summarize
+
+    table = groups(predict._lanes[0][1])
     total = sum(milliseconds for _, milliseconds, _ in table.values())
     print(f"\n{'kernels of one picture':24}{'calls':>6}{'ms':>8}{'share':>7}{'GFLOP/s':>9}")
     for name, (calls, milliseconds, gflop) in table.items():
         rate = gflop / milliseconds * 1e3
         print(f"{name:24}{calls:6}{milliseconds:8.2f}{milliseconds / total:7.0%}{rate:9.1f}")
-    rows = summarize(model.config, (options.size, options.size))
+    rows = summarize(predict.config, (options.size, options.size))
     useful = 2 * sum(row.flops for row in rows) / 1e9
     top = peak()
     print(
@@ -273,6 +281,8 @@ def main() -> None:
         f"{useful / total * 1e3:.1f} GFLOP/s; one core reaches {top:.0f} in NumPy's product "
         f"({useful / total * 1e3 / top:.0%})"
     )
+    if options.chart:
+        draw(table, f"{options.variant} at {options.size}x{options.size}, one core", options.chart)
 
 
 if __name__ == "__main__":

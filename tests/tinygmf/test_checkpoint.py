@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
-from tinygmf import checkpoint, pth, safetensors
+from tinygmf import pth, safetensors
 from tinygmf.checkpoint import (
     CheckpointError,
     load_model,
@@ -28,6 +28,7 @@ from tinygmf.checkpoint import (
     save_model,
     write_tensors,
 )
+from tinygmf.files import MAX_MESSAGE
 from tinygmf.tensors import tensor_from_numpy
 
 DATA = Path(__file__).parent.parent / "data"
@@ -546,7 +547,7 @@ def test_a_safetensors_header_that_contradicts_the_file_is_refused(tmp_path, hea
 def test_the_message_stays_short_whatever_the_file_says(tmp_path):
     path = archive(tmp_path / "a.pth", b"\x80\x02c" + b"x" * 10**6 + b"\n\x1b[31m\n.")
     message = refusal(path)
-    assert len(message) <= checkpoint.MAX_MESSAGE and "\x1b" not in message
+    assert len(message) <= MAX_MESSAGE and "\x1b" not in message
 
 
 def reads_or_refuses(path: Path, content: bytes) -> None:

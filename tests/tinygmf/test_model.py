@@ -86,7 +86,7 @@ def test_initialisation_is_the_published_one():
 def test_features_are_four_maps_at_strides_4_8_16_32_rounded_up():
     model = create_model("groupmixformer_nano", num_classes=7)
     maps = model.forward_features(Tensor.empty(2, 3, 33, 100))
-    assert [m.shape for m in maps] == [(2, 40, 9, 25), (2, 80, 5, 13), (2, 80, 3, 7), (2, 80, 2, 4)]
+    assert [m.shape for m in maps] == [(2, 20, 9, 25), (2, 40, 5, 13), (2, 80, 3, 7), (2, 80, 2, 4)]
     assert model.feature_info == [
         {"num_chs": m.shape[1], "reduction": stride}
         for m, stride in zip(maps, (4, 8, 16, 32), strict=True)

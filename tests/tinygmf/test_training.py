@@ -212,6 +212,5 @@ def test_a_folder_is_split_by_its_seed_class_by_class(tmp_path):
     assert data.classes == ["cat", "dog"]
     assert np.bincount(data.val_labels).tolist() == [2, 4]
     assert not set(data.train) & set(data.val)
-    assert (
-        data.val == folder_pictures(tmp_path, seed=1).val != folder_pictures(tmp_path, seed=2).val
-    )
+    assert data.val == folder_pictures(tmp_path, seed=1).val
+    assert data.val != folder_pictures(tmp_path, seed=2).val

@@ -13,6 +13,7 @@ from tinygmf.training.step import update_schedule
 
 GRADIENTS = load_npz("nano_train_gradients")
 AFTER = load_npz("nano_train_after_one_step")
+ROUNDING = 1e-6  # a gradient below it is rounding: the largest is 0.5
 AFTER = {name: array for name, array in AFTER.items() if "." in name}  # without the settings
 
 
@@ -64,6 +65,8 @@ def test_the_whole_state_after_one_step_equals_the_published(measured):
     names = {name.removeprefix("after/") for name in measured if name.startswith("after/")}
     assert names == set(AFTER)
     for name in AFTER:
-        np.testing.assert_allclose(
-            measured[f"after/{name}"], AFTER[name], atol=1e-5, rtol=1e-5, err_msg=name
-        )
+        # AdamW's first step is the learning rate times the gradient's sign, so where the gradient
+        # is nothing but rounding the step may be anything up to that.
+        gradient = np.abs(GRADIENTS.get(name, np.ones(1)))
+        bound = np.where(gradient < ROUNDING, 2.1e-3, 1e-5)
+        assert (np.abs(measured[f"after/{name}"] - AFTER[name]) <= bound).all(), name

@@ -14,9 +14,8 @@ from tinygmf.predictor import chunks, read_ahead
 from tinygmf.training.augment import mix, targets, training_picture
 from tinygmf.training.recipe import Recipe
 
-ORDER, PICTURE, MIX, BRANCHES = range(
-    4
-)  # the uses of random numbers, each with a generator of its own
+# The uses of random numbers, each with a generator of its own
+ORDER, PICTURE, MIX, BRANCHES = range(4)
 
 
 class DataError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import io
 import json
@@ -30,9 +31,8 @@ def write_tensorboard(folder: Path, row: dict[str, Any]) -> None:
     """The epoch's numbers for TensorBoard, where tensorboardX is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         return
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    tensorboard = importlib.import_module("tensorboardX")
+    with tensorboard.SummaryWriter(str(folder / "tensorboard")) as writer:
         for name in ("loss", "learning_rate", "top1", "top5", "pictures_per_second"):
             writer.add_scalar(name, row[name], row["epoch"])
 

@@ -42,7 +42,7 @@ class EpochReport:
 
 
 class Trainer:
-    """Trains a network on a data set by a recipe, epoch by epoch: `run_epoch`, while `step < steps`.
+    """Trains a network by a recipe, epoch by epoch: `run_epoch()` while `step < steps`.
 
     `model` gives the first weights and gets the trained ones (`finish`). Raises DataError where
     there is too little data, TrainingError where the loss is no number any more.

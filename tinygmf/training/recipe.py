@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-PRECISIONS = "float32", "bfloat16", "float16"
 REFERENCE_BATCH = 512  # pictures: the learning rates are those of this batch size
 
 
@@ -55,7 +54,6 @@ class Recipe:
     shift: float = option(0.0, "largest move, as a share of the side")
 
     ema: float = option(0.0, "decay of the moving average of the weights, which is then the result")
-    precision: str = option("float32", f"of the products: {', '.join(PRECISIONS)}")
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "size"):
@@ -71,7 +69,6 @@ class Recipe:
         for name in ("mixup", "cutmix", "weight_decay", "warmup_epochs", "rotate", "stretch"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("size", self.size >= 32, "at least 32 pixels")
-        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

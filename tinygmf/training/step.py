@@ -7,7 +7,7 @@ What a part computes is kept for its gradient, as the program runs forward and b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,12 +38,12 @@ KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
 
 
 def run_part(
-    part: Callable[..., Tensor], modules: list[Module], *inputs: Tensor
+    part: Callable[..., Tensor], modules: Sequence[Module], *inputs: Tensor
 ) -> tuple[Tensor, Statistics]:
     """`part(*inputs)`, whose weights are those of `modules`, and its BatchNorms' statistics."""
     statistics: Statistics = []
 
-    def body(modules: list[Module], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def body(modules: Sequence[Module], *inputs: Tensor) -> tuple[Tensor, ...]:
         kept: list[Tensor] = []
 
         def keep(module: Module, output: Any) -> Tensor | None:
@@ -78,7 +78,7 @@ def run_network(
     statistics: Statistics = []
     rows = iter(range(int(factors.shape[0])))
 
-    def run(part: Callable[..., Tensor], modules: list[Module], *inputs: Tensor) -> Tensor:
+    def run(part: Callable[..., Tensor], modules: Sequence[Module], *inputs: Tensor) -> Tensor:
         output, found = run_part(part, modules, *inputs)
         statistics.extend(found)
         return output

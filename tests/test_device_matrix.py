@@ -1,0 +1,62 @@
+"""The same checks on every device that this machine has: `tinygmf devices --test` runs them too."""
+
+import importlib.util
+
+import pytest
+
+from tinygmf import devices
+from tinygmf.device_suite import NotRun, Suite, print_suites, ratio, run_suite
+
+DEVICES = [name if name == "CPU" else pytest.param(name, marks=pytest.mark.slow) for name in devices.NEEDS]
+
+
+def run(device: str) -> None:
+    outcomes = list(run_suite(device))
+    print(*outcomes, sep="\n")
+    assert [str(outcome) for outcome in outcomes if outcome.passed is False] == []
+    assert all(outcome.passed for outcome in outcomes[:5])  # float16 may be missing, nothing else
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_network_works_on(device):
+    report = devices._try_device(device)
+    if not report.available:
+        pytest.skip(f"{device} needs {report.needs}: {report.detail}")
+    run(device)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package")
+def test_the_network_works_on_the_cpu_with_the_clang_in_zig(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing compiled is there
+    monkeypatch.setenv("CC", str(devices._zig_wrapper()))
+    assert print_suites(["CPU"])
+
+
+def test_a_check_that_fails_is_told_and_the_others_are_made(monkeypatch):
+    def wrong(self):
+        return 0.5, 0.1
+
+    def broken(self):
+        raise RuntimeError("no such\nluck")
+
+    def missing(self):
+        raise NotRun("not here")
+
+    for name, check in {"logits": wrong, "features": broken, "half": missing}.items():
+        monkeypatch.setattr(Suite, name, check)
+    for name in ("digits", "repeated", "cached"):
+        monkeypatch.setattr(Suite, name, lambda self: (0.0, 0.0))
+    lines = [str(outcome) for outcome in run_suite("CPU")]
+    assert "FAILED" in lines[0] and "5.0e-01" in lines[0] and "more than 0.1" in lines[0]
+    assert "FAILED" in lines[1] and lines[1].endswith("RuntimeError: no such")
+    assert all("passed" in line for line in lines[2:5])
+    assert "not run" in lines[5] and lines[5].endswith("not here")
+
+
+def test_a_value_that_is_no_number_is_never_close():
+    import numpy as np
+
+    assert ratio(np.array([1.0, np.nan]), np.array([1.0, 2.0])) == float("inf")
+    assert ratio(np.array([1.0]), np.array([1.0, 2.0])) == float("inf")
+    assert ratio(np.array([1.0, 3.0]), np.array([1.0, 4.0])) == 0.25

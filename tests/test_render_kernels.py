@@ -1,0 +1,54 @@
+"""Every kernel fits every GPU that tinygrad can write for, whether or not the GPU is here."""
+
+import pytest
+import render_kernels
+from render_kernels import BACKENDS, Backend, Kernel, check, lower, renderer_of, violations
+from tinygrad import Tensor, dtypes
+
+from tinygmf.lowering import kernels
+
+TIGHTEST = ("WebGPU",)  # 8 buffers, 256 threads, 16 KB
+
+
+@pytest.mark.parametrize("backend", TIGHTEST)
+def test_the_kernels_of_the_nano_network_fit(backend):
+    row = check("nano", 32, dtypes.float32, backend)
+    assert row.kernels > 100 and row.problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", ["nano", "miny"])
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16], ids=lambda d: d.name)
+def test_the_kernels_fit_every_backend_and_compile_where_a_compiler_is(variant, dtype, backend):
+    row = check(variant, 224, dtype, backend)
+    print(row)
+    assert row.problems == []
+
+
+def test_a_kernel_over_a_limit_is_named():
+    backend = BACKENDS["WebGPU"]
+    many = [Tensor.empty(64, device="METAL") for _ in range(10)]
+    [call] = kernels(sum(many[1:], many[0]))
+    kernel = lower(call, renderer_of(backend))
+    [line] = violations(kernel, backend, dtypes.float32)
+    assert line == f"{kernel.name}: buffers 11, at most 8"
+
+
+def test_every_limit_is_held_against_a_kernel():
+    small = Backend(*(BACKENDS["CUDA sm_80"].renderer, BACKENDS["CUDA sm_80"].target), 2, 32, 64)
+    used = frozenset({dtypes.float32, dtypes.float64, dtypes.float16})
+    kernel = Kernel("r_9", 3, 64, 128, (1, 70_000, 1), used, "")
+    lines = list(violations(kernel, small, dtypes.float16))
+    assert [line.split()[1] for line in lines] == ["buffers", "threads", "shared", "groups", str(dtypes.float64)]
+
+
+def test_source_that_is_wrong_does_not_compile():
+    found = 0
+    for backend in BACKENDS.values():
+        if compiler := render_kernels.compiler_of(backend):
+            found += 1
+            with pytest.raises(render_kernels.CompileError):
+                compiler("this is no kernel")
+    if not found:
+        pytest.skip("no compiler for a GPU here: pip install ziglang brings one")
