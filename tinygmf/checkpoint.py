@@ -29,6 +29,7 @@ from tinygmf.safetensors import (
 from tinygmf.tensors import tensor_from_numpy
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
+BLOCK_TENSORS = 40  # a block has 50: names alone must not cost the time to build blocks
 SHOWN = 3  # keys of each kind that an error lists
 
 
@@ -52,6 +53,11 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Group
         config = GroupMixFormerConfig.from_state_dict({k: a.shape for k, a in tensors.items()})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    if (blocks := sum(config.serial_depths)) * BLOCK_TENSORS > len(tensors):
+        raise CheckpointError(
+            f"{path}: expected {BLOCK_TENSORS} tensors and more for each of its {blocks} blocks, "
+            f"found {len(tensors)} in all: the file is not whole"
+        )
     with Context(DEV=device) if device else nullcontext():
         model = GroupMixFormer(config, seed=None)
         load_state_dict(model, tensors, str(path))

@@ -18,7 +18,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red, green, b
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 FORMATS = "AVIF BMP GIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()  # some others start programs
 MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory
-MAX_RESIZED_PIXELS = 2**25  # what the resize may allocate: 100 MB
+MAX_RESIZED_PIXELS = 2**24  # what the resize may allocate: 64 MB
 
 
 class ImageError(ValueError):

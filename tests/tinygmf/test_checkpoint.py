@@ -544,6 +544,114 @@ def test_a_safetensors_header_that_contradicts_the_file_is_refused(tmp_path, hea
     refusal(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-le", "latin-1"])
+def test_a_safetensors_header_in_another_encoding_is_refused(tmp_path, encoding):
+    header = '{"ä":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.encode(encoding)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    refusal(path)
+
+
+def test_nonsense_of_any_kind_is_refused_within_a_second_and_little_memory(tmp_path):
+    path, most = tmp_path / "a", pth.MAX_PICKLE_BYTES - 3
+    programs = [b"}" * most, b"]" * most, b"(" * most, b"N" + b"q\x00" * (most // 2)]
+    header = b'{"a":[' + b"[]," * 600_000 + b"[]]}"
+    for content in (*programs, header):
+        if content in programs:
+            archive(path, b"\x80\x02" + content)
+        else:
+            path.write_bytes(struct.pack("<Q", len(content)) + content)
+        start = time.process_time()
+        refusal(path)
+        assert time.process_time() - start < 3  # 0.5 s on a machine with nothing else to do
+    tracemalloc.start()
+    refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000
+
+
+def test_a_zip_directory_is_not_read_before_its_size_is_known(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        for index in range(1 + pth.MAX_DIRECTORY_BYTES // 60):
+            file.writestr(f"archive/{index:08}", b"")
+    tracemalloc.start()
+    assert "directory is larger" in refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * pth.MAX_DIRECTORY_BYTES
+
+
+def test_records_that_overlap_or_claim_to_be_small_are_refused(tmp_path):
+    """The directory points twice at the same bytes; or says less than a record unpacks to."""
+    path = archive(tmp_path / "a.pth", state(tensor()), **{"data/1": bytes(24)})
+    whole = bytearray(path.read_bytes())
+    first, second = (whole.rindex(name) - 46 for name in (b"archive/data/0", b"archive/data/1"))
+    whole[second + 42 : second + 46] = whole[first + 42 : first + 46]
+    path.write_bytes(whole)
+    assert_identical(read_tensors(path), {"t0": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    archive(path, state(tensor(key="1")), **{"data/1": bytes(24)})
+    whole[:] = path.read_bytes()
+    whole[second + 42 : second + 46] = whole[first + 42 : first + 46]
+    path.write_bytes(whole)
+    assert "damaged" in refusal(path)
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path):
+    write_tensors({"\x1b[31m\u202ered\n": np.zeros(1, np.float32)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_state_dict(SimpleNamespace(), read_tensors(tmp_path / "a.pth"))
+    assert str(caught.value).isprintable() and "red" in str(caught.value)
+
+
+def test_an_absurd_architecture_of_empty_tensors_costs_no_memory(tmp_path):
+    tensors = read_tensors(DATA / "nano.pth")
+    for key in list(tensors):
+        shape = tuple(10**9 if n == 20 else n for n in tensors[key].shape)
+        tensors[key] = np.zeros((*shape, 0) if 10**9 in shape else shape, np.float32)
+    write_tensors(tensors, tmp_path / "a.safetensors")
+    start = time.process_time()
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "a.safetensors")
+    assert time.process_time() - start < 5  # 0.8 s on a machine with nothing else to do
+
+
+def test_names_of_blocks_without_tensors_cost_no_time(tmp_path):
+    tensors = read_tensors(DATA / "nano.pth")
+    empty = np.zeros(0, np.float32)
+    names = [f"groupmixformer_backbone.0.gma_stage.{i}.x" for i in range(9000)]
+    write_tensors(tensors | dict.fromkeys(names, empty), tmp_path / "a.safetensors")
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="not whole"):
+        load_model(tmp_path / "a.safetensors")
+    assert time.process_time() - start < 3
+
+
+def test_a_link_is_followed_and_a_loop_of_links_is_told(tmp_path):
+    (tmp_path / "link.pth").symlink_to(DATA / "nano.pth")
+    assert len(read_tensors(tmp_path / "link.pth")) == 299
+    (tmp_path / "loop.pth").symlink_to(tmp_path / "loop.pth")
+    assert "symbolic links" in refusal(tmp_path / "loop.pth")
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root can read everything")
+def test_a_file_that_may_not_be_read_is_told_in_one_line(tmp_path):
+    write_tensors(WEIGHTS, tmp_path / "a.pth")
+    (tmp_path / "a.pth").chmod(0)
+    assert "Permission denied" in refusal(tmp_path / "a.pth")
+
+
+def test_a_disk_that_gives_an_error_is_told_in_one_line(tmp_path, monkeypatch):
+    write_tensors(WEIGHTS, tmp_path / "a.pth")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", fail)
+    assert "cannot be read: Input/output error" in refusal(tmp_path / "a.pth")
+
+
 def test_the_message_stays_short_whatever_the_file_says(tmp_path):
     path = archive(tmp_path / "a.pth", b"\x80\x02c" + b"x" * 10**6 + b"\n\x1b[31m\n.")
     message = refusal(path)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,38 @@ def test_a_file_that_is_no_picture_is_told_in_one_line(tmp_path, found):
         load_image(path)
     message = str(caught.value)
     assert str(path) in message and found in message.lower() and "\n" not in message
+
+
+def test_a_format_that_starts_programs_is_not_opened(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript: a picture must not be able to choose that."""
+    monkeypatch.setattr(subprocess, "Popen", None)
+    path = tmp_path / "x.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="found something else"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 9), (9, 0)])
+def test_a_picture_without_pixels_is_told_in_one_line(size):
+    with pytest.raises(ImageError, match=f"one of {size[0]} x {size[1]} pixels"):
+        preprocess(Image.new("RGB", size))
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_unpacked(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = save(Image.new("1", (20_000, 20_000)), tmp_path / "x.png")
+    assert path.stat().st_size < 100_000
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ImageError, match="pixels"):
+        load_image(path)
+    assert time.process_time() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_a_name_with_a_line_feed_is_told_in_one_line(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        load_image(tmp_path / "a\n\x1b[31mb")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -1,0 +1,350 @@
+"""What is left when a process dies, or the machine runs out of something, at any moment.
+
+    python tests/faults/kill_at_random.py --kills 200
+
+A child process writes (an entry of the cache of compiled programs, or a converted weight file) and
+is killed with SIGKILL at a random moment, half of the time during the write itself. Then nothing
+half-written may bear a final name, an older file must be whole, and the next run must work. The
+other faults are a full disk, a folder that cannot be written, four processes on one cache, too
+little memory, and Ctrl-C during a compile: each must end with one line that says what happened.
+
+Needs `fork`: Linux or macOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("DEV", "CPU")
+
+import numpy as np
+from tinygrad import Tensor
+
+from tinygmf import checkpoint, files, program_cache
+from tinygmf.checkpoint import read_tensors, write_tensors
+from tinygmf.tensors import tensor_from_numpy
+
+WEIGHTS = Path(__file__).parents[1] / "data" / "nano.pth"
+KEY = {"network": "fault"}
+
+
+def double(x: Tensor, weights: list[Tensor]) -> Tensor:
+    return (x * weights[0] + 1).contiguous()
+
+
+def must_not_run(*_: object) -> Tensor:
+    raise AssertionError("compiled again")
+
+
+def run_program(function: Callable = double) -> list[float]:
+    x, weight = (tensor_from_numpy(np.full(7, 2, np.float32), "CPU") for _ in range(2))
+    program = program_cache.load_or_compile(KEY, function, x, [weight], device="CPU", progress=False)
+    return program(x, [weight]).tolist()
+
+
+# Killing
+
+
+def kill_during(work: Callable[[], None], delay: float, aimed: bool) -> bool:
+    """Run `work` in a child and kill it after `delay` seconds, counted from its first write if
+    `aimed`; whether it was still alive."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            if aimed:
+                _signal_at_first_write(writer)
+            else:
+                os.write(writer, b"!")
+            work()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.read(reader, 1)  # nothing, if the child ended without a write
+    os.close(reader)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def _signal_at_first_write(pipe: int) -> None:
+    whole = files.replacing
+
+    def replacing(*arguments, **options):
+        os.write(pipe, b"!")
+        return whole(*arguments, **options)
+
+    for module in (program_cache, checkpoint):
+        module.replacing = replacing  # type: ignore[attr-defined]
+
+
+class CacheWriting:
+    """An entry that is written again and again, with 3 MB beside the program to take some time."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        self.answer = run_program()
+        key = KEY | program_cache.environment("CPU")
+        self.path = program_cache.entry_path(key)
+        self.key, self.program = key, program_cache.load(self.path, key)
+        self.program.ballast = os.urandom(3_000_000)
+
+    def work(self) -> None:
+        program_cache.save(self.path, self.key, self.program)
+
+    def prepare(self, r: random.Random) -> None:
+        if r.random() < 0.5:
+            self.path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        if self.path.exists():  # whole, or it would be compiled again
+            assert run_program(must_not_run) == self.answer
+        assert run_program() == self.answer
+        for left in self.path.parent.iterdir():
+            assert left == self.path or left.name.endswith(".tmp"), left
+        program_cache.clear()
+        assert run_program() == self.answer
+
+
+class Conversion:
+    """`tinygmf convert`, to a new file or over an older one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "converted.safetensors"
+        self.expected = read_tensors(WEIGHTS)
+        write_tensors(self.expected, self.output)
+        self.whole = self.output.read_bytes()
+        write_tensors({"old": np.zeros(9, np.float32)}, self.output)
+        self.old = self.output.read_bytes()
+
+    def work(self) -> None:
+        from tinygmf.cli import main
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        main(["convert", str(WEIGHTS), str(self.output)])
+
+    def prepare(self, r: random.Random) -> None:
+        for left in self.output.parent.glob(".*.tmp"):
+            left.unlink()
+        self.output.unlink(missing_ok=True)
+        if r.random() < 0.5:
+            self.output.write_bytes(self.old)
+
+    def check(self) -> None:
+        if self.output.exists():
+            assert self.output.read_bytes() in (self.old, self.whole), "half a file"
+        write_tensors(self.expected, self.output)
+        assert self.output.read_bytes() == self.whole
+
+
+def kill_at_random(kills: int, seed: int = 0) -> dict[str, tuple[int, int]]:
+    """Kill each of the scenarios so many times; {its name: (kills, during the write)}."""
+    result = {}
+    for scenario in (CacheWriting, Conversion):
+        r = random.Random(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            case = scenario(Path(folder))
+            start = time.perf_counter()
+            run_once(case)
+            whole = time.perf_counter() - start
+            done = aimed_kills = 0
+            while done < kills:
+                case.prepare(r)
+                aimed = done % 2 == 0
+                if kill_during(case.work, r.random() * (0.02 if aimed else whole), aimed):
+                    done, aimed_kills = done + 1, aimed_kills + aimed
+                case.check()
+        result[scenario.__name__] = done, aimed_kills
+    return result
+
+
+def run_once(case: CacheWriting | Conversion) -> None:
+    """One run that nobody kills, in a child as the others."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            case.work()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+# Running out
+
+
+def in_child(work: Callable[[], object]) -> tuple[int, str]:
+    """Run `work` in a child: its exit code, and what it wrote to standard error."""
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(said.fileno(), 2)
+                code = int(work() or 0)  # type: ignore[call-overload]
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return code, said.read().decode()
+
+
+def convert(output: Path) -> int:
+    from tinygmf.cli import main
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return main(["convert", str(WEIGHTS), str(output)])
+
+
+def full_disk(folder: Path) -> None:
+    """No file may grow beyond 100 KB: the write fails as on a full disk, and the old file stays."""
+    import resource
+
+    output = folder / "full.safetensors"
+    write_tensors({"old": np.zeros(9, np.float32)}, output)
+    old = output.read_bytes()
+
+    def work() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        return convert(output)
+
+    code, said = in_child(work)
+    assert code == 2 and "cannot be written: " in said and len(said.splitlines()) == 1, said
+    assert output.read_bytes() == old and list(folder.glob(".*.tmp")) == []
+
+
+def full_disk_of_the_cache(folder: Path) -> None:
+    """The program runs all the same, and a warning says that it was not kept."""
+    import resource
+
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache-full")
+    program_cache.programs_directory()
+
+    def work() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        warnings.simplefilter("always")
+        return run_program() != [5.0] * 7
+
+    code, said = in_child(work)
+    assert code == 0 and "was not kept" in said, said
+    assert list(program_cache.programs_directory().iterdir()) == []
+
+
+def readonly_folder(folder: Path) -> None:
+    """As nobody, in a folder of somebody else's."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o555)
+
+    def work() -> int:
+        convert(folder / "warm.safetensors")  # imports what nobody may not be able to read
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        return convert(closed / "out.safetensors")
+
+    folder.chmod(0o755)
+    code, said = in_child(work)
+    assert code == 2 and "cannot be written: Permission denied" in said, said
+    assert list(closed.iterdir()) == []
+
+
+def four_processes(folder: Path) -> None:
+    """All four compile and write the same entry, and it is whole."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache-four")
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = int(run_program() != [5.0] * 7)
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    assert run_program(must_not_run) == [5.0] * 7
+    assert len(list(program_cache.programs_directory().iterdir())) == 1
+
+
+def too_little_memory(folder: Path) -> None:
+    """60 MB more than the process has, and a file of 80 MB."""
+    import resource
+
+    big = folder / "big.safetensors"
+    write_tensors({"a": np.zeros(20_000_000, np.float32)}, big)
+
+    def work() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 60_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        from tinygmf.cli import main
+
+        return main(["info", str(big)])
+
+    code, said = in_child(work)
+    assert code == 2 and "memory" in said and len(said.splitlines()) == 1, (code, said)
+
+
+def interrupted_compile(folder: Path) -> None:
+    """Ctrl-C while the network is compiled: one line, exit code 130, and the next run works."""
+    cache = folder / "cache-interrupted"
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": _path()}
+    command = [sys.executable, "-m", "tinygmf.cli", "verify"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert "compiling" in first, first
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, (process.returncode, said)
+    assert said.splitlines()[-1].endswith("tinygmf: interrupted") and "Traceback" not in said, said
+    assert [p for p in cache.rglob("*") if p.suffix in (".program", ".tmp")] == []
+
+
+def _path() -> str:
+    return os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
+
+
+FAULTS = (
+    *(full_disk, full_disk_of_the_cache, readonly_folder, four_processes, interrupted_compile),
+    *((too_little_memory,) if Path("/proc/self/statm").exists() else ()),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=200, help="of each scenario")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    for fault in FAULTS:
+        folder = Path(tempfile.mkdtemp())
+        try:
+            fault(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{fault.__name__.replace('_', ' ')}: survived", flush=True)
+    for name, (kills, aimed) in kill_at_random(args.kills, args.seed).items():
+        print(f"{name}: killed {kills} times, {aimed} of them during the write; nothing lost")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

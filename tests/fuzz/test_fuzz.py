@@ -1,0 +1,59 @@
+"""Some seconds of fuzz_checkpoints.py, and that it sees what it is to look for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fuzz_checkpoints
+import pytest
+from fuzz_checkpoints import Result, Target, Watch, targets
+
+SCRIPT = Path(fuzz_checkpoints.__file__)
+
+
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.slow)])
+def test_thousands_of_broken_files_do_no_harm(tmp_path, seconds):
+    path = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, sys.path)])
+    command = [sys.executable, str(SCRIPT), "--seconds", str(seconds), "--keep", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 0 defects") == 3
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    """One for all tests: an audit hook cannot be taken away."""
+    return Watch()
+
+
+@pytest.mark.parametrize("name", ["pth", "safetensors", "pictures"])
+def test_what_is_changed_was_whole(name):
+    target = targets()[name]
+    for content in target.make.files:
+        assert target.read(content) >= 0
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (lambda data: eval("0"), "exec"),
+        (lambda data: len(os.listdir()) * 0, "os.listdir"),
+        (lambda data: 1 / 0, "ZeroDivisionError"),
+        (lambda data: int("two\nlines"), "not one line"),
+        (lambda data: 10**9, "more was read"),
+        (lambda data: sum(range(6_000_000)) * 0, " s"),
+    ],
+)
+def test_a_broken_promise_is_seen(monkeypatch, watch, read, told):
+    monkeypatch.setattr(fuzz_checkpoints, "SECONDS", 0.01)
+
+    def reader(data: bytes) -> int:
+        try:
+            return read(data)
+        except ValueError as error:
+            raise ValueError("two\nlines") from error
+
+    target = Target(lambda r: b"", reader, ValueError)
+    assert told in fuzz_checkpoints._try(target, b"", Result(), watch)
