@@ -178,11 +178,12 @@ def compiler_of(backend: Backend) -> Compile | None:
         hip = ["-x", "hip", f"--offload-arch={arch}", "--offload-device-only", "-nogpuinc"]
         return _clang([*hip, "-nogpulib", "-D__HIPCC_RTC__", "-O1", "-S"])
     if device == "CL" and importlib.util.find_spec("ziglang"):
-        return _clang([*"-x cl -cl-std=CL1.2 --target=spirv64 -O1 -S -emit-llvm".split(), *OPENCL])
+        opencl = ["-x", "cl", "-cl-std=CL1.2", "--target=spirv64", "-cl-no-stdinc"]
+        functions = ["-Xclang", "-fdeclare-opencl-builtins"]  # OpenCL's functions, not its types
+        return _clang([*opencl, *functions, "-O1", "-S", "-emit-llvm"])
     return None
 
 
-OPENCL = ["-cl-no-stdinc", "-Xclang", "-fdeclare-opencl-builtins"]  # its functions, not its types
 OPENCL_TYPES = """
 typedef __SIZE_TYPE__ size_t; typedef __PTRDIFF_TYPE__ ptrdiff_t;
 typedef __INTPTR_TYPE__ intptr_t; typedef __UINTPTR_TYPE__ uintptr_t;
@@ -292,9 +293,7 @@ class Row:
 HEADER = f"{'network':18} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
 
 
-def check(
-    variant: str, size: int, dtype: DType, backend_name: str, compiling: bool = True
-) -> Row:
+def check(variant: str, size: int, dtype: DType, backend_name: str, compiling: bool = True) -> Row:
     """Write all kernels of a network for a backend, hold them against its limits, compile them."""
     backend = BACKENDS[backend_name]
     renderer = renderer_of(backend)

@@ -7,7 +7,9 @@ import pytest
 from tinygmf import devices
 from tinygmf.device_suite import NotRun, Suite, print_suites, ratio, run_suite
 
-DEVICES = [name if name == "CPU" else pytest.param(name, marks=pytest.mark.slow) for name in devices.NEEDS]
+DEVICES = [
+    name if name == "CPU" else pytest.param(name, marks=pytest.mark.slow) for name in devices.NEEDS
+]
 
 
 def run(device: str) -> None:

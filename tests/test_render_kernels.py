@@ -40,7 +40,13 @@ def test_every_limit_is_held_against_a_kernel():
     used = frozenset({dtypes.float32, dtypes.float64, dtypes.float16})
     kernel = Kernel("r_9", 3, 64, 128, (1, 70_000, 1), used, "")
     lines = list(violations(kernel, small, dtypes.float16))
-    assert [line.split()[1] for line in lines] == ["buffers", "threads", "shared", "groups", str(dtypes.float64)]
+    assert [line.split()[1] for line in lines] == [
+        "buffers",
+        "threads",
+        "shared",
+        "groups",
+        str(dtypes.float64),
+    ]
 
 
 def test_source_that_is_wrong_does_not_compile():

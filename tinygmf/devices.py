@@ -15,9 +15,11 @@ import platform
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -170,8 +172,28 @@ def _open(name: str) -> str:
         system = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
         other = system.get(sys.platform, "apt install clang")
         raise DeviceError(f"clang is missing: run pip install 'tinygmf[clang]', or {other}")
-    _ = Device[canonical].renderer
+    try:
+        _ = Device[canonical].renderer
+    except (sqlite3.Error, OSError) as error:  # opening the CPU device compiles a kernel
+        if not do_without_kernel_cache(error):
+            raise
+        _ = Device[canonical].renderer
     return canonical
+
+
+def do_without_kernel_cache(error: sqlite3.Error | OSError) -> bool:
+    """Leave tinygrad's own cache of kernels alone if it is what failed; say whether it was.
+
+    It is a database in a folder of tinygrad's: a full disk breaks it, or a folder that is closed.
+    """
+    from tinygrad.helpers import CACHEDB, CACHELEVEL
+
+    named = isinstance(error, OSError) and str(error.filename).startswith(os.path.dirname(CACHEDB))
+    if not CACHELEVEL.value or not (named or isinstance(error, sqlite3.Error)):
+        return False
+    CACHELEVEL.value = 0
+    warnings.warn(f"kernels are not kept: {CACHEDB} cannot be used ({error})", stacklevel=2)
+    return True
 
 
 def _working_devices() -> Iterator[str]:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-
 MAX_MESSAGE = 600  # characters: a file can choose long names
 
 

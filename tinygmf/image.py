@@ -16,7 +16,8 @@ from tinygmf.files import one_line
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red, green, blue, on 0 to 1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-FORMATS = "AVIF BMP GIF JPEG JPEG2000 PNG PPM TIFF WEBP".split()  # some others start programs
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+# Pillow knows others, and hands some to programs: PostScript to Ghostscript.
 MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory
 MAX_RESIZED_PIXELS = 2**24  # what the resize may allocate: 64 MB
 
@@ -98,10 +99,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_grey(image: Image.Image, whites: tuple[float, ...]) -> Image.Image:
     """Return 8-bit grey: white is the first of `whites` that no pixel passes, else the greatest."""
-    grey = np.maximum(np.nan_to_num(np.asarray(image).astype(np.float32)), 0)
+    grey = np.array(image, np.float32)  # one copy, changed in place: it may be large
+    np.maximum(np.nan_to_num(grey, copy=False), 0, out=grey)
     greatest = float(grey.max())
     white = next((white for white in whites if greatest <= white), greatest)
-    return Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
+    np.rint(np.multiply(grey, 255 / white, out=grey), out=grey)
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def preprocess(image: Image.Image, size: int = 224) -> np.ndarray:

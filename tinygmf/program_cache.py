@@ -15,6 +15,7 @@ import os
 import pickle
 import platform
 import secrets
+import sqlite3
 import stat
 import sys
 import warnings
@@ -33,7 +34,7 @@ from tinygrad.engine import realize
 from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
-from tinygmf.devices import DeviceError, cache_directory
+from tinygmf.devices import DeviceError, cache_directory, do_without_kernel_cache
 from tinygmf.files import replacing
 
 MAGIC = b"tinygmf program 1\n"
@@ -69,10 +70,19 @@ def compile_program(
     function: Program, *arguments: Any, progress: bool = True, beam: int = 0
 ) -> Program:
     """Traces, schedules and compiles; `beam` above 0 searches for faster kernels by timing them."""
+    with compile_progress(disable=not progress), Context(BEAM=beam):
+        try:
+            return _capture(function, *arguments)
+        except (sqlite3.Error, OSError) as error:
+            if not do_without_kernel_cache(error):
+                raise
+            return _capture(function, *arguments)
+
+
+def _capture(function: Program, *arguments: Any) -> Program:
     program = TinyJit(function)
     program.cnt = 1  # capture at the first call: one trace and one schedule, not two
-    with compile_progress(disable=not progress), Context(BEAM=beam):
-        program(*arguments)
+    program(*arguments)
     return with_own_buffers(program)
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from tinygrad import Tensor
 
 from tinygmf import checkpoint, files, program_cache
 from tinygmf.checkpoint import read_tensors, write_tensors
+from tinygmf.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
 
 WEIGHTS = Path(__file__).parents[1] / "data" / "nano.pth"
@@ -49,7 +51,9 @@ def must_not_run(*_: object) -> Tensor:
 
 def run_program(function: Callable = double) -> list[float]:
     x, weight = (tensor_from_numpy(np.full(7, 2, np.float32), "CPU") for _ in range(2))
-    program = program_cache.load_or_compile(KEY, function, x, [weight], device="CPU", progress=False)
+    program = program_cache.load_or_compile(
+        KEY, function, x, [weight], device="CPU", progress=False
+    )
     return program(x, [weight]).tolist()
 
 
@@ -195,7 +199,7 @@ def in_child(work: Callable[[], object]) -> tuple[int, str]:
                 os.dup2(said.fileno(), 2)
                 code = int(work() or 0)  # type: ignore[call-overload]
             except BaseException as error:
-                os.write(2, f"{type(error).__name__}: {error}".encode())
+                traceback.print_exception(error)
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -239,6 +243,7 @@ def full_disk_of_the_cache(folder: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         warnings.simplefilter("always")
+        open_device("CPU")
         return run_program() != [5.0] * 7
 
     code, said = in_child(work)

@@ -46,14 +46,12 @@ def test_what_is_changed_was_whole(name):
         (lambda data: sum(range(6_000_000)) * 0, " s"),
     ],
 )
-def test_a_broken_promise_is_seen(monkeypatch, watch, read, told):
-    monkeypatch.setattr(fuzz_checkpoints, "SECONDS", 0.01)
-
+def test_a_broken_promise_is_seen(watch, read, told):
     def reader(data: bytes) -> int:
         try:
             return read(data)
         except ValueError as error:
             raise ValueError("two\nlines") from error
 
-    target = Target(lambda r: b"", reader, ValueError)
+    target = Target(lambda r: b"", reader, ValueError, seconds=0.01)
     assert told in fuzz_checkpoints._try(target, b"", Result(), watch)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
+from tinygrad import Tensor, helpers
+from tinygrad.helpers import CACHELEVEL
 
 from tinygmf import program_cache
 from tinygmf.tensors import tensor_from_numpy
@@ -197,6 +199,38 @@ def test_a_cache_that_cannot_be_written_is_not_fatal(empty_cache):
     empty_cache.chmod(0o500)
     with pytest.warns(UserWarning, match="will not be kept"):
         assert compile_double()(*tensors(3)).tolist() == [10] * 7
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        PermissionError(13, "Permission denied", os.path.dirname(helpers.CACHEDB)),
+    ],
+)
+def test_a_cache_of_tinygrads_own_that_cannot_be_used_is_not_fatal(monkeypatch, error):
+    number = len(str(error))  # a kernel of its own: the process remembers those it has compiled
+
+    def function(x, weights):
+        return (x * weights[0] + number).contiguous()
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(CACHELEVEL, "value", 2)
+    monkeypatch.setattr(helpers, "db_connection", fail)
+    with pytest.warns(UserWarning, match="kernels are not kept"):
+        assert compile_double(function)(*tensors(3)).tolist() == [9 + number] * 7
+    assert CACHELEVEL.value == 0
+
+
+def test_an_error_that_is_not_the_caches_is_raised(monkeypatch):
+    def function(x, weights):
+        raise FileNotFoundError("clang")
+
+    monkeypatch.setattr(CACHELEVEL, "value", 2)
+    with pytest.raises(FileNotFoundError, match="clang"):
+        compile_double(function)
 
 
 def test_clearing_removes_every_entry():
