@@ -243,7 +243,6 @@ def full_disk_of_the_cache(folder: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         warnings.simplefilter("always")
-        open_device("CPU")
         return run_program() != [5.0] * 7
 
     code, said = in_child(work)
@@ -339,6 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200, help="of each scenario")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    open_device("CPU")  # the children inherit it
     for fault in FAULTS:
         folder = Path(tempfile.mkdtemp())
         try:

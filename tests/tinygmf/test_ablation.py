@@ -156,3 +156,16 @@ def test_the_command_refuses_before_it_trains(options, capsys):
     with pytest.raises(ValueError) as error:
         ablation.run(parser.parse_args(options))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_an_ablation_learns_the_digits(capsys, tmp_path):
+    pytest.importorskip("sklearn")
+    parser = argparse.ArgumentParser()
+    ablation.add_arguments(parser)
+    options = ["no-position", "--epochs", "2", "--seeds", "1", "--device", "CPU"]
+    path = tmp_path / "results.json"
+    assert ablation.run(parser.parse_args([*options, "--json", str(path)])) == 0
+    [outcome] = load_outcomes(path)
+    assert outcome.accuracy > 0.3  # of ten classes; two epochs are no more than a warm-up
+    assert format_outcome(outcome) in capsys.readouterr().out
