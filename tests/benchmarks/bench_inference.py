@@ -153,24 +153,58 @@ def peak() -> float:
     return 2 * 768**3 / min(timed(lambda: x @ x)() for _ in range(30)) / 1e9
 
 
-def groups(launcher: Any, rounds: int = 20) -> dict[str, tuple[int, float, float]]:
-    """Kernels, milliseconds and GFLOP of each kind of kernel, from the best time of each call."""
+PARTS = {  # the part of the network that a weight belongs to
+    **dict.fromkeys(("qkv", "proj_fifth", "proj_heads", "mask"), "attention"),
+    **dict.fromkeys(("windows", "mix", "fifth", "fifth_weight"), "aggregator"),
+    **dict.fromkeys(("cpe", "crpe"), "position"),
+    **dict.fromkeys(("fc1", "fc2"), "MLP"),
+}
+WITHOUT_WEIGHTS = {
+    "layernorm": "norms",
+    "gelu": "MLP",
+    "softmax": "attention",
+    "dense": "attention",
+}
+
+
+def weight_names(config: Any) -> list[str]:
+    """The name of each weight of a folded network, in the order of its list."""
+    from tinygmf.folded import BlockWeights
+
+    names = ["stem"] * 4
+    for depth in config.serial_depths:
+        names += ["embedding"] * 3 + ["mask"] + list(BlockWeights._fields) * depth
+    return names + ["head"] * 2
+
+
+def part_of(call: Any, names: list[str]) -> str:
+    """The part of the network that a kernel belongs to: that of the weights it reads."""
+    from tinygrad.uop.ops import Ops
+
+    slots = {u.arg.slot for source in call.src[1:] for u in source.toposort() if u.op is Ops.PARAM}
+    weights = [names[slot - 1] for slot in sorted(slots) if slot > 0]  # slot 0 is the picture
+    kind = call.src[0].src[0].arg.function_name.split("_")[0]
+    if weights:
+        return PARTS.get(weights[0], weights[0])
+    return WITHOUT_WEIGHTS.get(kind, "padding")
+
+
+def groups(predict: Any, rounds: int = 20) -> dict[str, tuple[int, float, float]]:
+    """Kernels, milliseconds and GFLOP of each part of the network, from the best times."""
+    launcher, names = predict._lanes[0][1], weight_names(predict.config)
     best = [float("inf")] * len(launcher.calls)
     for _ in range(rounds):
         for i, (function, words) in enumerate(launcher.calls):
             began = time.perf_counter()
             function(*words)
             best[i] = min(best[i], time.perf_counter() - began)
-    programs = [
-        call.src[0] for call in launcher.captured.linear.src for _ in range(_cores(call.src[0]))
-    ]
+    calls = [c for c in launcher.captured.linear.src for _ in range(_cores(c.src[0]))]
     table: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-    for program, seconds in zip(programs, best, strict=True):
-        kernel = program.src[0].arg
-        row = table[kernel.function_name.split("_")[0]]
+    for call, seconds in zip(calls, best, strict=True):
+        row = table[part_of(call, names)]
         row[0] += 1
         row[1] += 1e3 * seconds
-        row[2] += kernel.estimates.ops / _cores(program) / 1e9
+        row[2] += call.src[0].src[0].arg.estimates.ops / _cores(call.src[0]) / 1e9
     ordered = sorted(table.items(), key=lambda item: -item[1][1])
     return {name: (int(row[0]), row[1], row[2]) for name, row in ordered}
 
@@ -184,7 +218,7 @@ def describe(times: list[float]) -> str:
 
 
 def draw(table: dict[str, tuple[int, float, float]], title: str, path: Path) -> None:
-    """A bar for each kind of kernel: its milliseconds in one picture."""
+    """A bar for each part of the network: its milliseconds in one picture."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -237,7 +271,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--chart", type=Path, help="draw the time by kind of kernel")
+    parser.add_argument("--chart", type=Path, help="draw the time by part of the network")
     parser.add_argument("--official", type=Path, help="the published groupmixformer.py")
     parser.add_argument("--official-python", default=sys.executable)
     options = parser.parse_args()
@@ -267,7 +301,7 @@ def report_kernels(predict: Any, options: argparse.Namespace) -> None:
     """Where the time of one run goes, and how far it is from the core's peak."""
     from tinygmf.summary import summarize
 
-    table = groups(predict._lanes[0][1])
+    table = groups(predict)
     total = sum(milliseconds for _, milliseconds, _ in table.values())
     print(f"\n{'kernels of one picture':24}{'calls':>6}{'ms':>8}{'share':>7}{'GFLOP/s':>9}")
     for name, (calls, milliseconds, gflop) in table.items():
