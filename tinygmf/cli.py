@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from tinygmf import __version__, list_models
 from tinygmf import ablation as ablations
 from tinygmf import explain as explanations
 from tinygmf.config import VARIANTS, GroupMixFormerConfig
-from tinygmf.devices import DeviceError
+from tinygmf.devices import DeviceError, do_without_kernel_cache
 from tinygmf.files import replacing
 from tinygmf.training import command as training
 
@@ -150,6 +151,10 @@ def _describe(config: GroupMixFormerConfig) -> str:
 
 def devices(args: argparse.Namespace) -> int:
     """List what tinygrad can compute on here, and prove it with one kernel each."""
+    if args.test:
+        from tinygmf.device_suite import print_suites
+
+        return 0 if print_suites(args.names) else 1
     from tinygmf.devices import list_devices
 
     for report in list_devices():
@@ -272,7 +277,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("input", metavar="IN", help=".pth or .safetensors")
     sub.add_argument("output", metavar="OUT", help=".pth or .safetensors")
 
-    add(devices)
+    sub = add(devices)
+    sub.add_argument("names", nargs="*", metavar="DEVICE", help="those to test; all without it")
+    sub.add_argument("--test", action="store_true", help="run a whole network on each device")
 
     sub = add(cache)
     sub.add_argument("--clear", action="store_true", help="remove them")
@@ -283,7 +290,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code."""
     args = build_parser().parse_args(arguments)
     try:
-        return args.run(args)
+        try:
+            return args.run(args)
+        except sqlite3.Error as error:  # tinygrad's own cache of kernels, on a full disk
+            if not do_without_kernel_cache(error):
+                raise
+            return args.run(args)
     except (ValueError, DeviceError, OSError) as error:
         print(f"tinygmf: {error}", file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
 
-from tinygmf import program_cache
+from tinygmf import __version__, program_cache
 from tinygmf.checkpoint import load_model
 from tinygmf.demo import ASSETS, DIGITS_WEIGHTS, SIZE
 from tinygmf.devices import device_description, list_devices, open_device
@@ -186,7 +186,7 @@ def print_suites(names: list[str] | None = None) -> bool:
     """Runs the suite in a process for each device (all that work here, without names), and prints
     one table; True if nothing failed."""
     print(
-        f"tinygmf {version('tinygmf')}, tinygrad {version('tinygrad')}, "
+        f"tinygmf {__version__}, tinygrad {version('tinygrad')}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     )
     reports = list_devices()

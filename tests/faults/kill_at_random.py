@@ -310,7 +310,13 @@ def interrupted_compile(folder: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": _path()}
     command = [sys.executable, "-m", "tinygmf.cli", "verify"]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and would pass that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
