@@ -82,10 +82,17 @@ class Bench:
         self, config: GroupMixFormerConfig, data: Dataset, recipe: Recipe, device: str
     ) -> None:
         self.config, self.data, self.recipe, self.device = config, data, recipe, device
-        self.programs = Programs(config, recipe.batch_size, recipe.size, device, progress=False)
-        self.layout = self.programs.layout
-        self.decay = self._tensor(weight_decay(self.layout, recipe.weight_decay))
-        self.rates = self._tensor(rate_factors(self.layout, recipe.layer_decay, recipe.head_only))
+        self.layout = Layout.of(config)
+        self.state = TrainingState(
+            self.layout,
+            self._fresh(seed=0),
+            weight_decay(self.layout, recipe.weight_decay),
+            rate_factors(self.layout, recipe.layer_decay, recipe.head_only),
+            device,
+        )
+        self.programs = Programs(
+            config, self.state, recipe.batch_size, recipe.size, device, progress=False
+        )
         paths = 2 * sum(config.serial_depths)
         self.kept = np.ones((paths, recipe.batch_size), np.float32)  # no stochastic depth
         self.forward = self._compile_forward()
@@ -102,53 +109,40 @@ class Bench:
             return model(x)
 
         shape = (recipe.batch_size, 3, recipe.size, recipe.size)
-        state = self._state(seed=0)
         key = {"network": asdict(self.config), "input": shape, "program": "plain forward"}
-        arguments = (*self._network(state), self._tensor(np.zeros(shape, np.float32)))
+        arguments = (*self._network(), self._tensor(np.zeros(shape, np.float32)))
         return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
 
-    def _state(self, seed: int) -> TrainingState:
+    def _fresh(self, seed: int) -> dict[str, np.ndarray]:
         from tinygrad.nn.state import get_state_dict
 
         fresh = get_state_dict(GroupMixFormer(self.config, seed))
-        arrays = {name: tensor.numpy() for name, tensor in fresh.items()}
-        return TrainingState(self.layout, arrays, self.device)
+        return {name: tensor.numpy() for name, tensor in fresh.items()}
 
-    @staticmethod
-    def _network(state: TrainingState) -> tuple[Tensor, Tensor, Tensor]:
-        return state["weights"], state["statistics"], state["counters"]
+    def _network(self) -> list[Tensor]:
+        return [self.state[name] for name in ("weights", "statistics", "counters")]
 
     def run(self, seed: int) -> float:
         """Train from fresh weights; the share of held-out pictures that are then right."""
-        recipe, state, step = replace(self.recipe, seed=seed), self._state(seed), 0
+        recipe, step = replace(self.recipe, seed=seed), 0
+        self.state.restart(self._fresh(seed))
         steps_per_epoch = len(self.data.train) // recipe.batch_size
         for epoch in range(recipe.epochs):
             batches = self.data.batches(recipe, epoch)
             for _, (pictures, targets) in zip(range(steps_per_epoch), batches, strict=False):
-                self._step(state, pictures, targets, recipe.rate(step, steps_per_epoch), step)
+                self.programs.gradient(1, pictures, targets, self.kept)
+                rate = recipe.rate(step, steps_per_epoch)
+                self.programs.update(update_schedule(rate, step, recipe.clip, ema=0.0))
                 step += 1
-        return self.evaluate(state)
+        return self.evaluate()
 
-    def _step(
-        self, state: TrainingState, pictures: Any, targets: Any, rate: float, step: int
-    ) -> None:
-        self.programs.gradient(
-            *(state[name] for name in ("weights", "gradient", "statistics", "counters")),
-            *map(self._tensor, (np.ones(1, np.float32), pictures, targets, self.kept)),
-        )
-        schedule = self._tensor(update_schedule(rate, step, self.recipe.clip, ema=0.0))
-        self.programs.update(
-            *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
-            *(self.decay, self.rates, schedule),
-        )
-
-    def evaluate(self, state: TrainingState) -> float:
+    def evaluate(self) -> float:
         """Top-1 accuracy on the held-out pictures."""
         right, count, batch = 0, 0, self.recipe.batch_size
         for pictures, labels in self.data.validation(self.recipe.size, batch):
             padded = np.zeros((batch, *pictures.shape[1:]), np.float32)
             padded[: len(pictures)] = pictures
-            logits = self.forward(*self._network(state), self._tensor(padded)).numpy()
+            logits = self.forward(*self._network(), self._tensor(padded)).numpy()
             right += int((logits[: len(labels)].argmax(1) == labels).sum())
             count += len(labels)
         return right / count

@@ -24,9 +24,11 @@ class Launcher:
     tensor, overwritten by the next run; new input is written into the memory of the first argument.
     """
 
-    def __init__(self, program: Any, *arguments: Tensor) -> None:
+    def __init__(self, program: Any, *arguments: Tensor | list[Tensor]) -> None:
         self.captured = program.captured
-        self.inputs = [argument.uop.base for argument in arguments]
+        tensors = [one for one in arguments if isinstance(one, Tensor)]  # tinygrad numbers them so
+        tensors += [one for many in arguments if isinstance(many, list) for one in many]
+        self.inputs = [tensor.uop.base for tensor in tensors]
         self.buffers: list[Buffer] = []  # held, as the calls know nothing but addresses
         self.calls: list[tuple[Any, list[Any]]] = []
         calls = self.captured.linear.src

@@ -156,7 +156,7 @@ class Predictor:
         for _ in range(-(-self.batch_size // self._lane_shape[0])):
             x, weights = self._arguments()
             copy = program_cache.with_own_buffers(program)
-            self._lanes.append((x, Launcher(copy, x, *weights)))
+            self._lanes.append((x, Launcher(copy, x, weights)))
         self._threads = ThreadPoolExecutor(len(self._lanes))
 
     def _key(self) -> dict[str, Any]:

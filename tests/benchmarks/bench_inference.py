@@ -5,8 +5,7 @@
         [--official groupmixformer.py --official-python PYTHON]
 
 `--official` is the published PyTorch file, timed in turn with ours on the processor; it runs in an
-interpreter that has PyTorch and einops. Of timm it imports a few helpers, which get stand-ins
-here. Times of runs are milliseconds: smallest and median.
+interpreter that has PyTorch and einops. Times of runs are milliseconds: smallest and median.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+from peer import THREADS, Peer, describe, in_turn, timed
+
 os.environ.setdefault("DEV", "CPU")
 
 FIRST_ANSWER = """
@@ -37,39 +37,6 @@ predict = tinygmf.Predictor(model, {size}, device="{device}", dtype="{dtype}", p
 predict.run(np.zeros((1, 3, {size}, {size}), np.float32))
 print(time.perf_counter() - began)
 """
-
-OFFICIAL = """
-import time; began = time.perf_counter()
-import sys, types, json, torch
-from torch import nn
-class DropPath(nn.Identity):
-    def __init__(self, *rates): super().__init__()
-def module(name, **contents):
-    sys.modules[name] = types.ModuleType(name)
-    vars(sys.modules[name]).update(contents)
-module("ipdb"); module("timm"); module("timm.models")
-module("timm.data", IMAGENET_DEFAULT_MEAN=(0.5,) * 3, IMAGENET_DEFAULT_STD=(0.5,) * 3)
-module("timm.models.layers", DropPath=DropPath, to_2tuple=lambda x: (x, x),
-       trunc_normal_=nn.init.trunc_normal_)
-module("timm.models.registry", register_model=lambda function: function)
-nn.SyncBatchNorm = nn.BatchNorm2d
-official = {}
-exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), official)
-model = official["GroupMixFormer"](
-    patch_size=4, in_dim=3, num_stages=4, num_classes=1000, num_heads=8, qkv_bias=True,
-    qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, pretrained=None,
-    **json.loads(sys.argv[2])).eval()
-x = torch.randn(*json.loads(sys.argv[3]))
-with torch.inference_mode():
-    model(x)
-    first = time.perf_counter() - began
-    print(torch.__version__, torch.get_num_threads(), first, flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        model(x)
-        print(time.perf_counter() - began, flush=True)
-"""
-
 
 def first_answers(options: argparse.Namespace) -> tuple[float, float]:
     """Seconds from a new process to its first answer: with empty caches, and again after that."""
@@ -92,57 +59,6 @@ def loading() -> float:
         path = Path(folder, "miny.pth")
         save_model(create_model("groupmixformer_miny"), path)
         return min(timed(lambda: load_model(path))() for _ in range(3))
-
-
-class Peer:
-    """The published PyTorch code in a process of its own, which runs once when asked."""
-
-    def __init__(self, python: str, path: Path, config: Any, shape: tuple[int, ...]) -> None:
-        sizes = {
-            "embedding_dims": config.embedding_dims,
-            "serial_depths": config.serial_depths,
-            "mlp_ratios": config.mlp_ratios,
-        }
-        command = [python, "-c", OFFICIAL, str(path), json.dumps(sizes), json.dumps(shape)]
-        environment = {k: v for k, v in os.environ.items() if k not in THREADS}
-        self.process = subprocess.Popen(
-            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self.version, self.threads, first = self._read().split()
-        self.first = float(first)  # seconds from a new process to its first answer
-
-    def __call__(self) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self._read())
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def close(self) -> None:
-        self.process.communicate()
-
-
-def timed(function: Callable[[], Any]) -> Callable[[], float]:
-    def run() -> float:
-        began = time.perf_counter()
-        function()
-        return time.perf_counter() - began
-
-    return run
-
-
-def in_turn(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every run, one after the other in every round, as a machine drifts."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(1e3 * run())
-    return times
 
 
 def peak() -> float:
@@ -213,10 +129,6 @@ def _cores(program: Any) -> int:
     return int(program.arg.global_size[0])
 
 
-def describe(times: list[float]) -> str:
-    return f"{min(times):9.1f} {statistics.median(times):9.1f}"
-
-
 def draw(table: dict[str, tuple[int, float, float]], title: str, path: Path) -> None:
     """A bar for each part of the network: its milliseconds in one picture."""
     import matplotlib
@@ -247,7 +159,7 @@ def compare(options: argparse.Namespace, model: Any, batch: int) -> Any:
     runs = {f"batch {batch}, tinygmf": timed(lambda: predict.run(pictures))}
     peer = None
     if options.official:
-        peer = Peer(options.official_python, options.official, model.config, shape)
+        peer = Peer(options.official_python, options.official, model.config, shape, training=False)
         if batch == options.batches[0]:
             print(f"PyTorch {peer.version} from a new process to its first: {peer.first:.2f} s")
         runs[f"batch {batch}, PyTorch, {peer.threads} threads"] = peer

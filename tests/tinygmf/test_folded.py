@@ -130,7 +130,7 @@ def test_a_captured_program_is_kept_without_weights_and_runs_with_others(nano, f
     copies[-1] = tensor_from_numpy(copies[-1].numpy() + 1)  # the head's bias
     assert np.allclose(again(x, copies).numpy(), first + 1, atol=1e-5)
 
-    launcher = Launcher(again, x, *copies)
+    launcher = Launcher(again, x, copies)
     assert np.allclose(launcher().numpy(), first + 1, atol=1e-5)
 
 

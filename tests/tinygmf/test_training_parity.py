@@ -5,10 +5,9 @@ import pytest
 from parity import DATA, load_npz, parity_input
 
 from tinygmf.checkpoint import load_model, read_tensors
-from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.augment import targets
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
 from tinygmf.training.step import update_schedule
 
 GRADIENTS = load_npz("nano_train_gradients")
@@ -18,30 +17,21 @@ AFTER = {name: array for name, array in AFTER.items() if "." in name}  # without
 
 
 @pytest.fixture(scope="module")
-def programs() -> Programs:
-    config = load_model(DATA / "nano.pth").config
-    return Programs(config, batch=4, size=64, device="CPU", progress=False)
-
-
-@pytest.fixture(scope="module")
-def measured(programs: Programs) -> dict[str, np.ndarray]:
+def measured() -> dict[str, np.ndarray]:
     """Our own loss, norm, gradients (grad/…) and state after the step (after/…)."""
-    state = TrainingState(programs.layout, read_tensors(DATA / "nano.pth"), "CPU")
+    config = load_model(DATA / "nano.pth").config
+    layout = Layout.of(config)
+    fixed = weight_decay(layout, 0.05), rate_factors(layout, 1.0, False)
+    state = TrainingState(layout, read_tensors(DATA / "nano.pth"), *fixed, "CPU")
+    programs = Programs(config, state, batch=4, size=64, device="CPU", progress=False)
     rows = targets(GRADIENTS["labels"], 10, smoothing=0.1)
     pictures = parity_input(int(GRADIENTS["seed"]), (4, 3, 64, 64))
-    factors = np.ones((2 * 5, 4), np.float32)
-    arrays = np.ones(1, np.float32), pictures, rows, factors
-    arguments = [tensor_from_numpy(array, "CPU") for array in arrays]
-    names = "weights", "gradient", "statistics", "counters"
-    loss, _ = programs.gradient(*(state[name] for name in names), *arguments)
-    result = {"loss": loss.numpy()}
-    gradients = programs.layout.weights.split(state["gradient"].numpy())
+    loss = programs.gradient(1, pictures, rows, np.ones((2 * 5, 4), np.float32))
+    result = {"loss": np.array(loss)}
+    gradients = layout.weights.split(state["gradient"].numpy())
     result |= {f"grad/{name}": array.copy() for name, array in gradients.items()}
-    fixed = weight_decay(programs.layout, 0.05), rate_factors(programs.layout, 1.0, False)
     schedule = update_schedule(rate=1e-3, step=0, clip=5.0, ema=0.0)
-    tensors = [tensor_from_numpy(array, "CPU") for array in (*fixed, schedule)]
-    names = "weights", "gradient", "first", "second", "average"
-    result["grad_norm"] = programs.update(*(state[name] for name in names), *tensors).numpy()
+    result["grad_norm"] = np.array(programs.update(schedule))
     return result | {f"after/{name}": array for name, array in state.network().items()}
 
 

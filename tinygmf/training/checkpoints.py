@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tinygmf.checkpoint import CheckpointError, read_tensors, write_tensors
-from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.state import TrainingState
 
 ABOUT = "about"  # the entry that holds everything but numbers, as JSON
@@ -24,9 +23,8 @@ def save_run(
     The file takes its name only when it is complete. Raises CheckpointError if it cannot be
     written; what was there stays.
     """
-    arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
     text = json.dumps({**about, "step": step}).encode()
-    write_tensors(arrays | {ABOUT: np.frombuffer(text, np.uint8)}, path)
+    write_tensors(state.read() | {ABOUT: np.frombuffer(text, np.uint8)}, path)
 
 
 def load_run(path: str | os.PathLike[str], state: TrainingState) -> dict[str, Any]:
@@ -35,13 +33,12 @@ def load_run(path: str | os.PathLike[str], state: TrainingState) -> dict[str, An
     Raises CheckpointError if the file is no saved run, or is that of another network.
     """
     arrays = read_tensors(path)
-    expected = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+    expected = {name: tuple(state[name].shape) for name in state.CHANGING}
     found = {name: array.shape for name, array in arrays.items() if name != ABOUT}
     if ABOUT not in arrays or found != expected:
         raise CheckpointError(
             f"{path}: expected a run of this very network, found another file: resume with the "
             "options that the run was started with"
         )
-    for name, tensor in state.tensors.items():
-        tensor.replace(tensor_from_numpy(arrays[name], tensor.device))
+    state.write(arrays)
     return json.loads(arrays[ABOUT].tobytes())

@@ -15,11 +15,10 @@ from tinygmf.checkpoint import load_state_dict
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor
-from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.data import BRANCHES, Dataset
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.state import TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
 from tinygmf.training.step import draw_factors, update_schedule
 
 
@@ -59,13 +58,17 @@ class Trainer:
         data.check(recipe.batch_size * recipe.accumulate)
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
         self.model, self.config = model, training_config(model.config, recipe)
-        self.programs = Programs(self.config, recipe.batch_size, recipe.size, device, progress)
-        self.layout = self.programs.layout
-        self.state = TrainingState(self.layout, network_arrays(model), device)
-        self.decay = tensor_from_numpy(weight_decay(self.layout, recipe.weight_decay), device)
-        factors = rate_factors(self.layout, recipe.layer_decay, recipe.head_only)
-        self.rates = tensor_from_numpy(factors, device)
-        self.share = tensor_from_numpy(np.array([1 / recipe.accumulate], np.float32), device)
+        self.layout = Layout.of(self.config)
+        self.state = TrainingState(
+            self.layout,
+            network_arrays(model),
+            weight_decay(self.layout, recipe.weight_decay),
+            rate_factors(self.layout, recipe.layer_decay, recipe.head_only),
+            device,
+        )
+        self.programs = Programs(
+            self.config, self.state, recipe.batch_size, recipe.size, device, progress
+        )
         self.predictor = Predictor(
             model,
             recipe.size,
@@ -116,26 +119,17 @@ class Trainer:
 
     def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
         """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
-        state, recipe, total = self.state, self.recipe, 0.0
+        recipe, total = self.recipe, 0.0
         for turn in range(recipe.accumulate):
             rng = np.random.default_rng([recipe.seed, BRANCHES, self.step, turn])
             arrays = *next(batches), draw_factors(self.config, recipe.batch_size, rng)
-            pictures, targets, factors = (tensor_from_numpy(a, self.device) for a in arrays)
-            loss, _ = self.programs.gradient(
-                *(state[name] for name in ("weights", "gradient", "statistics", "counters")),
-                *(self.share, pictures, targets, factors),
-            )
-            total += loss.item() / recipe.accumulate
+            total += self.programs.gradient(1 / recipe.accumulate, *arrays) / recipe.accumulate
         if not math.isfinite(total):
             raise TrainingError(
                 f"the loss is {total} at step {self.step + 1}: the last checkpoint is intact; "
                 "try a lower --learning-rate"
             )
-        schedule = update_schedule(rate, self.step, recipe.clip, recipe.ema)
-        self.programs.update(
-            *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
-            *(self.decay, self.rates, tensor_from_numpy(schedule, self.device)),
-        )
+        self.programs.update(update_schedule(rate, self.step, recipe.clip, recipe.ema))
         self.step += 1
         return total
 

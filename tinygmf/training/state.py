@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from itertools import accumulate
+from copy import copy
 from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
+from tinygrad.uop.ops import UOp
 
-from tinygmf.config import STAGES
+from tinygmf.config import STAGES, GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
-from tinygmf.tensors import tensor_from_numpy
+from tinygmf.tensors import tensor_from_numpy, write_tensor
 
 COUNTER = "num_batches_tracked"
 RUNNING = "running_mean", "running_var"
@@ -21,37 +22,70 @@ ALIGNMENT = 16  # numbers: vector instructions need a tensor to begin at a multi
 
 
 class Pieces:
-    """Many arrays, by name, one behind the other in a flat one, each at an aligned start."""
+    """Many arrays, by name, one behind the other in a flat one.
+
+    Weights lie there as the loop nests read them: a product's as (in, out), a convolution's as
+    (k, k, in, out). What one kernel uses together is a group, without gaps: weight and bias of a
+    norm, the four norms of an aggregator, its three pointwise convolutions. Each group has an
+    aligned start.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = dict(shapes)
-        self.sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        self.room = {n: -(-size // ALIGNMENT) * ALIGNMENT for n, size in self.sizes.items()}
-        ends = accumulate(self.room.values(), initial=0)
-        self.starts = dict(zip(self.shapes, ends, strict=False))
-        self.size = sum(self.room.values())
+        groups: dict[str, list[tuple[int, str]]] = {}
+        for name in shapes:
+            group, rank = group_of(name)
+            groups.setdefault(group, []).append((rank, name))
+        self.shapes = {
+            name: shapes[name] for members in groups.values() for _, name in sorted(members)
+        }
+        self.sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        self.groups: dict[str, tuple[int, int]] = {}  # start and size
+        self.starts: dict[str, int] = {}
+        end = 0
+        for group, members in groups.items():
+            start = end = -(-end // ALIGNMENT) * ALIGNMENT
+            for _, name in sorted(members):
+                self.starts[name] = end
+                end += self.sizes[name]
+            self.groups[group] = start, end - start
+        self.size = -(-end // ALIGNMENT) * ALIGNMENT
 
     def join(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """The flat array, zeros in the gaps."""
         flat = np.zeros(self.size, next(iter(arrays.values())).dtype)
         for name, start in self.starts.items():
-            flat[start : start + self.sizes[name]] = arrays[name].reshape(-1)
+            stored = arrays[name].transpose(stored_axes(arrays[name].ndim))
+            flat[start : start + self.sizes[name]] = stored.reshape(-1)
         return flat
 
     def split(self, flat: Any) -> dict[str, Any]:
         """The parts of a flat array or tensor: views, no copies."""
-        return {
-            name: flat[start : start + self.sizes[name]].reshape(self.shapes[name])
-            for name, start in self.starts.items()
-        }
+        parts = {}
+        for name, start in self.starts.items():
+            axes, shape = stored_axes(len(self.shapes[name])), self.shapes[name]
+            part = flat[start : start + self.sizes[name]].reshape([shape[axis] for axis in axes])
+            back = [axes.index(axis) for axis in range(len(axes))]
+            parts[name] = part.permute(back) if isinstance(part, Tensor) else part.transpose(back)
+        return parts
+
+    def split_groups(self, flat: Tensor) -> list[Tensor]:
+        """The groups of a realized flat tensor, one-dimensional, on the same memory."""
+        memory = flat.uop.base.buffer
+        return [
+            Tensor(UOp.from_buffer(memory.view(size, flat.dtype, start * flat.dtype.itemsize)))
+            for start, size in self.groups.values()
+        ]
 
     def join_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """`join` for tensors, in groups: a kernel that picks each number from one of hundreds of
-        tensors would be slow."""
-        flat = [
-            tensors[name].flatten().pad((0, self.room[name] - self.sizes[name]))
-            for name in self.shapes
-        ]
+        """`join` for tensors, some at a time: a kernel that picks each number from one of hundreds
+        of tensors would be slow."""
+        flat, end = [], 0
+        for name, start in self.starts.items():
+            tensor = tensors[name]
+            tensor = tensor.permute(stored_axes(tensor.ndim)).flatten()
+            flat.append(tensor.pad((start - end, 0)))
+            end = start + self.sizes[name]
+        flat[-1] = flat[-1].pad((0, self.size - end))
         groups = [Tensor.cat(*flat[i : i + 32]).contiguous() for i in range(0, len(flat), 32)]
         return Tensor.cat(*groups).contiguous()
 
@@ -59,6 +93,24 @@ class Pieces:
         """A flat array, float32, that holds `value(name)` throughout the piece of that name."""
         shapes = self.shapes.items()
         return self.join({name: np.full(s, value(name), np.float32) for name, s in shapes})
+
+
+def stored_axes(ndim: int) -> tuple[int, ...]:
+    """The order of a weight's axes in the flat array."""
+    return {2: (1, 0), 4: (2, 3, 1, 0)}.get(ndim, tuple(range(ndim)))
+
+
+def group_of(name: str) -> tuple[str, int]:
+    """The group of a state dict's entry, and its rank there."""
+    parent, _, last = name.rpartition(".")
+    aggregator, _, part = parent.partition(".aggregator.")
+    if part.startswith("norm") or (not part and "norm" in parent):
+        return (parent[:-1] if part else parent), int(last in ("bias", "running_var"))
+    if last == "weight" and part.endswith("pointwise_conv") and not part.startswith("agg0"):
+        return f"{aggregator}.aggregator.pointwise_conv", 0
+    if ".crpe." in parent and last == "bias":
+        return f"{parent.partition('.crpe.')[0]}.crpe.bias", 0
+    return (parent if part == "agg0.norm" else name), int(part == "agg0.norm" and last == "bias")
 
 
 class Layout:
@@ -71,6 +123,10 @@ class Layout:
             part = 2 if last == COUNTER else 1 if last in RUNNING else 0
             parts[part][name] = tuple(map(int, tensor.shape))
         self.weights, self.statistics, self.counters = map(Pieces, parts)
+
+    @classmethod
+    def of(cls, config: GroupMixFormerConfig) -> Layout:
+        return cls(GroupMixFormer(config, seed=None))
 
     def bind(self, model: GroupMixFormer, *flat: Tensor) -> None:
         """Make the network's tensors views of flat weights, statistics and counters."""
@@ -86,33 +142,59 @@ class TrainingState:
     """A network's numbers in training, by name, each a flat tensor.
 
     `weights`, `statistics` and `counters` are the network; `first` and `second` AdamW's averages;
-    `average` and `average_statistics` the moving averages that are evaluated and saved;
-    `gradient` is zero between steps. They start from `arrays`, a whole state dict.
+    `average` the moving average of the weights, which is evaluated and saved; `gradient` is zero
+    between steps; `decay` and `rates` are each weight's decay and factor of the learning rate.
+    They start from `arrays`, a whole state dict.
     """
 
+    CHANGING = "weights", "gradient", "first", "second", "average", "statistics", "counters"
+
     def __init__(
-        self, layout: Layout, arrays: Mapping[str, np.ndarray], device: str | None = None
+        self,
+        layout: Layout,
+        arrays: Mapping[str, np.ndarray],
+        decay: np.ndarray,
+        rates: np.ndarray,
+        device: str | None = None,
     ) -> None:
-        self.layout = layout
-        parts = layout.weights, layout.statistics, layout.counters
+        self.layout, self.device = layout, device
+        values = self._values(arrays) | {"decay": decay, "rates": rates}
+        self.tensors = {name: tensor_from_numpy(a, device) for name, a in values.items()}
+
+    def _values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        parts = self.layout.weights, self.layout.statistics, self.layout.counters
         weights, statistics, counters = (pieces.join(arrays) for pieces in parts)
         zeros = np.zeros_like(weights)
-        values = {
-            "weights": weights,
-            "gradient": zeros,
-            "first": zeros,
-            "second": zeros,
-            "average": weights,
-            "statistics": statistics,
-            "counters": counters.astype(np.int64),
-        }
-        self.tensors = {name: tensor_from_numpy(a, device) for name, a in values.items()}
+        values = weights, zeros, zeros, zeros, weights, statistics, counters.astype(np.int64)
+        return dict(zip(self.CHANGING, values, strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    def restart(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Begin anew from a state dict, in the same memory."""
+        self.write(self._values(arrays))
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Everything that changes in training."""
+        return {name: self.tensors[name].numpy() for name in self.CHANGING}
+
+    def write(self, values: Mapping[str, np.ndarray]) -> None:
+        """What `read` gave, back into the same memory."""
+        for name in self.CHANGING:
+            write_tensor(self.tensors[name], values[name])
+
+    def like(self) -> TrainingState:
+        """Another state of these shapes, all zeros."""
+        other = copy(self)
+        other.tensors = {
+            name: tensor_from_numpy(np.zeros_like(tensor.numpy()), self.device)
+            for name, tensor in self.tensors.items()
+        }
+        return other
+
     def network(self, weights: str = "weights") -> dict[str, np.ndarray]:
-        """The network's state dict; `weights` may be "average"."""
+        """The network's state dict; `weights` may be "average", "gradient", "first", …"""
         names = weights, "statistics", "counters"
         parts = self.layout.weights, self.layout.statistics, self.layout.counters
         arrays: dict[str, np.ndarray] = {}
