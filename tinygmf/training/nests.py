@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import KernelInfo, UOp
@@ -45,21 +46,50 @@ def name_of(what: str, *buffers: UOp, numbers: tuple[int, ...] = ()) -> str:
     return "_".join([what, *shapes, *map(str, numbers)])
 
 
-def window(place: UOp, tap: UOp, stride: int, rim: int, size: int) -> tuple[UOp, UOp]:
-    """The place in the input that a tap of the window of an output's place reads, and whether it
-    is inside."""
-    at = place * stride + tap - rim
-    return at.maximum(0).minimum(size - 1), (at >= 0) & (at < size)
+@dataclass(frozen=True)
+class Window:
+    """How one axis of a convolution maps places of its output to places of its input, or with
+    `back` the other way round, as its gradient does.
 
+    With `back` and a stride, an output's place is seen by few taps, which are the same for every
+    stride-th place: these `phases` are loops of their own, and the taps that miss are left out.
+    """
 
-def window_back(place: UOp, tap: UOp, stride: int, rim: int, size: int) -> tuple[UOp, UOp]:
-    """The place in the output whose tap reads an input's place, and whether there is one."""
-    at = place + rim - tap
-    inside = (at >= 0) & (at < size * stride)
-    if stride > 1:
-        inside = inside & (at % stride).eq(0)
-        at = at.maximum(0) // stride
-    return at.maximum(0).minimum(size - 1), inside
+    kernel: int
+    stride: int
+    back: bool
+    size: int  # of what is read
+    out: int  # of what is written
+
+    @property
+    def phases(self) -> int:
+        return self.stride if self.back and self.out % self.stride == 0 else 1
+
+    @property
+    def taps(self) -> int:
+        return -(-self.kernel // self.phases)
+
+    def tap(self, phase: UOp, number: UOp) -> UOp:
+        if self.phases == 1:
+            return number
+        return ((phase + self.kernel // 2) % self.phases + self.phases * number).minimum(
+            self.kernel - 1
+        )
+
+    def read(self, place: UOp, phase: UOp, number: UOp) -> tuple[UOp, UOp]:
+        """The place that a tap reads, and whether it is one."""
+        rim, tap = self.kernel // 2, self.tap(phase, number)
+        if not self.back:
+            at = place * self.stride + tap - rim
+            return at.maximum(0).minimum(self.size - 1), (at >= 0) & (at < self.size)
+        at = place + rim - tap
+        inside = (at >= 0) & (at < self.size * self.stride)
+        if self.stride > 1:
+            inside = inside & (at % self.stride).eq(0)
+            at = at.maximum(0) // self.stride
+        if self.phases > 1:
+            inside = inside & ((phase + rim) % self.phases + self.phases * number < self.kernel)
+        return at.maximum(0).minimum(self.size - 1), inside
 
 
 # Convolutions and products
@@ -98,9 +128,16 @@ def dense(
     groups = weight.shape[0] if len(weight.shape) == 3 else 1
     kh, kw = (1, 1) if pointwise else weight.shape[-4:-2]
     depth, columns = weight.shape[-2:]
-    nest, m, c = Nest(), divisor(width, ROWS), divisor(columns, COLUMNS)
-    around = b, h, w0, s, e0 = nest.loops(batch, height, width // m, groups, columns // c)
-    reach = window_back if back else window
+    down = Window(kh, stride, back, x.shape[1], height)
+    across = Window(kw, stride, back, x.shape[2], width)
+    py, px = down.phases, across.phases
+    nest, m, c = Nest(), divisor(width // px, ROWS), divisor(columns, COLUMNS)
+    around = nest.loops(batch, height // py, py, width // px // m, px, groups, columns // c)
+    b, y0, phase_y, x0, phase_x, s, e0 = around
+    h = y0 * py + phase_y
+
+    def column(i: UOp) -> UOp:
+        return (x0 * m + i) * px + phase_x
 
     def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
         if len(weight.shape) == 3:
@@ -111,19 +148,19 @@ def dense(
         ky, kx, k = over
         e, place = e0 * c + j, channel + s * depth + k
         if pointwise:
-            return load(x, b, h, w0 * m + i, place) * weigh(ky, kx, k, e)
-        y, inside_y = reach(h, ky, stride, kh // 2, x.shape[1])
-        z, inside_z = reach(w0 * m + i, kx, stride, kw // 2, x.shape[2])
+            return load(x, b, h, column(i), place) * weigh(ky, kx, k, e)
+        y, inside_y = down.read(h, phase_y, ky)
+        z, inside_z = across.read(column(i), phase_x, kx)
         value = (inside_y & inside_z).where(load(x, b, y, z, place), ZERO)
-        return value * weigh(ky, kx, k, e)
+        return value * weigh(down.tap(phase_y, ky), across.tap(phase_x, kx), k, e)
 
     acc = nest.fill(
         around, (m, c), lambda i, j: ZERO if biases is None else load(biases, e0 * c + j)
     )
-    over = nest.loops(kh, kw, depth)
+    over = nest.loops(down.taps, across.taps, depth)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(m, c)
-    place, e = (b, h, w0 * m + i), s * columns + e0 * c + j
+    place, e = (b, h, column(i)), s * columns + e0 * c + j
     value = acc[i, j].load()
     if factors is not None:
         value = value + load(x, *place, channel + e) * load(factors, *place, e)
@@ -160,8 +197,8 @@ def dense_weight(
         c_in, c_out = channel + s * depth + k0 * m + i, at + s * columns + e0 * c + j
         if pointwise:
             return load(x, b, h, w, c_in) * load(g, b, h, w, c_out)
-        y, inside_y = window(h, ky, stride, kh // 2, x.shape[1])
-        z, inside_z = window(w, kx, stride, kw // 2, x.shape[2])
+        y, inside_y = Window(kh, stride, False, x.shape[1], height).read(h, h, ky)
+        z, inside_z = Window(kw, stride, False, x.shape[2], width).read(w, w, kx)
         value = (inside_y & inside_z).where(load(x, b, y, z, c_in), ZERO)
         return value * load(g, b, h, w, c_out)
 
@@ -220,29 +257,37 @@ def depthwise(
     size, columns = weight.shape[0], weight.shape[-1]
     out_wide, x_wide = channels // parts, x.shape[3] // parts
     extra = iter(rest)
-    nest, m, c = Nest(), divisor(width, ROWS), divisor(columns, COLUMNS)
-    around = b, h, w0, s, c0 = nest.loops(batch, height, width // m, parts, columns // c)
+    down = Window(size, stride, back, x.shape[1], height)
+    across = Window(size, stride, back, x.shape[2], width)
+    py, px = down.phases, across.phases
+    nest, m, c = Nest(), divisor(width // px, ROWS), divisor(columns, COLUMNS)
+    around = nest.loops(batch, height // py, py, width // px // m, px, parts, columns // c)
+    b, y0, phase_y, x0, phase_x, s, c0 = around
+    h = y0 * py + phase_y
     biases = next(extra) if bias else None
-    reach = window_back if back else window
+
+    def column(i: UOp) -> UOp:
+        return (x0 * m + i) * px + phase_x
 
     def term(i: UOp, j: UOp) -> UOp:
         ky, kx = over
-        y, inside_y = reach(h, ky, stride, size // 2, x.shape[1])
-        z, inside_z = reach(w0 * m + i, kx, stride, size // 2, x.shape[2])
+        y, inside_y = down.read(h, phase_y, ky)
+        z, inside_z = across.read(column(i), phase_x, kx)
         value = load(x, b, y, z, s * x_wide + channel + c0 * c + j)
-        tap = (ky, kx, s) if len(weight.shape) == 4 else (ky, kx)
+        tap = down.tap(phase_y, ky), across.tap(phase_x, kx)
+        tap = (*tap, s) if len(weight.shape) == 4 else tap
         return (inside_y & inside_z).where(value, ZERO) * load(weight, *tap, c0 * c + j)
 
     acc = nest.fill(
         around, (m, c), lambda i, j: ZERO if biases is None else load(biases, first + c0 * c + j)
     )
-    over = nest.loops(size, size)
+    over = nest.loops(down.taps, across.taps)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(m, c)
     value = acc[i, j].load()
     if plus:
-        value = value + load(next(extra), b, h, w0 * m + i, c0 * c + j)
-    here = (b, h, w0 * m + i, s * out_wide + to + c0 * c + j)
+        value = value + load(next(extra), b, h, column(i), c0 * c + j)
+    here = (b, h, column(i), s * out_wide + to + c0 * c + j)
     name = name_of("depthwise", out, weight, numbers=(stride, back, channel, to))
     return kernel(name, put(out, here, value, adding).end(*around, i, j))
 
@@ -267,8 +312,8 @@ def depthwise_weight(
     def term(kx: UOp, j: UOp) -> UOp:
         b, h, w, s2 = over
         s = s1 if own else s2
-        y, inside_y = window(h, ky, stride, size // 2, x.shape[1])
-        z, inside_z = window(w, kx, stride, size // 2, x.shape[2])
+        y, inside_y = Window(size, stride, False, x.shape[1], height).read(h, h, ky)
+        z, inside_z = Window(size, stride, False, x.shape[2], width).read(w, w, kx)
         value = load(x, b, y, z, s * x_wide + channel + c0 * c + j)
         value = (inside_y & inside_z).where(value, ZERO)
         return value * load(g, b, h, w, s * g_wide + at + c0 * c + j)
