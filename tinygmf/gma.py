@@ -122,7 +122,9 @@ class Aggregator(Module):
 
     def forward(self, qkv: Tensor, size: Size) -> tuple[Tensor, Tensor | None]:
         _, batch, n, dim = qkv.shape
-        maps = to_map(qkv.reshape(3 * batch, n, dim), size)  # (3B, D, H, W)
+        sharded = isinstance(qkv.device, tuple)  # cut along the batch, which has to be in front
+        front = qkv.transpose(0, 1) if sharded else qkv
+        maps = to_map(front.reshape(3 * batch, n, dim), size)  # (3B, D, H, W)
         x0, x1, x2, x3, x4 = maps.split(dim // 5, dim=1)  # five of (3B, D/5, H, W)
 
         tokens = self.act0(self.norm0(x0))  # (3B, D/5, H, W)
@@ -133,11 +135,13 @@ class Aggregator(Module):
         if self.agg0 is None:
             parts.append(self.act4(self.norm4(x4)))
         mixed = Tensor.cat(*parts, dim=1)  # (3B, 4D/5, H, W)
-        mixed = mixed.reshape(3, batch, 2 * len(parts), dim // 10, n).transpose(3, 4)
+        mixed = mixed.reshape(*front.shape[:2], 2 * len(parts), dim // 10, n).transpose(3, 4)
+        mixed = mixed.transpose(0, 1) if sharded else mixed  # (3, B, heads, N, head_dim)
         if self.agg0 is None:
             return mixed, None
 
-        fifth = x4.reshape(3, batch, dim // 5, *size).transpose(0, 1)  # (B, 3, D/5, H, W)
+        fifth = x4.reshape(*front.shape[:2], dim // 5, *size)
+        fifth = fifth if sharded else fifth.transpose(0, 1)  # (B, 3, D/5, H, W)
         return mixed, self.agg0(fifth.reshape(batch, 3 * dim // 5, *size))
 
 
@@ -193,7 +197,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     It equals (Q softmax(K)ᵀ) V, the article's attention map applied to V, without the N x N map.
     """
-    context = k.softmax(axis=2).transpose(2, 3) @ v  # (B, heads, head_dim, head_dim)
+    k = k.float().softmax(axis=2).cast(v.dtype)  # float32 in every precision
+    context = k.transpose(2, 3) @ v  # (B, heads, head_dim, head_dim)
     return q @ context
 
 

@@ -197,8 +197,9 @@ class BatchNorm(Module, nn.BatchNorm):
         self.num_batches_tracked = tensor_from_numpy(count).is_param_(False)
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype, x = x.dtype, x.float()
         if not TRAINING:
-            return self.normalise(x, self.running_mean, self.running_var)
+            return self.normalise(x, self.running_mean, self.running_var).cast(dtype)
         axes = tuple(axis for axis in range(x.ndim) if axis != 1)
         mean = x.mean(axes).contiguous()
         centred = x - mean.detach().reshape(1, -1, *(1,) * (x.ndim - 2))  # d(var)/d(mean) = 0
@@ -208,7 +209,7 @@ class BatchNorm(Module, nn.BatchNorm):
             self.update(mean, var, count)
         else:
             statistics.append((self, mean, var, count))
-        return self.normalise(x, mean, var)
+        return self.normalise(x, mean, var).cast(dtype)
 
     def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         """The running statistics after a batch with this mean and variance of `count` values."""
@@ -229,7 +230,8 @@ class LayerNorm(Module):
         self.weight, self.bias = _filled(rng, 1, channels), _filled(rng, 0, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.layernorm(eps=self.eps) * self.weight + self.bias
+        y = x.float().layernorm(eps=self.eps) * self.weight + self.bias  # float32 in every precision
+        return y.cast(x.dtype)
 
 
 class Hardswish(Module):
@@ -253,7 +255,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
         return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     if (factors := _branch_factors.get()) is not None:
-        return x * next(factors).reshape(shape)
+        return x * next(factors).reshape(shape).cast(x.dtype)
     keep = Tensor.rand(*shape, device=x.device) >= rate
     return x * keep / (1 - rate)
 

@@ -56,7 +56,7 @@ def training_step(options: argparse.Namespace) -> tuple[Any, Any]:
     arrays = {name: tensor.numpy() for name, tensor in fresh.items()}
     state = TrainingState(layout, arrays, *fixed, device)
     programs = Programs(
-        config, state, options.batch, options.size, device, progress=False
+        config, state, options.batch, options.size, device, progress=False, dtype=options.dtype
     )
     rng = np.random.default_rng(0)
     pictures = rng.standard_normal((options.batch, 3, options.size, options.size), dtype=np.float32)

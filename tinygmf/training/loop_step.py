@@ -80,15 +80,15 @@ class LoopGradient:
         self.running = dict(zip(self.layout.statistics.groups, statistics, strict=True))
         self.written: list[Tensor] = []
         self.notes: list[Callable[[], None]] = []
-        self.factors = factors
+        self.factors, self.share = factors, share
 
         pooled = self.features(pictures)
         logits = self.dense(pooled, "head.weight", "head.bias")
         values = logits.value.float().reshape(targets.shape)
         loss = -(values.log_softmax() * targets).sum(1).mean()
         slope = values.softmax() * targets.sum(1, keepdim=True) - targets
-        slope = slope * (share[0] / int(targets.shape[0]))
-        logits.gradient = slope.reshape(logits.value.shape).contiguous()
+        slope = slope * (share[1] / int(targets.shape[0]))
+        logits.gradient = slope.reshape(logits.value.shape).cast(self.dtype).contiguous()
         while self.notes:
             self.notes.pop()()
         counters.assign(counters + 1)
@@ -99,7 +99,7 @@ class LoopGradient:
 
     def features(self, pictures: Tensor) -> Map:
         """Pictures (B, 3, H, W) -> the average of the last map (B, 1, 1, D4)."""
-        x = Map(pictures.permute(0, 2, 3, 1).contiguous())
+        x = Map(pictures.permute(0, 2, 3, 1).cast(self.dtype).contiguous())
         for i in (1, 2):
             name = f"conv_stem.proj{i}"
             x = self.dense(x, f"{name}.weight", f"{name}.bias", size=3, stride=2, first=i == 1)
@@ -250,10 +250,10 @@ class LoopGradient:
         out = Map(value)
 
         def back() -> None:
+            assert out.gradient is not None
             outputs = [self.new(*x.value.shape), self.gradients[name].reshape(affine.shape)]
-            x.gradient, learned = run_all(
-                nests.batchnorm_back, outputs, x.value, out.gradient, affine, found, act=act
-            )
+            known = x.value, out.gradient, affine, found, self.share
+            x.gradient, learned = run_all(nests.batchnorm_back, outputs, *known, act=act)
             self.written.append(learned)
 
         self.notes.append(back)
@@ -300,8 +300,8 @@ class LoopGradient:
 
         def back() -> None:
             assert out.gradient is not None
-            share = out.gradient * (1 / (height * width))
-            x.gradient = share.expand(batch, height, width, channels).contiguous()
+            even = out.gradient * (1 / (height * width))
+            x.gradient = even.expand(batch, height, width, channels).contiguous()
 
         self.notes.append(back)
         return out
@@ -464,9 +464,9 @@ class LoopGradient:
         *inputs: Tensor | None,
         **options: object,
     ) -> None:
-        """The gradient of a weight: the kernel adds to what is there."""
+        """The gradient of a weight: the kernel adds to what is there, times `share[0]`."""
         out = self.gradients[name].reshape(shape)
-        self.written.append(run(kernel, out, *present(inputs), **options))
+        self.written.append(run(kernel, out, *present(inputs), self.share, **options))
 
     def pass_on(self, x: Map, gradient: Tensor | None) -> None:
         """x was added to what has this gradient; every other use of x adds its share later."""

@@ -2,7 +2,8 @@
 
 Maps have their channels last, (B, H, W, C). Nothing is padded: a place outside the map counts as
 zero. Many kernels read or write some channels of a wider map alone, from `channel` or `to` on. Each
-function builds one kernel: first come the buffers it writes, then those it reads.
+function builds one kernel: first come the buffers it writes, then those it reads. What a weight
+learns is added to the gradient that is there, times `share[0]` (see `step.GradientProgram`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False
     """Stores a value, or adds it to what is there."""
     value = load(out, *index) + value if adding else value
     return out[index].store(value.cast(out.dtype))
+
+
+def learn(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:
+    """Adds to a weight's gradient."""
+    return put(out, index, value * load(share, 0), adding=True)
 
 
 def flat(x: UOp) -> UOp:
@@ -179,7 +185,15 @@ def rows(x: UOp, weight: UOp, parts: int) -> UOp:
 
 
 def dense_weight(
-    out: UOp, x: UOp, g: UOp, *, stride: int = 1, parts: int = 1, channel: int = 0, at: int = 0
+    out: UOp,
+    x: UOp,
+    g: UOp,
+    share: UOp,
+    *,
+    stride: int = 1,
+    parts: int = 1,
+    channel: int = 0,
+    at: int = 0,
 ) -> UOp:
     """out (k, k, K, E) or (S, K, E) += the gradient of `dense` for its weight."""
     pointwise = len(out.shape) == 3 or out.shape[:2] == (1, 1) and stride == 1
@@ -208,11 +222,11 @@ def dense_weight(
     i, j = nest.loops(m, c)
     place = (k0 * m + i, e0 * c + j)
     place = (s, *place) if len(out.shape) == 3 else (ky, kx, *place)
-    stored = put(out, place, acc[i, j].load(), adding=True).end(*around, i, j)
+    stored = learn(out, place, acc[i, j].load(), share).end(*around, i, j)
     return kernel(name_of("dense_weight", out, g, numbers=(stride, channel, at)), stored)
 
 
-def column_sum(out: UOp, g: UOp, *, at: int = 0) -> UOp:
+def column_sum(out: UOp, g: UOp, share: UOp, *, at: int = 0) -> UOp:
     """out (C,) += the sum of g (…, >= C), from channel `at` on, over all its places."""
     g = flat(g)
     nest, c = Nest(), divisor(out.shape[0], COLUMNS)
@@ -221,7 +235,7 @@ def column_sum(out: UOp, g: UOp, *, at: int = 0) -> UOp:
     over = (r,) = nest.loops(g.shape[0])
     acc = nest.accumulate(acc, over, lambda j: load(g, r, at + c0 * c + j))
     (j,) = nest.loops(c)
-    stored = put(out, (c0 * c + j,), acc[j].load(), adding=True).end(*around, j)
+    stored = learn(out, (c0 * c + j,), acc[j].load(), share).end(*around, j)
     return kernel(name_of("column_sum", out, g), stored)
 
 
@@ -296,6 +310,7 @@ def depthwise_weight(
     out: UOp,
     x: UOp,
     g: UOp,
+    share: UOp,
     *,
     parts: int = 1,
     stride: int = 1,
@@ -323,7 +338,7 @@ def depthwise_weight(
     acc = nest.accumulate(acc, over, term)
     kx, j = nest.loops(size, c)
     here = (ky, kx, s1, c0 * c + j) if own else (ky, kx, c0 * c + j)
-    stored = put(out, here, acc[kx, j].load(), adding=True).end(*around, kx, j)
+    stored = learn(out, here, acc[kx, j].load(), share).end(*around, kx, j)
     return kernel(name_of("depthwise_weight", out, g, numbers=(stride,)), stored)
 
 
@@ -444,7 +459,7 @@ def batchnorm(
 
 
 def batchnorm_back(
-    out: UOp, weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, *, act: bool
+    out: UOp, weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, share: UOp, *, act: bool
 ) -> UOp:
     """out = the gradient for x, given that of the result, g; weights (2, C) += that of affine."""
     out, x, g = (t.reshape((-1, affine.shape[1])) for t in (out, x, g))
@@ -476,8 +491,8 @@ def batchnorm_back(
     stores = [put(out, (r, here), value).end(r, j)]
     (j,) = nest.loops(c)
     numbers = [
-        put(weights, (0, c0 * c + j), moment[j].load(), adding=True),
-        put(weights, (1, c0 * c + j), plain[j].load(), adding=True),
+        learn(weights, (0, c0 * c + j), moment[j].load(), share),
+        learn(weights, (1, c0 * c + j), plain[j].load(), share),
     ]
     stores.append(UOp.group(*numbers).end(j))
     return kernel(name_of("batchnorm_back", out), UOp.group(*stores).end(*around))
@@ -547,7 +562,7 @@ def layernorm_back(
 
 
 def layernorm_weight(
-    weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, *, act: bool, at: int = 0
+    weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, share: UOp, *, act: bool, at: int = 0
 ) -> UOp:
     """weights (2, C) += the gradient of `layernorm` for its affine."""
     x, g = flat(x), flat(g)
@@ -564,7 +579,7 @@ def layernorm_weight(
 
     sums = nest.accumulate(sums, over, term)
     i, j = nest.loops(2, c)
-    stored = put(weights, (i, c0 * c + j), sums[i, j].load(), adding=True).end(*around, i, j)
+    stored = learn(weights, (i, c0 * c + j), sums[i, j].load(), share).end(*around, i, j)
     return kernel(name_of("layernorm_weight", x), stored)
 
 

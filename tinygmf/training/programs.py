@@ -12,6 +12,7 @@ from tinygrad import Context, Tensor
 
 from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.launcher import Launcher
+from tinygmf.predictor import DTYPES
 from tinygmf.program_cache import load_or_compile
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training.loop_step import LoopGradient
@@ -34,11 +35,12 @@ class Programs:
         size: int,
         device: str,
         progress: bool,
+        dtype: str = "float32",
     ) -> None:
         self.state = state
         self.loops = device.split(":")[0] == "CPU" and config.attention == AttentionConfig()
-        key = {"network": asdict(config), "input": (batch, 3, size, size), "loops": self.loops}
-        shapes = (1,), (batch, 3, size, size), (batch, config.num_classes)
+        key = {"network": asdict(config), "input": (batch, 3, size, size), "dtype": dtype}
+        shapes = (2,), (batch, 3, size, size), (batch, config.num_classes)
         shapes = *shapes, (2 * sum(config.serial_depths), batch)
         self.inputs = [tensor_from_numpy(np.zeros(s, np.float32), device) for s in shapes]
         self.schedule = tensor_from_numpy(np.zeros(5, np.float32), device)
@@ -57,7 +59,8 @@ class Programs:
                 )
             return Launcher(program, *(self._arguments(state, names) + last))
 
-        gradient = LoopGradient(config) if self.loops else GradientProgram(config)
+        program = LoopGradient if self.loops else GradientProgram
+        gradient: Callable[..., Any] = program(config, DTYPES[dtype])
         names = "weights", "gradient", "statistics", "counters"
         self._gradient = launcher("gradient", gradient, *names, last=self.inputs)
         names = "weights", "gradient", "first", "second", "average", "decay", "rates"
@@ -76,13 +79,20 @@ class Programs:
         ]
 
     def gradient(
-        self, share: float, pictures: np.ndarray, targets: np.ndarray, factors: np.ndarray
+        self,
+        share: float,
+        pictures: np.ndarray,
+        targets: np.ndarray,
+        factors: np.ndarray,
+        scale: float = 1.0,
     ) -> float:
         """Adds the gradient of a batch, times `share`, to the state's; returns the loss.
 
         pictures (B, 3, S, S), targets (B, classes), factors (2 * blocks, B): `draw_factors`.
+        `scale` lifts the gradients out of the smallest numbers of float16 on their way.
         """
-        arrays = np.array([share], np.float32), pictures, targets, factors
+        shares = np.array([share / scale, scale], np.float32)
+        arrays = shares, pictures, targets, factors
         for tensor, array in zip(self.inputs, arrays, strict=True):
             write_tensor(tensor, array)
         return self._gradient()[0].item()

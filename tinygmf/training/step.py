@@ -7,12 +7,14 @@ What a part computes is kept for its gradient, as the program runs forward and b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from tinygrad import Context, Tensor
+from tinygrad import Context, Tensor, dtypes
+from tinygrad.dtype import DType
 from tinygrad.function import function
 from tinygrad.nn.state import get_state_dict
 
@@ -34,6 +36,7 @@ from tinygmf.layers import (
 from tinygmf.model import GMABlock, GroupMixFormer
 from tinygmf.training.state import Layout
 
+NORMS = LayerNorm, BatchNorm
 KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
 
 
@@ -106,12 +109,15 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class GradientProgram:
     """Forward and backward of one batch, as a function of nothing but tensors.
 
-    It adds the gradient times `share[0]` to `gradient`, updates BatchNorm's statistics and
-    counters, and returns the loss and the logits (B, classes).
+    share (2,): the loss is multiplied by `share[1]` before its gradient is taken, so that float16
+    can hold the small ones; what is added to `gradient` is that times `share[0]`. BatchNorm's
+    statistics and counters are updated; the loss and the logits (B, classes) returned.
+
+    `dtype` is that of maps and products; weights, norms, softmax and loss stay float32.
     """
 
-    def __init__(self, config: GroupMixFormerConfig) -> None:
-        self.model = GroupMixFormer(config, seed=None)
+    def __init__(self, config: GroupMixFormerConfig, dtype: DType = dtypes.float32) -> None:
+        self.model, self.dtype = GroupMixFormer(config, seed=None), dtype
         self.layout = Layout(self.model)
 
     def __call__(
@@ -126,11 +132,13 @@ class GradientProgram:
         factors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         self.layout.bind(self.model, weights, statistics, counters)
+        masters = self.lower_precision()
         with Context(TRAINING=1):
-            logits, found = run_network(self.model, pictures, factors)
-            loss = cross_entropy(logits, targets)
-            new, batch = self.flat_gradient(loss), self.flat_statistics(found)
-        logits = logits + 0.0  # a tensor of its own: the part's result belongs to the part
+            logits, found = run_network(self.model, pictures.cast(self.dtype), factors)
+            loss = cross_entropy(logits.float(), targets)
+            new = self.flat_gradient(loss * share[1], masters)
+            batch = self.flat_statistics(found)
+        logits = logits.float() + 0.0  # a tensor of its own: the part's result belongs to the part
         Tensor.realize(loss, logits, new, batch)
         gradient.assign(gradient + share[0] * new)
         statistics.assign(0.9 * statistics + 0.1 * batch)
@@ -138,11 +146,21 @@ class GradientProgram:
         Tensor.realize(gradient, statistics, counters)
         return loss, logits
 
-    def flat_gradient(self, loss: Tensor) -> Tensor:
+    def lower_precision(self) -> dict[str, Tensor]:
+        """Casts the weights of products and convolutions; returns all weights as they were."""
+        state = get_state_dict(self.model)
+        masters = {name: Tensor(state[name].uop) for name in self.layout.weights.shapes}
+        norms = {id(m): m for _, m in self.model.named_modules() if isinstance(m, NORMS)}
+        kept = {id(t) for norm in norms.values() for t in (norm.weight, norm.bias)}
+        for name in masters:
+            if id(state[name]) not in kept and self.dtype != dtypes.float32:
+                state[name].replace(masters[name].cast(self.dtype))
+        return masters
+
+    def flat_gradient(self, loss: Tensor, masters: dict[str, Tensor]) -> Tensor:
         """The gradient of all weights."""
-        state, names = get_state_dict(self.model), list(self.layout.weights.shapes)
-        gradients = loss.gradient(*(state[name] for name in names))
-        return self.layout.weights.join_tensors(dict(zip(names, gradients, strict=True)))
+        gradients = loss.gradient(*masters.values())
+        return self.layout.weights.join_tensors(dict(zip(masters, gradients, strict=True)))
 
     def flat_statistics(self, found: Statistics) -> Tensor:
         """The batch's means and unbiased variances, in the order of the flat statistics."""
@@ -184,18 +202,21 @@ def update(
 
     All but `schedule` are flat, one number for each weight: `first` and `second` are AdamW's
     averages, `average` the moving average of the weights, `decay` the weight decay, `rates` the
-    factor of the learning rate. Returns the gradient's norm before clipping.
+    factor of the learning rate. Returns the gradient's norm before clipping; where that is no
+    finite number, nothing else changes.
     """
     rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
     norm = gradient.square().sum().sqrt().contiguous()
-    clipped = gradient * (clip / (norm + 1e-6)).minimum(1)
-    first.assign(BETA1 * first + (1 - BETA1) * clipped)
-    second.assign(BETA2 * second + (1 - BETA2) * clipped.square())
+    good = norm < math.inf  # not so for NaN either
+    clipped = good.where(gradient * (clip / (norm + 1e-6)).minimum(1), 0.0)
+    first.assign(good.where(BETA1 * first + (1 - BETA1) * clipped, first))
+    second.assign(good.where(BETA2 * second + (1 - BETA2) * clipped.square(), second))
     Tensor.realize(norm, first, second)
     direction = (first * correction1) / ((second * correction2).sqrt() + EPS)
-    weights.assign(weights - rate * rates * (direction + decay * weights))
+    step = rate * rates * (direction + decay * weights)
+    weights.assign(weights - good.where(step, 0.0))
     Tensor.realize(weights)
-    average.assign(ema * average + (1 - ema) * weights)
+    average.assign(good.where(ema * average + (1 - ema) * weights, average))
     gradient.assign(gradient.zeros_like())
     Tensor.realize(average, gradient)
     return norm
