@@ -223,7 +223,7 @@ def test_fashion_is_fetched_by_tinygrad(downloads):
 
 @pytest.mark.parametrize("fetch", [fetch_cifar10, fetch_fashion_mnist])
 def test_no_network_is_one_line_that_says_what_to_do(downloads, fetch):
-    with pytest.raises(DataError, match="name resolution.*: check the network, or fetch https://"):
+    with pytest.raises(DataError, match=r"name resolution.*: check the network, or fetch https://"):
         fetch()
 
 
