@@ -19,6 +19,13 @@ def test_rates_are_scaled_with_the_batch():
     assert Recipe(batch_size=64, accumulate=4).rate(0, 10) == pytest.approx(5e-7 / 2)
 
 
+def test_the_average_soon_forgets_the_first_weights():
+    recipe = Recipe(ema=0.99)
+    assert recipe.ema_decay(0) == pytest.approx(0.1)
+    assert np.prod([recipe.ema_decay(step) for step in range(24)]) < 1e-6  # what is left of them
+    assert recipe.ema_decay(10_000) == 0.99 and Recipe().ema_decay(0) == 0
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("epochs", 0), ("label_smoothing", 1.5), ("crop", 0)],

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tinygrad.nn.state import get_state_dict
@@ -17,6 +18,7 @@ from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.data import BRANCHES, Dataset
+from tinygmf.training.head import HEAD, HeadPrograms
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
 from tinygmf.training.state import TrainingState, rate_factors, weight_decay
@@ -37,8 +39,8 @@ class EpochReport:
     learning_rate: float
     top1: float
     top5: float
-    pictures_per_second: float
-    seconds: float
+    pictures_per_second: float  # since the epoch began, or was gone on with
+    seconds: float  # of the whole epoch
 
 
 class Trainer:
@@ -59,7 +61,8 @@ class Trainer:
         data.check(recipe.batch_size * recipe.accumulate)
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
         self.model, self.config = model, training_config(model.config, recipe)
-        self.programs = Programs(self.config, recipe.batch_size, recipe.size, device, progress)
+        programs: Any = HeadPrograms if recipe.head_only else Programs
+        self.programs = programs(self.config, recipe.batch_size, recipe.size, device, progress)
         self.layout = self.programs.layout
         self.state = TrainingState(self.layout, network_arrays(model), device)
         self.decay = tensor_from_numpy(weight_decay(self.layout, recipe.weight_decay), device)
@@ -76,7 +79,9 @@ class Trainer:
         batches = len(data.train) // recipe.batch_size
         self.steps_per_epoch = batches // recipe.accumulate
         self.step = 0  # steps made
+        self.losses, self.seconds = 0.0, 0.0  # sums over the present epoch
         self.stop = False  # set it, from a signal handler say, to end after the present step
+        self.pause = math.inf  # seconds after which `run_epoch` returns, so that a run can be saved
 
     @property
     def steps(self) -> int:
@@ -84,9 +89,15 @@ class Trainer:
         return self.recipe.epochs * self.steps_per_epoch
 
     def run_epoch(self) -> EpochReport | None:
-        """Train to the end of the present epoch and measure; None if `stop` was set before."""
+        """Train to the end of the present epoch and measure.
+
+        None if it returned before the end, because `stop` was set or `pause` seconds had passed:
+        the next call goes on where it stopped.
+        """
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        losses, rate, speed, start = [], 0.0, 0.0, time.perf_counter()
+        if not done:
+            self.losses, self.seconds = 0.0, 0.0
+        rate, speed, before, start = 0.0, 0.0, self.seconds, time.perf_counter()
         batches = self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -97,22 +108,21 @@ class Trainer:
             leave=False,
         )
         with bar:
-            for _ in range(done, self.steps_per_epoch):
+            for made in range(1, self.steps_per_epoch - done + 1):
                 rate = self.recipe.rate(self.step, self.steps_per_epoch)
-                losses.append(self.run_step(batches, rate))
-                speed = len(losses) * self.recipe.batch_size * self.recipe.accumulate
-                speed /= time.perf_counter() - start
-                bar.set_postfix(
-                    loss=f"{losses[-1]:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}"
-                )
+                loss = self.run_step(batches, rate)
+                self.losses += loss
+                passed = time.perf_counter() - start
+                self.seconds = before + passed
+                speed = made * self.recipe.batch_size * self.recipe.accumulate / passed
+                bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}")
                 bar.update()
-                if self.stop and self.step % self.steps_per_epoch:
+                if (self.stop or passed > self.pause) and self.step % self.steps_per_epoch:
                     return None
         top1, top5 = self.evaluate()
-        seconds = time.perf_counter() - start
-        return EpochReport(
-            epoch + 1, self.step, float(np.mean(losses or [0.0])), rate, top1, top5, speed, seconds
-        )
+        self.seconds = before + time.perf_counter() - start
+        mean = self.losses / self.steps_per_epoch
+        return EpochReport(epoch + 1, self.step, mean, rate, top1, top5, speed, self.seconds)
 
     def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
         """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
@@ -131,7 +141,8 @@ class Trainer:
                 f"the loss is {total} at step {self.step + 1}: the last checkpoint is intact; "
                 "try a lower --learning-rate"
             )
-        schedule = update_schedule(rate, self.step, recipe.clip, recipe.ema)
+        ema = recipe.ema_decay(self.step)
+        schedule = update_schedule(rate, self.step, recipe.clip, ema)
         self.programs.update(
             *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
             *(self.decay, self.rates, tensor_from_numpy(schedule, self.device)),
@@ -156,7 +167,11 @@ class Trainer:
 
     def finish(self) -> GroupMixFormer:
         """The network with its present weights, averaged if the recipe says so."""
-        load_state_dict(self.model, self.state.network("average"))
+        arrays = self.state.network("average")
+        if self.recipe.head_only:  # averaging would round even what stands still
+            head = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
+            arrays = self.state.network() | head
+        load_state_dict(self.model, arrays)
         return self.model
 
 

@@ -1,10 +1,6 @@
 """How to train: every choice is a field of `Recipe`, and so an option of `tinygmf train`.
 
-The published recipe is the authors' own for ImageNet-1K (arXiv 2311.15157, section 4.1), in all but
-three things. Their configuration names RandAugment (`rand-m9-mstd0.5-inc1`), in whose presence timm
-leaves colour jitter out; here colour jitter does its work, and there is no RandAugment. Their loop
-sets the learning rate after each step, so that it runs one step late; here it does not. And they
-train in half precision.
+The published recipe is the authors' own for ImageNet-1K (arXiv 2311.15157, section 4.1).
 """
 
 from __future__ import annotations
@@ -23,6 +19,11 @@ def option(default: Any, text: str) -> Any:
 @dataclass(frozen=True)
 class Recipe:
     """Everything that shapes a run, apart from the network and the pictures.
+
+    The defaults are the published recipe, but for two things. Its configuration names RandAugment
+    (`rand-m9-mstd0.5-inc1`), in whose presence timm leaves colour jitter out: here there is colour
+    jitter, and no RandAugment. Its loop sets the learning rate after each step, and so runs one
+    step late: here it does not.
 
     Raises ValueError, in one line, for a value that cannot be.
     """
@@ -95,6 +96,11 @@ class Recipe:
             return scale * (self.warmup_rate + climb * step / warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
         return scale * (self.final_rate + (self.learning_rate - self.final_rate) * cosine)
+
+    def ema_decay(self, step: int) -> float:
+        """The decay of the moving average at a step, counted from 0: small at first, as the first
+        weights would otherwise make up most of the average of a short run."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 QUICK = Recipe(
