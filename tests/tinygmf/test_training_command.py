@@ -157,6 +157,7 @@ def failure(capsys, *arguments: object) -> str:
         (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
         (["--size", "31"], "--size: expected at least 32 pixels, found 31"),
         (["--learning-rate", "nan"], "--learning-rate: expected above 0, found nan"),
+        (["--head-only"], "--head-only: expected a trained network in --weights, found none"),
         (["--seed", "-1"], "--seed: expected 0 to"),
         (["--warmup-rate", "-1"], "--warmup-rate: expected 0 or more"),
     ],
@@ -221,12 +222,19 @@ def test_another_run_in_the_folder_is_one_line(pictures, tmp_path, capsys, about
     assert message in failure(capsys, pictures, *usual, *options)
 
 
+def test_no_room_for_the_log_is_one_line_that_says_how_to_go_on(tmp_path):
+    message = "expected room for the log, found No space left on device: the run is saved"
+    with pytest.raises(ValueError, match=message), command.room_for_the_log(tmp_path):
+        raise OSError(28, "No space left on device")
+
+
 def test_every_field_of_the_recipe_is_an_option():
     parser = build_parser()
     for name, kind, *_ in recipe_options():
         value = {"int": 64, "bool": True}.get(kind, 0.5)
         text = [] if kind == "bool" else [str(value)]
-        args = parser.parse_args(["train", "digits", f"--{name.replace('_', '-')}", *text])
+        option = f"--{name.replace('_', '-')}"
+        args = parser.parse_args(["train", "digits", "--weights", NANO, option, *text])
         assert getattr(command.chosen_recipe(args), name) == value
 
 
@@ -237,6 +245,7 @@ def test_the_recipe_follows_the_data_and_the_options():
     assert chosen("digits") == RECIPES["digits"]
     assert chosen("cifar10") == RECIPES["quick"]
     assert chosen("x", "--weights", NANO) == RECIPES["finetune"]
+    assert chosen("x", "--weights", NANO, "--head-only") == RECIPES["head"]
     assert chosen("x", "--recipe", "published", "--mixup", "0") == replace(
         RECIPES["published"], mixup=0
     )

@@ -57,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the options name, with what they change."""
-    usual = "digits" if args.data == "digits" else "finetune" if args.weights else "quick"
+    if args.head_only and not args.weights:
+        raise ValueError(
+            "--head-only: expected a trained network in --weights, found none: name it"
+        )
+    tuning = "head" if args.head_only else "finetune"
+    usual = "digits" if args.data == "digits" else tuning if args.weights else "quick"
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
     return replace(RECIPES[args.recipe or usual], **changes)
@@ -121,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if folder and args.resume:
         same_run(folder, recipe, data)
     trainer = Trainer(model, data, recipe, device)
-    trainer.pause = SAVE_EVERY
+    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
     rows = resume(trainer, folder) if folder and args.resume else []
     with stopping(trainer):
         finished = train(trainer, folder, rows)

@@ -119,20 +119,24 @@ QUICK = Recipe(
     erase=0,
 )
 
+FINETUNE = Recipe(
+    epochs=30,
+    batch_size=32,
+    learning_rate=1e-3,
+    warmup_epochs=2,
+    layer_decay=0.7,
+    mixup=0,
+    cutmix=0,
+    crop=0.35,
+    drop_path=0.0,
+    ema=0.99,
+)
+
 RECIPES = {
     "published": Recipe(),
-    "finetune": Recipe(
-        epochs=30,
-        batch_size=32,
-        learning_rate=1e-3,
-        warmup_epochs=2,
-        layer_decay=0.7,
-        mixup=0,
-        cutmix=0,
-        crop=0.35,
-        drop_path=0.0,
-        ema=0.99,
-    ),
+    "finetune": FINETUNE,
+    # The loss of a head alone is convex, and what it learns from stands still
+    "head": replace(FINETUNE, head_only=True, learning_rate=0.1, layer_decay=1),
     "quick": QUICK,
     "digits": replace(
         QUICK,
