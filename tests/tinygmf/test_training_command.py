@@ -158,6 +158,7 @@ def failure(capsys, *arguments: object) -> str:
         (["--size", "31"], "--size: expected at least 32 pixels, found 31"),
         (["--learning-rate", "nan"], "--learning-rate: expected above 0, found nan"),
         (["--head-only"], "--head-only: expected a trained network in --weights, found none"),
+        (["--recipe", "head"], "--head-only: expected a trained network in --weights"),
         (["--seed", "-1"], "--seed: expected 0 to"),
         (["--warmup-rate", "-1"], "--warmup-rate: expected 0 or more"),
     ],
@@ -214,6 +215,7 @@ def write_run(folder: Path, **about: object) -> None:
         ({"classes": ["cat", "cow"]}, ["--resume"], "run to resume, cat, cow, found cat, dog"),
         ({"pictures": 9}, ["--resume"], "the pictures of the run to resume, 9, found 8"),
         ({}, ["--resume", "--seed", "7"], "the options of the run to resume: --seed 0"),
+        ({}, ["--resume", "--drop-path", "0.5"], "of the run to resume: no --drop-path"),
     ],
 )
 def test_another_run_in_the_folder_is_one_line(pictures, tmp_path, capsys, about, options, message):

@@ -82,15 +82,7 @@ def _idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
     numbers of four bytes, the highest first. A packed file beside it is taken instead."""
     packed = path.with_name(f"{path.name}.gz")
     path = packed if packed.exists() else path
-    content = _content(path, FASHION_SOURCE)
-    if path == packed:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: expected a whole gzip file, found one that cannot be unpacked ({error}): "
-                f"fetch it from {FASHION_SOURCE} again"
-            ) from None
+    content = _unpacked(path) if path == packed else _content(path, FASHION_SOURCE)
     sizes = 2 + len(shape)
     head = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(sizes)]
     length = 4 * sizes + head[1] * math.prod(shape)
@@ -107,6 +99,16 @@ def _idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
     raise DataError(
         f"{path}: expected {expected}, found {found}: fetch it from {FASHION_SOURCE} again"
     )
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        return gzip.decompress(_content(path, FASHION_SOURCE))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected a whole gzip file, found one that cannot be unpacked ({error}): "
+            f"fetch it from {FASHION_SOURCE} again"
+        ) from None
 
 
 def _content(path: Path, source: str) -> bytes:

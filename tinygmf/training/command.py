@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--model", choices=list(VARIANTS), help="a network with fresh weights")
     start.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a trained network to go on from"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a trained network to go on from; its head is kept if it has as many classes",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="check that the data has N")
     parser.add_argument(
@@ -57,15 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the options name, with what they change."""
-    if args.head_only and not args.weights:
-        raise ValueError(
-            "--head-only: expected a trained network in --weights, found none: name it"
-        )
     tuning = "head" if args.head_only else "finetune"
     usual = "digits" if args.data == "digits" else tuning if args.weights else "quick"
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return replace(RECIPES[args.recipe or usual], **changes)
+    recipe = replace(RECIPES[args.recipe or usual], **changes)
+    if recipe.head_only and not args.weights:
+        raise ValueError(
+            "--head-only: expected a trained network in --weights, found none: name it"
+        )
+    return recipe
 
 
 def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
@@ -262,7 +266,7 @@ def same_run(folder: Path, recipe: Recipe, data: Any) -> None:
     about = read_about(folder / RUN)
     then, now = about["recipe"], asdict(recipe)
     if changed := [name for name in now if now[name] != then.get(name)]:
-        options = ", ".join(f"--{n.replace('_', '-')} {then.get(n)}" for n in changed)
+        options = ", ".join(as_option(name, then.get(name)) for name in changed)
         raise ValueError(f"{folder}: expected the options of the run to resume: {options}")
     for what, found in (("classes", data.classes), ("pictures", len(data.train))):
         if about[what] != found:
@@ -270,6 +274,14 @@ def same_run(folder: Path, recipe: Recipe, data: Any) -> None:
                 f"{folder}: expected the {what} of the run to resume, {shown(about[what])}, found "
                 f"{shown(found)}: resume it with the data that it was started with"
             )
+
+
+def as_option(name: str, value: Any) -> str:
+    """How a field of the recipe is given on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
 
 
 def shown(value: Any) -> str:
