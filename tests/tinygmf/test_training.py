@@ -36,6 +36,9 @@ test_training.watched_run(Path(sys.argv[1]), *sys.argv[2:])
 """
 
 
+needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+
+
 def small_shapes() -> Dataset:
     """Twelve pictures to train on, ten to validate on."""
     data = shapes(64)
@@ -128,6 +131,7 @@ def test_a_run_interrupted_within_an_epoch_ends_with_the_same_weights(tmp_path, 
     assert_same_run(tmp_path / command.RUN, uninterrupted)
 
 
+@needs_sigkill
 def test_a_run_killed_in_the_middle_of_writing_ends_with_the_same_weights(tmp_path, uninterrupted):
     process = start(tmp_path, RECIPE.epochs, 2)
     assert process.wait() == -signal.SIGKILL
@@ -138,6 +142,7 @@ def test_a_run_killed_in_the_middle_of_writing_ends_with_the_same_weights(tmp_pa
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@needs_sigkill
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
     epochs, chance, halves = 12, random.Random(0), 0
