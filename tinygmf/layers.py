@@ -230,7 +230,9 @@ class LayerNorm(Module):
         self.weight, self.bias = _filled(rng, 1, channels), _filled(rng, 0, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float().layernorm(eps=self.eps) * self.weight + self.bias  # float32 in every precision
+        y = (
+            x.float().layernorm(eps=self.eps) * self.weight + self.bias
+        )  # float32 in every precision
         return y.cast(x.dtype)
 
 

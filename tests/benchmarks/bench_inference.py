@@ -11,7 +11,6 @@ interpreter that has PyTorch and einops. Times of runs are milliseconds: smalles
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -20,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ predict = tinygmf.Predictor(model, {size}, device="{device}", dtype="{dtype}", p
 predict.run(np.zeros((1, 3, {size}, {size}), np.float32))
 print(time.perf_counter() - began)
 """
+
 
 def first_answers(options: argparse.Namespace) -> tuple[float, float]:
     """Seconds from a new process to its first answer: with empty caches, and again after that."""

@@ -12,13 +12,13 @@ PyTorch and einops.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ def small_or(variant: str | None, classes: int) -> Any:
     return GroupMixFormerConfig((20, 40, 80, 80), (1, 1, 2, 1), (4, 4, 4, 4), classes, 0.0, 0.0)
 
 
-def training_step(options: argparse.Namespace) -> tuple[Any, Any]:
-    """A function that makes one step with data at hand, and the programs that it runs."""
+def training_step(options: argparse.Namespace) -> Callable[[], None]:
+    """A function that makes one step, its data at hand."""
     import numpy as np
     from tinygrad.nn.state import get_state_dict
 
@@ -68,7 +68,7 @@ def training_step(options: argparse.Namespace) -> tuple[Any, Any]:
         programs.gradient(1, pictures, targets, factors)
         programs.update(update_schedule(1e-3, 0, 5.0, 0.0))
 
-    return step, programs
+    return step
 
 
 def first_steps(arguments: list[str]) -> list[float]:
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--official-python", default=sys.executable)
     options = parser.parse_args()
     if options.first:
-        step, _ = training_step(options)
+        step = training_step(options)
         step()
         step()
         return
@@ -102,7 +102,7 @@ def main() -> None:
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     cold, warm = first_steps(sys.argv[1:])
     print(f"new process to the end of its second step: cold {cold:.1f} s, warm {warm:.1f} s{load}")
-    step, programs = training_step(options)
+    step = training_step(options)
     runs = {"a step, tinygmf": timed(step)}
     peer = None
     if options.official:

@@ -1,5 +1,6 @@
 """The training loop: reproducible, resumable, and clear about what is wrong."""
 
+import contextlib
 import math
 import os
 import random
@@ -8,17 +9,18 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from parity import DATA
-from PIL import Image
 
+from tinygmf import checkpoint
 from tinygmf.checkpoint import CheckpointError, load_model, read_tensors
-from tinygmf.image import ImageError
-from tinygmf.training import DataError, Dataset, Recipe, Trainer, TrainingError, command, shapes
-from tinygmf.training.checkpoints import load_run, save_run
+from tinygmf.training import Dataset, Recipe, Trainer, TrainingError, command, shapes
+from tinygmf.training.checkpoints import ABOUT, load_run, read_about, save_run
+from tinygmf.training.loop import network_arrays
 
 # The network, batch and size of the parity tests: all tests share one compiled program.
 RECIPE = Recipe(
@@ -30,8 +32,11 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import test_training
-test_training.run_in_folder(Path(sys.argv[1]))
+test_training.watched_run(Path(sys.argv[1]), *sys.argv[2:])
 """
+
+
+needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 
 
 def small_shapes() -> Dataset:
@@ -51,13 +56,52 @@ def trainer(recipe: Recipe = RECIPE, data: Dataset | None = None) -> Trainer:
     return Trainer(model, data or small_shapes(), recipe, "CPU", progress=False)
 
 
-def run_in_folder(folder: Path) -> None:
+def run_in_folder(folder: Path, recipe: Recipe = RECIPE, pause: float = math.inf) -> None:
     """What `tinygmf train --out FOLDER --resume` does, with the tests' network."""
-    running = trainer()
+    running = trainer(recipe)
+    running.pause = pause
     rows = command.resume(running, folder) if (folder / command.RUN).exists() else []
     with command.stopping(running):
-        finished = command.train(running, folder, rows)
-    print("finished" if finished else f"stopped {running.step}")
+        assert command.train(running, folder, rows) or running.stop
+
+
+def watched_run(folder: Path, epochs: str, die: str = "0") -> None:
+    """`run_in_folder`, saving after every step. Prints a line at the beginning of each step and in
+    the middle of each write of the run; in the middle of write number `die` it kills itself."""
+    step, whole, writes = Trainer.run_step, checkpoint.replacing, count(1)
+
+    def telling_step(*arguments):
+        print("step", flush=True)
+        return step(*arguments)
+
+    @contextlib.contextmanager
+    def telling_write(path):
+        with whole(path) as file:
+            middle = MiddleOfWriting(file, kill=next(writes) == int(die))
+            yield middle
+
+    Trainer.run_step, checkpoint.replacing = telling_step, telling_write
+    run_in_folder(folder, replace(RECIPE, epochs=int(epochs)), pause=0)
+
+
+class MiddleOfWriting:
+    """A file that tells, or kills the process, when something has been written but not all."""
+
+    def __init__(self, file, kill: bool) -> None:
+        self.file, self.kill, self.calls = file, kill, count(1)
+
+    def write(self, content) -> None:
+        if next(self.calls) == 3:
+            self.file.flush()
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            print("write", flush=True)
+        self.file.write(content)
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen:
+    command_line = [sys.executable, "-c", SCRIPT, str(folder), *map(str, arguments)]
+    return subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +115,11 @@ def assert_same_run(found: Path, expected: Path) -> None:
     ours, theirs = read_tensors(found), read_tensors(expected)
     assert ours.keys() == theirs.keys()
     for name in ours:
-        if name != "about":
+        if name != ABOUT:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    for mine, other in zip(read_about(found)["rows"], read_about(expected)["rows"], strict=True):
+        for name in ("epoch", "step", "loss", "learning_rate", "top1", "top5"):
+            assert mine[name] == other[name], name
 
 
 def test_a_run_interrupted_within_an_epoch_ends_with_the_same_weights(tmp_path, uninterrupted):
@@ -84,17 +131,62 @@ def test_a_run_interrupted_within_an_epoch_ends_with_the_same_weights(tmp_path, 
     assert_same_run(tmp_path / command.RUN, uninterrupted)
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path, uninterrupted):
-    chance = random.Random(0)
-    for patience in (*(chance.uniform(5, 25) for _ in range(4)), None):  # the last one may finish
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path])
-        try:
-            process.wait(timeout=patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+@needs_sigkill
+def test_a_run_killed_in_the_middle_of_writing_ends_with_the_same_weights(tmp_path, uninterrupted):
+    process = start(tmp_path, RECIPE.epochs, 2)
+    assert process.wait() == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".*.tmp"))) == 1  # half of the second checkpoint
+    assert read_about(tmp_path / command.RUN)["step"] == 1
+    run_in_folder(tmp_path)
     assert_same_run(tmp_path / command.RUN, uninterrupted)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@needs_sigkill
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
+    epochs, chance, halves = 12, random.Random(0), 0
+    for life in range(10):
+        process = start(tmp_path / "killed", epochs)
+        event, wanted = ("step", "write")[life % 2], chance.randint(1, 3)
+        assert process.stdout is not None
+        told = (line for line in process.stdout if line.strip() == event)
+        assert len(list(islice(told, wanted))) == wanted  # it trains, or writes, at this moment
+        time.sleep(chance.uniform(0, 0.1 if event == "step" else 0.003))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        halves += len(list((tmp_path / "killed").glob(".*.tmp")))
+    assert halves >= 2
+    run_in_folder(tmp_path / "killed", replace(RECIPE, epochs=epochs))
+    run_in_folder(tmp_path / "whole", replace(RECIPE, epochs=epochs))
+    assert_same_run(tmp_path / "killed" / command.RUN, tmp_path / "whole" / command.RUN)
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+def test_pauses_change_nothing_but_how_often_the_run_is_saved(tmp_path, monkeypatch, head_only):
+    recipe, saved = replace(RECIPE, head_only=head_only), []
+    monkeypatch.setattr(command, "save", lambda trainer, *_: saved.append(trainer.step))
+    ends = []
+    for pause in (math.inf, 0):
+        running = trainer(recipe)
+        running.pause = pause
+        rows: list[dict] = []
+        assert command.train(running, tmp_path, rows)
+        ends.append((running.state.network(), [row["loss"] for row in rows]))
+    assert saved == [3, 6, 1, 2, 3, 4, 5, 6]
+    (whole, losses), (paused, again) = ends
+    assert losses == again
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], paused[name], err_msg=name)
+
+
+def test_the_head_alone_moves_nothing_else_whatever_is_averaged():
+    running = trainer(replace(RECIPE, head_only=True, ema=0.9, epochs=1))
+    before = {name: array.copy() for name, array in network_arrays(running.model).items()}
+    running.run_epoch()
+    after = network_arrays(running.finish())
+    changed = {name for name in before if (after[name] != before[name]).any()}
+    assert changed == {"head.weight", "head.bias"}
 
 
 def test_ctrl_c_ends_training_after_the_present_step(tmp_path):
@@ -141,8 +233,8 @@ def test_resuming_with_other_options_names_them(tmp_path):
         command.resume(running, tmp_path)
 
 
-def test_weights_are_not_a_run(uninterrupted):
-    with pytest.raises(CheckpointError, match="expected a run of this very network"):
+def test_weights_are_not_a_run():
+    with pytest.raises(CheckpointError, match="expected a run, found weights alone"):
         load_run(DATA / "nano.pth", trainer().state)
 
 
@@ -163,51 +255,3 @@ def test_the_log_has_a_line_for_each_epoch(uninterrupted):
     assert len((uninterrupted.parent / "log.jsonl").read_text().splitlines()) == 2
     assert lines[0].startswith("epoch,step,loss,learning_rate,top1,top5")
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
-
-
-def test_a_broken_picture_is_named_and_passed_over():
-    def load(number: int) -> Image.Image:
-        if number == 3:
-            raise ImageError("3.jpg: broken")
-        return Image.new("RGB", (64, 64))
-
-    data = replace(small_shapes(), load=load)
-    assert len(list(data.batches(RECIPE, epoch=0))) == 3
-    assert data.broken == {"3": "3.jpg: broken"}
-
-
-def write_pictures(folder: Path, counts: dict[str, int]) -> Path:
-    for name, count in counts.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (40, 40)).save(folder / name / f"{i}.png")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"cat": 10}, "expected at least two classes"),
-        ({"cat": 10, "dog": 0}, "found none of 'dog'"),
-        ({"cat": 2, "dog": 2}, "at least one batch of 64"),
-        ({}, "expected one folder for each class"),
-    ],
-)
-def test_too_little_data_is_one_clear_line(tmp_path, counts, message):
-    from tinygmf.training import folder_pictures
-
-    write_pictures(tmp_path, counts)
-    with pytest.raises(DataError, match=message):
-        folder_pictures(tmp_path).check(batch_size=64)
-
-
-def test_a_folder_is_split_by_its_seed_class_by_class(tmp_path):
-    from tinygmf.training import folder_pictures
-
-    write_pictures(tmp_path, {"cat": 10, "dog": 20})
-    data = folder_pictures(tmp_path, seed=1)
-    assert data.classes == ["cat", "dog"]
-    assert np.bincount(data.val_labels).tolist() == [2, 4]
-    assert not set(data.train) & set(data.val)
-    assert data.val == folder_pictures(tmp_path, seed=1).val
-    assert data.val != folder_pictures(tmp_path, seed=2).val

@@ -32,13 +32,26 @@ def load_run(path: str | os.PathLike[str], state: TrainingState) -> dict[str, An
 
     Raises CheckpointError if the file is no saved run, or is that of another network.
     """
-    arrays = read_tensors(path)
+    about, arrays = _read_run(path)
     expected = {name: tuple(state[name].shape) for name in state.CHANGING}
-    found = {name: array.shape for name, array in arrays.items() if name != ABOUT}
-    if ABOUT not in arrays or found != expected:
+    if {name: array.shape for name, array in arrays.items()} != expected:
         raise CheckpointError(
-            f"{path}: expected a run of this very network, found another file: resume with the "
+            f"{path}: expected a run of this very network, found another one's: resume with the "
             "options that the run was started with"
         )
     state.write(arrays)
-    return json.loads(arrays[ABOUT].tobytes())
+    return about
+
+
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_run` was told, and its step. Raises CheckpointError if the file is no run."""
+    return _read_run(path)[0]
+
+
+def _read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    arrays = read_tensors(path)
+    if ABOUT not in arrays:
+        raise CheckpointError(
+            f"{path}: expected a run, found weights alone: name the folder of a run in --out"
+        )
+    return json.loads(arrays.pop(ABOUT).tobytes()), arrays

@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,41 @@ from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
 WEIGHTS, RUN = "model.safetensors", "run.safetensors"  # in the run's folder
+SAVE_EVERY = 600  # seconds, in epochs that are longer
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every option of `tinygmf train`; the fields of the recipe are options too."""
+    parser.usage = "%(prog)s DATA [option …]"  # a list of all forty would hide what is wrong
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="digits, shapes, or a folder: one folder for each class, the same below train and "
-        "val, or the files of CIFAR-10 or Fashion-MNIST",
+        help="digits, shapes; cifar10 or fashion-mnist, which tinygrad fetches; or a folder: one "
+        "folder of pictures for each class, the same below train and val, or the files of CIFAR-10 "
+        "(binary version) or Fashion-MNIST",
     )
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="where the options start from")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--model", choices=list(VARIANTS), help="a network with fresh weights")
-    start.add_argument("--weights", type=Path, help="a trained network to go on from")
+    start.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a trained network to go on from; its head is kept if it has as many classes",
+    )
     parser.add_argument("--num-classes", type=int, metavar="N", help="check that the data has N")
     parser.add_argument(
         "--out",
         type=Path,
+        metavar="PATH",
         help="the run's folder; a name in .safetensors or .pth: the trained network alone",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--device", help="CPU, CUDA, METAL, …; by default the best one")
+    parser.add_argument(
+        "--device",
+        help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 share every batch",
+    )
     group = parser.add_argument_group("recipe", "values in brackets are the published ones")
     for name, kind, default, text in recipe_options():
         flag, shown = "--" + name.replace("_", "-"), f"{text} [{default}]"
@@ -50,29 +63,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the options name, with what they change."""
-    usual = "digits" if args.data == "digits" else "finetune" if args.weights else "quick"
+    tuning = "head" if args.head_only else "finetune"
+    usual = "digits" if args.data == "digits" else tuning if args.weights else "quick"
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return replace(RECIPES[args.recipe or usual], **changes)
+    recipe = replace(RECIPES[args.recipe or usual], **changes)
+    if recipe.head_only and not args.weights:
+        raise ValueError(
+            "--head-only: expected a trained network in --weights, found none: name it"
+        )
+    return recipe
 
 
 def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
     """The data set that DATA names."""
+    from tinygmf.training.archives import fetch_cifar10, fetch_fashion_mnist
     from tinygmf.training.data import DataError
     from tinygmf.training.digits import digits
     from tinygmf.training.folders import open_folder
     from tinygmf.training.shapes import shapes
 
-    if args.data == "digits":
-        data = digits()
-    elif args.data == "shapes":
-        data = shapes(recipe.size)
-    else:
-        data = open_folder(Path(args.data), recipe.seed)
+    named: dict[str, Callable[[], Any]] = {
+        "digits": digits,
+        "shapes": lambda: shapes(recipe.size),
+        "cifar10": fetch_cifar10,
+        "fashion-mnist": fetch_fashion_mnist,
+    }
+    if args.data not in named and not Path(args.data).exists():
+        raise DataError(
+            f"{args.data}: expected {', '.join(named)} or a folder of pictures, found no such "
+            "folder: check the name"
+        )
+    data = named.get(args.data, lambda: open_folder(Path(args.data), recipe.seed))()
     if args.num_classes not in (None, len(data.classes)):
         raise DataError(
-            f"--num-classes {args.num_classes}: {args.data} has {len(data.classes)} classes: "
-            f"{', '.join(data.classes[:10])}"
+            f"--num-classes: expected {len(data.classes)}, the classes of {args.data}, found "
+            f"{args.num_classes}: leave it out, or check the folders"
         )
     return data
 
@@ -97,14 +123,20 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.training.loop import Trainer
 
     recipe = chosen_recipe(args)
-    out = args.out or Path("runs") / Path(args.data).name
+    out = args.out or Path("runs") / Path(args.data).resolve().name
     folder = None if out.suffix in WRITERS else out
-    if args.resume and folder is None:
-        raise ValueError(f"--resume: expected the folder of a run in --out, found {out}")
+    names = (args.device or "").split(",")
+    opened = tuple(open_device(name or None) for name in names)
+    device = opened if len(opened) > 1 else opened[0]
     data = chosen_data(args, recipe)
+    data.check(recipe.batch_size * recipe.accumulate)
     model = chosen_model(args, len(data.classes), recipe.seed)
-    trainer = Trainer(model, data, recipe, open_device(args.device))
-    rows = resume(trainer, folder) if args.resume and folder else []
+    check_out(out, folder, args.resume)
+    if folder and args.resume:
+        same_run(folder, recipe, data)
+    trainer = Trainer(model, data, recipe, device)
+    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
+    rows = resume(trainer, folder) if folder and args.resume else []
     with stopping(trainer):
         finished = train(trainer, folder, rows)
     for line in data.broken.values():
@@ -119,18 +151,57 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool:
-    """Run the remaining epochs, saving after each; False if the user stopped it."""
-    from tinygmf.training import log
-    from tinygmf.training.checkpoints import save_run
+def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
+    """Raises ValueError for an --out that cannot take the result, before time goes into it.
 
-    def save() -> None:
-        about = {"recipe": asdict(trainer.recipe), "data": trainer.data.name, "rows": rows}
-        if folder is not None:
-            save_run(folder / RUN, trainer.state, trainer.step, about)
+    `folder` is the run's, or None where --out names the file of the trained network alone.
+    """
+    if resuming and folder is None:
+        raise ValueError(f"--resume: expected the folder of a run in --out, found {out}: name it")
+    if resuming and not (out / RUN).exists():
+        raise ValueError(
+            f"--resume: expected a run in {out}, found none: leave --resume out to start one"
+        )
+    if folder is None and out.is_dir():
+        raise ValueError(f"--out {out}: expected a file's name, found a folder: choose another")
+    place = folder or out.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: cannot be written: {error.strerror}: choose another place"
+        ) from None
+    if folder and not resuming:
+        check_nothing_lost(folder)
+
+
+def check_nothing_lost(folder: Path) -> None:
+    """Raises ValueError where a new run would replace an unfinished one."""
+    from tinygmf.checkpoint import CheckpointError
+    from tinygmf.training.checkpoints import read_about
+
+    if (folder / RUN).exists():
+        with contextlib.suppress(CheckpointError):  # what cannot be read cannot be gone on with
+            about = read_about(folder / RUN)
+            if about["step"] < about.get("steps", 0):
+                raise ValueError(
+                    f"{folder}: expected no unfinished run, found one that stopped after step "
+                    f"{about['step']} of {about['steps']}: add --resume to go on with it, give "
+                    f"another --out, or remove {folder / RUN}"
+                )
+
+
+def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool:
+    """Run the remaining epochs, saving after each, and in long ones between; False if the user
+    stopped it. Raises ValueError, with the last checkpoint intact, where the disk is full."""
+    from tinygmf.training import log
 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
+            left.unlink()
     while trainer.step < trainer.steps:
         report = trainer.run_epoch()
         if report is not None:
@@ -140,28 +211,87 @@ def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool
                 f"{report.top5:.2%}, {report.pictures_per_second:.0f} pictures/s",
                 flush=True,
             )
-            if folder is not None:
-                log.write_tables(folder, rows)
-                log.write_tensorboard(folder, rows[-1])
-        save()
+        if folder is not None:
+            save(trainer, folder, rows)
         if trainer.stop and trainer.step < trainer.steps:
             return False
     if folder is not None:
-        log.write_curves(folder / "curves.png", rows)
+        with room_for_the_log(folder):
+            log.write_curves(folder / "curves.png", rows)
     return True
+
+
+def save(trainer: Any, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the run, then its log. Raises CheckpointError or ValueError if the disk refuses."""
+    from tinygmf.training import log
+    from tinygmf.training.checkpoints import save_run
+
+    about = {
+        "recipe": asdict(trainer.recipe),
+        "classes": trainer.data.classes,
+        "pictures": len(trainer.data.train),
+        "steps": trainer.steps,
+        "scale": trainer.scale,
+        "losses": trainer.losses,
+        "seconds": trainer.seconds,
+        "rows": rows,
+    }
+    save_run(folder / RUN, trainer.state, trainer.step, about)
+    if rows:
+        with room_for_the_log(folder):
+            log.write_tables(folder, rows)
+            log.write_tensorboard(folder, rows)
+
+
+@contextlib.contextmanager
+def room_for_the_log(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: expected room for the log, found {error.strerror}: the run is saved; make "
+            "room and add --resume to the same command"
+        ) from None
 
 
 def resume(trainer: Any, folder: Path) -> list[dict[str, Any]]:
     """Put the trainer where the run in this folder stopped; returns the rows of its log."""
     from tinygmf.training.checkpoints import load_run
 
+    same_run(folder, trainer.recipe, trainer.data)
     about = load_run(folder / RUN, trainer.state)
-    then, now = about["recipe"], asdict(trainer.recipe)
-    if changed := [name for name in now if now[name] != then.get(name)]:
-        options = ", ".join(f"--{n.replace('_', '-')} {then.get(n)}" for n in changed)
-        raise ValueError(f"{folder}: expected the options of the run to resume: {options}")
-    trainer.step = about["step"]
+    trainer.step, trainer.scale = about["step"], about["scale"]
+    trainer.losses, trainer.seconds = about["losses"], about["seconds"]
     return about["rows"]
+
+
+def same_run(folder: Path, recipe: Recipe, data: Any) -> None:
+    """Raises ValueError if the run in this folder has another recipe, or other data."""
+    from tinygmf.training.checkpoints import read_about
+
+    about = read_about(folder / RUN)
+    then, now = about["recipe"], asdict(recipe)
+    if changed := [name for name in now if now[name] != then.get(name)]:
+        options = ", ".join(as_option(name, then.get(name)) for name in changed)
+        raise ValueError(f"{folder}: expected the options of the run to resume: {options}")
+    for what, found in (("classes", data.classes), ("pictures", len(data.train))):
+        if about[what] != found:
+            raise ValueError(
+                f"{folder}: expected the {what} of the run to resume, {shown(about[what])}, found "
+                f"{shown(found)}: resume it with the data that it was started with"
+            )
+
+
+def as_option(name: str, value: Any) -> str:
+    """How a field of the recipe is given on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
+
+
+def shown(value: Any) -> str:
+    return ", ".join(value[:10]) if isinstance(value, list) else str(value)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,22 @@ class Dataset:
                 f"{self.name}: expected at least one batch of {batch_size} pictures to train on, "
                 f"found {len(self.train)}: give a smaller --batch-size"
             )
+        for sources, part in ((self.train, "train"), (self.val, "validate")):
+            self._check_readable(sources, part)
+
+    def _check_readable(self, sources: list[Any], part: str) -> None:
+        """Raises DataError if not one of the pictures can be read."""
+        reason = ""
+        for source in sources:
+            try:
+                self.load(source)
+                return
+            except ImageError as error:
+                reason = str(error)
+        raise DataError(
+            f"{self.name}: expected pictures to {part} on, found none of {len(sources)} that can "
+            f"be read; the last one: {reason}"
+        )
 
     def read(self, index: int, rng: np.random.Generator, recipe: Recipe) -> tuple[np.ndarray, int]:
         """An augmented picture (3, size, size) and its class; for a broken one the next."""
@@ -69,7 +85,10 @@ class Dataset:
                 return training_picture(picture, recipe, rng), int(self.train_labels[place])
             except ImageError as error:
                 self.broken[str(self.train[place])] = str(error)
-        raise DataError(f"{self.name}: expected pictures, found none that can be read")
+        raise DataError(
+            f"{self.name}: expected pictures to train on, found none that can be read any more: "
+            "see that they are still there"
+        )
 
     def batches(
         self, recipe: Recipe, epoch: int, first: int = 0

@@ -1,41 +1,16 @@
-"""Pictures from files: folders with one folder for each class, CIFAR-10 and Fashion-MNIST."""
+"""Pictures from files: folders with one folder for each class."""
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tinygmf.evaluate import PICTURES
 from tinygmf.image import load_image
+from tinygmf.training.archives import recognise
 from tinygmf.training.data import DataError, Dataset
 
-CIFAR_CLASSES = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-]
-FASHION_CLASSES = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
 HELD_OUT = 5  # without a folder `val`, every fifth picture of each class is held out
 
 
@@ -45,14 +20,18 @@ def folder_pictures(folder: Path, seed: int = 0) -> Dataset:
     Raises DataError where the folders do not say what the classes are.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of pictures, found none: check the name")
+        what = "a file: unpack it and name" if folder.exists() else "none: check the name of"
+        raise DataError(f"{folder}: expected a folder of pictures, found {what} the folder")
     parts = [path for path in (folder / "train", folder / "val") if path.is_dir()]
     if len(parts) == 1:
-        raise DataError(f"{folder}: expected train and val, found {parts[0].name} alone: add it")
+        raise DataError(
+            f"{folder}: expected train and val, found {parts[0].name} alone: add the other, or "
+            f"name {parts[0]}, to have part of it held out"
+        )
     roots = parts or [folder]
     classes = sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()})
     if not classes:
-        raise DataError(f"{folder}: expected one folder for each class, found none")
+        raise DataError(f"{folder}: expected one folder for each class, found none: make them")
     found = [_find(root, classes) for root in roots]
     if not parts:
         found = _split(*found[0], seed)
@@ -84,72 +63,10 @@ def _split(paths: list[Path], labels: np.ndarray, seed: int) -> list[tuple[list[
     ]
 
 
-def cifar10(folder: Path) -> Dataset:
-    """CIFAR-10's binary version (`data_batch_1.bin` …, `test_batch.bin`).
+def open_folder(folder: Path, seed: int = 0) -> Dataset:
+    """Whatever the folder holds: pictures, or the files of CIFAR-10 or Fashion-MNIST.
 
-    Source: https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz
+    Raises DataError where it is none of these.
     """
-    train = np.concatenate([_records(folder / f"data_batch_{i}.bin") for i in range(1, 6)])
-    test = _records(folder / "test_batch.bin")
-    pictures = [rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for rows in (train, test)]
-    return Dataset(
-        "cifar10", CIFAR_CLASSES, *_arrays(pictures[0], train[:, 0], pictures[1], test[:, 0])
-    )
-
-
-def _records(path: Path) -> np.ndarray:
-    values = np.frombuffer(_content(path), np.uint8)
-    if not values.size or values.size % 3073 or values.reshape(-1, 3073)[:, 0].max() > 9:
-        raise DataError(f"{path}: expected CIFAR-10's records of 3073 bytes, found something else")
-    return values.reshape(-1, 3073)
-
-
-def fashion_mnist(folder: Path) -> Dataset:
-    """Fashion-MNIST's four files (`train-images-idx3-ubyte.gz` …), packed or unpacked.
-
-    Source: https://github.com/zalandoresearch/fashion-mnist
-    """
-    parts = []
-    for part in ("train", "t10k"):
-        parts.append(_idx(folder, f"{part}-images-idx3-ubyte", 16).reshape(-1, 28, 28))
-        parts.append(_idx(folder, f"{part}-labels-idx1-ubyte", 8))
-    return Dataset("fashion-mnist", FASHION_CLASSES, *_arrays(*parts))
-
-
-def _idx(folder: Path, name: str, header: int) -> np.ndarray:
-    packed = folder / f"{name}.gz"
-    try:
-        content = gzip.decompress(_content(packed)) if packed.exists() else _content(folder / name)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{packed}: cannot be unpacked ({error}): fetch it again") from None
-    values = np.frombuffer(content, np.uint8)[header:]
-    count = int.from_bytes(content[4:8], "big")
-    if values.size != count * (784 if header == 16 else 1):
-        raise DataError(f"{folder / name}: expected {count} entries, found a damaged file")
-    return values
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}: fetch it again") from None
-
-
-def _arrays(train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray):
-    """The last five fields of a data set of arrays, (H, W, 3) or (H, W)."""
-    labels = train_labels.astype(np.int64), val_labels.astype(np.int64)
-    return list(train), labels[0], list(val), labels[1], _to_picture
-
-
-def _to_picture(array: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
-
-
-def open_folder(folder: Path, seed: int) -> Dataset:
-    """Whatever the folder holds, recognised by its files."""
-    if (folder / "test_batch.bin").exists():
-        return cifar10(folder)
-    if list(folder.glob("train-images-idx3-ubyte*")):
-        return fashion_mnist(folder)
-    return folder_pictures(folder, seed)
+    reader = recognise(folder)
+    return reader(folder) if reader else folder_pictures(folder, seed)

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,20 @@ def write_tables(folder: Path, rows: Rows) -> None:
         file.write(text.getvalue().encode())
 
 
-def write_tensorboard(folder: Path, row: dict[str, Any]) -> None:
-    """The epoch's numbers for TensorBoard, where tensorboardX is installed."""
+def write_tensorboard(folder: Path, rows: Rows) -> None:
+    """The same for TensorBoard, below `tensorboard`, where tensorboardX is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         return
     tensorboard = importlib.import_module("tensorboardX")
-    with tensorboard.SummaryWriter(str(folder / "tensorboard")) as writer:
-        for name in ("loss", "learning_rate", "top1", "top5", "pictures_per_second"):
-            writer.add_scalar(name, row[name], row["epoch"])
+    place = folder / "tensorboard"
+    for path in place.glob("events.*"):
+        path.unlink()
+    moment = time.time() - sum(row["seconds"] for row in rows)
+    with tensorboard.SummaryWriter(str(place)) as writer:
+        for row in rows:
+            moment += row["seconds"]
+            for name in ("loss", "learning_rate", "top1", "top5", "pictures_per_second"):
+                writer.add_scalar(name, row[name], row["epoch"], walltime=moment)
 
 
 def write_curves(path: Path, rows: Rows) -> bool:
@@ -46,10 +53,12 @@ def write_curves(path: Path, rows: Rows) -> bool:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
-    left.plot(epochs, [row["loss"] for row in rows])
+    left.plot(epochs, [row["loss"] for row in rows], marker=".")
     left.set(xlabel="epoch", ylabel="training loss")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    right.xaxis.get_major_locator().set_params(integer=True)
     for name, label in (("top1", "top 1"), ("top5", "top 5")):
-        right.plot(epochs, [100 * row[name] for row in rows], label=label)
+        right.plot(epochs, [100 * row[name] for row in rows], marker=".", label=label)
     right.set(xlabel="epoch", ylabel="validation accuracy, %")
     right.legend()
     with replacing(path) as file:

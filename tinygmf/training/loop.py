@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tinygrad.nn.state import get_state_dict
@@ -16,10 +17,13 @@ from tinygmf.config import GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor
 from tinygmf.training.data import BRANCHES, Dataset
+from tinygmf.training.head import HEAD, HeadPrograms
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Devices, Layout, TrainingState, rate_factors, weight_decay
 from tinygmf.training.step import draw_factors, update_schedule
+
+LARGEST_SCALE, GROWTH = 2.0**14, 500  # the loss scale of float16; steps until it is tried again
 
 
 class TrainingError(ValueError):
@@ -36,15 +40,16 @@ class EpochReport:
     learning_rate: float
     top1: float
     top5: float
-    pictures_per_second: float
-    seconds: float
+    pictures_per_second: float  # since the epoch began, or was gone on with
+    seconds: float  # of the whole epoch
 
 
 class Trainer:
     """Trains a network by a recipe, epoch by epoch: `run_epoch()` while `step < steps`.
 
-    `model` gives the first weights and gets the trained ones (`finish`). Raises DataError where
-    there is too little data, TrainingError where the loss is no number any more.
+    `model` gives the first weights and gets the trained ones (`finish`). Several devices share
+    every batch; the first of them evaluates. Raises DataError where there is too little data,
+    TrainingError where the loss is no number any more.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class Trainer:
         model: GroupMixFormer,
         data: Dataset,
         recipe: Recipe,
-        device: str,
+        device: Devices,
         progress: bool = True,
     ) -> None:
         data.check(recipe.batch_size * recipe.accumulate)
@@ -66,20 +71,30 @@ class Trainer:
             rate_factors(self.layout, recipe.layer_decay, recipe.head_only),
             device,
         )
-        self.programs = Programs(
-            self.config, self.state, recipe.batch_size, recipe.size, device, progress
+        programs: Any = HeadPrograms if recipe.head_only else Programs
+        self.programs = programs(
+            self.config,
+            self.state,
+            recipe.batch_size,
+            recipe.size,
+            device,
+            progress,
+            recipe.dtype,
         )
         self.predictor = Predictor(
             model,
             recipe.size,
             batch_size=min(recipe.batch_size, 64),
-            device=device,
+            device=device if isinstance(device, str) else device[0],
             progress=progress,
         )
         batches = len(data.train) // recipe.batch_size
         self.steps_per_epoch = batches // recipe.accumulate
         self.step = 0  # steps made
+        self.scale = LARGEST_SCALE if recipe.dtype == "float16" else 1.0  # of the loss
+        self.losses, self.seconds = 0.0, 0.0  # sums over the present epoch
         self.stop = False  # set it, from a signal handler say, to end after the present step
+        self.pause = math.inf  # seconds after which `run_epoch` returns, so that a run can be saved
 
     @property
     def steps(self) -> int:
@@ -87,9 +102,15 @@ class Trainer:
         return self.recipe.epochs * self.steps_per_epoch
 
     def run_epoch(self) -> EpochReport | None:
-        """Train to the end of the present epoch and measure; None if `stop` was set before."""
+        """Train to the end of the present epoch and measure.
+
+        None if it returned before the end, because `stop` was set or `pause` seconds had passed:
+        the next call goes on where it stopped.
+        """
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        losses, rate, speed, start = [], 0.0, 0.0, time.perf_counter()
+        if not done:
+            self.losses, self.seconds = 0.0, 0.0
+        rate, speed, before, start = 0.0, 0.0, self.seconds, time.perf_counter()
         batches = self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -100,22 +121,21 @@ class Trainer:
             leave=False,
         )
         with bar:
-            for _ in range(done, self.steps_per_epoch):
+            for made in range(1, self.steps_per_epoch - done + 1):
                 rate = self.recipe.rate(self.step, self.steps_per_epoch)
-                losses.append(self.run_step(batches, rate))
-                speed = len(losses) * self.recipe.batch_size * self.recipe.accumulate
-                speed /= time.perf_counter() - start
-                bar.set_postfix(
-                    loss=f"{losses[-1]:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}"
-                )
+                loss = self.run_step(batches, rate)
+                self.losses += loss
+                passed = time.perf_counter() - start
+                self.seconds = before + passed
+                speed = made * self.recipe.batch_size * self.recipe.accumulate / passed
+                bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}")
                 bar.update()
-                if self.stop and self.step % self.steps_per_epoch:
+                if (self.stop or passed > self.pause) and self.step % self.steps_per_epoch:
                     return None
         top1, top5 = self.evaluate()
-        seconds = time.perf_counter() - start
-        return EpochReport(
-            epoch + 1, self.step, float(np.mean(losses or [0.0])), rate, top1, top5, speed, seconds
-        )
+        self.seconds = before + time.perf_counter() - start
+        mean = self.losses / self.steps_per_epoch
+        return EpochReport(epoch + 1, self.step, mean, rate, top1, top5, speed, self.seconds)
 
     def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
         """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
@@ -123,14 +143,23 @@ class Trainer:
         for turn in range(recipe.accumulate):
             rng = np.random.default_rng([recipe.seed, BRANCHES, self.step, turn])
             arrays = *next(batches), draw_factors(self.config, recipe.batch_size, rng)
-            total += self.programs.gradient(1 / recipe.accumulate, *arrays) / recipe.accumulate
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"the loss is {total} at step {self.step + 1}: the last checkpoint is intact; "
-                "try a lower --learning-rate"
-            )
-        self.programs.update(update_schedule(rate, self.step, recipe.clip, recipe.ema))
+            share = 1 / recipe.accumulate
+            total += share * self.programs.gradient(share, *arrays, scale=self.scale)
+        schedule = update_schedule(rate, self.step, recipe.clip, recipe.ema_decay(self.step))
+        norm = self.programs.update(schedule)
         self.step += 1
+        if math.isfinite(total) and math.isfinite(norm):
+            if recipe.dtype == "float16" and self.step % GROWTH == 0:
+                self.scale = min(2 * self.scale, LARGEST_SCALE)
+        elif math.isfinite(total) and self.scale > 1:
+            self.scale /= 2  # float16 was too small for the gradient: the step changed nothing
+        else:
+            with_loss = math.isfinite(total)
+            wrong = f"the gradient's norm is {norm}" if with_loss else f"the loss is {total}"
+            raise TrainingError(
+                f"{wrong} at step {self.step}: the last checkpoint is intact; try a lower "
+                "--learning-rate"
+            )
         return total
 
     def evaluate(self) -> tuple[float, float]:
@@ -150,7 +179,11 @@ class Trainer:
 
     def finish(self) -> GroupMixFormer:
         """The network with its present weights, averaged if the recipe says so."""
-        load_state_dict(self.model, self.state.network("average"))
+        arrays = self.state.network("average")
+        if self.recipe.head_only:  # averaging would round even what stands still
+            head = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
+            arrays = self.state.network() | head
+        load_state_dict(self.model, arrays)
         return self.model
 
 

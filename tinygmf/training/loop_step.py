@@ -259,9 +259,7 @@ class LoopGradient:
         self.notes.append(back)
         return out
 
-    def layernorm(
-        self, x: Map, name: str, eps: float, out: Map | None = None, to: int = 0
-    ) -> Map:
+    def layernorm(self, x: Map, name: str, eps: float, out: Map | None = None, to: int = 0) -> Map:
         """LayerNorm; with `out` Hardswish follows, and the result goes there, from `to` on."""
         affine, act = self.weights[name].reshape(2, -1), out is not None
         result = out or Map(self.new(*x.value.shape))
@@ -319,14 +317,10 @@ class LoopGradient:
         around = Map(self.new(batch, height, width, QKV * 3 * segment))
         for i, w in enumerate(windows):
             place = {"channel": (i + 1) * segment, "to": i * segment}
-            around.value = run(
-                nests.depthwise, around.value, qkv.value, w, parts=QKV, **place
-            )
+            around.value = run(nests.depthwise, around.value, qkv.value, w, parts=QKV, **place)
         before = Map(self.new(batch, height, width, QKV * 4 * segment))
         before.value = run(nests.copy, before.value, qkv.value, channels=segment, parts=QKV)
-        before.value = run(
-            nests.dense, before.value, around.value, points, parts=QKV, to=segment
-        )
+        before.value = run(nests.dense, before.value, around.value, points, parts=QKV, to=segment)
 
         def back() -> None:
             g = before.gradient
@@ -363,9 +357,7 @@ class LoopGradient:
         weight, here = f"{name}.conv.conv1.weight", 4 * segment
         w = self.weights[weight].reshape(3, 3, QKV, segment)
         around = Map(self.new(batch, height, width, QKV * segment))
-        around.value = run(
-            nests.depthwise, around.value, qkv.value, w, parts=QKV, channel=here
-        )
+        around.value = run(nests.depthwise, around.value, qkv.value, w, parts=QKV, channel=here)
 
         def back() -> None:
             g = around.gradient
@@ -406,16 +398,14 @@ class LoopGradient:
             convs.append((weight, w, start))
             start += count
         context = outer(soft, mixed.value, at=values)
-        joined.value = run(
-            nests.dense, joined.value, mixed.value, context, around, times=True
-        )
+        joined.value = run(nests.dense, joined.value, mixed.value, context, around, times=True)
 
         def back() -> None:
             g = joined.gradient
             assert g is not None
             swapped = outer(mixed.value, soft, channel=values)
-            known = g, swapped, around
-            self.give_part(mixed, 0, nests.dense, *known, back=True, times=True)
+            inputs = g, swapped, around
+            self.give_part(mixed, 0, nests.dense, *inputs, back=True, times=True)
             learned, swapped = outer(mixed.value, g), outer(g, mixed.value)
             soft_map = Map(soft.reshape(batch, height, width, wide))
             self.give(soft_map, nests.dense, mixed.value, swapped, back=True, channel=values)

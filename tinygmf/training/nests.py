@@ -126,7 +126,7 @@ def dense(
     biases = next(rest_of) if bias else None
     factors = next(rest_of) if times else None
     others = next(rest_of) if plus else None
-    pointwise = len(weight.shape) == 3 or weight.shape[-4:-2] == (1, 1) and stride == 1
+    pointwise = len(weight.shape) == 3 or (weight.shape[-4:-2] == (1, 1) and stride == 1)
     if pointwise:
         out, x = (rows(t, weight, parts) for t in (out, x))
         factors, others = (t if t is None else rows(t, weight, parts) for t in (factors, others))
@@ -196,7 +196,7 @@ def dense_weight(
     at: int = 0,
 ) -> UOp:
     """out (k, k, K, E) or (S, K, E) += the gradient of `dense` for its weight."""
-    pointwise = len(out.shape) == 3 or out.shape[:2] == (1, 1) and stride == 1
+    pointwise = len(out.shape) == 3 or (out.shape[:2] == (1, 1) and stride == 1)
     if pointwise:
         x, g = rows(x, out, parts), rows(g, out, parts)
     batch, height, width, _ = g.shape
@@ -220,8 +220,8 @@ def dense_weight(
     over = nest.loops(batch, height, width)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(m, c)
-    place = (k0 * m + i, e0 * c + j)
-    place = (s, *place) if len(out.shape) == 3 else (ky, kx, *place)
+    matrix = (s,) if len(out.shape) == 3 else (ky, kx)
+    place = (*matrix, k0 * m + i, e0 * c + j)
     stored = learn(out, place, acc[i, j].load(), share).end(*around, i, j)
     return kernel(name_of("dense_weight", out, g, numbers=(stride, channel, at)), stored)
 
@@ -288,8 +288,8 @@ def depthwise(
         y, inside_y = down.read(h, phase_y, ky)
         z, inside_z = across.read(column(i), phase_x, kx)
         value = load(x, b, y, z, s * x_wide + channel + c0 * c + j)
-        tap = down.tap(phase_y, ky), across.tap(phase_x, kx)
-        tap = (*tap, s) if len(weight.shape) == 4 else tap
+        own = (s,) if len(weight.shape) == 4 else ()
+        tap = (down.tap(phase_y, ky), across.tap(phase_x, kx), *own)
         return (inside_y & inside_z).where(value, ZERO) * load(weight, *tap, c0 * c + j)
 
     acc = nest.fill(
@@ -414,7 +414,7 @@ def scale(out: UOp, x: UOp, factors: UOp, *rest: UOp, number: int) -> UOp:
 def batchnorm(
     out: UOp, found: UOp, running: UOp, x: UOp, affine: UOp, *, eps: float, act: bool
 ) -> UOp:
-    """out = [hardswish of] x (rows, C), each channel by its mean and variance, times and plus affine.
+    """out = [hardswish of] x (rows, C), each channel by its mean and variance, scaled and shifted.
 
     affine (2, C); found (2, C): mean and 1 / deviation; running (2, C): the moving averages of mean
     and unbiased variance, moved by a tenth.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +14,9 @@ from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.launcher import Launcher
 from tinygmf.predictor import DTYPES
 from tinygmf.program_cache import load_or_compile
-from tinygmf.tensors import tensor_from_numpy, write_tensor
+from tinygmf.tensors import write_tensor
 from tinygmf.training.loop_step import LoopGradient
-from tinygmf.training.state import TrainingState
+from tinygmf.training.state import Devices, TrainingState, place
 from tinygmf.training.step import GradientProgram, update
 
 
@@ -24,7 +24,8 @@ class Programs:
     """What a run computes with, bound to the tensors of its state: `gradient` and `update`.
 
     On the CPU device the published network runs in loop nests (`loop_step`); any other device and
-    every ablation gets tinygrad's own kernels (`step`).
+    every ablation gets tinygrad's own kernels (`step`). Of several devices each takes its share of
+    every batch; BatchNorm's statistics and the gradients are those of the whole batch.
     """
 
     def __init__(
@@ -33,50 +34,44 @@ class Programs:
         state: TrainingState,
         batch: int,
         size: int,
-        device: str,
+        device: Devices,
         progress: bool,
         dtype: str = "float32",
     ) -> None:
-        self.state = state
-        self.loops = device.split(":")[0] == "CPU" and config.attention == AttentionConfig()
+        if not isinstance(device, str) and batch % len(device):
+            raise ValueError(
+                f"--batch-size: expected a multiple of {len(device)}, the number of devices, "
+                f"found {batch}"
+            )
+        self.state, self.loops = state, has_loops(config, device)
         key = {"network": asdict(config), "input": (batch, 3, size, size), "dtype": dtype}
-        shapes = (2,), (batch, 3, size, size), (batch, config.num_classes)
-        shapes = *shapes, (2 * sum(config.serial_depths), batch)
-        self.inputs = [tensor_from_numpy(np.zeros(s, np.float32), device) for s in shapes]
-        self.schedule = tensor_from_numpy(np.zeros(5, np.float32), device)
-        # A tinygrad worker that compiles would otherwise start anew after every 16 kernels.
-        os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
-
-        def launcher(what: str, function: Callable[..., Any], *names: str, last: list[Any]) -> Any:
-            spare = state.like()  # compiling runs the program once, and must not touch the state
-            with Context(SPEC=0):  # tinygrad's checks of itself, a third of the time
-                program = load_or_compile(
-                    key | {"program": what},
-                    function,
-                    *(self._arguments(spare, names) + last),
-                    device=device,
-                    progress=progress,
-                )
-            return Launcher(program, *(self._arguments(state, names) + last))
-
-        program = LoopGradient if self.loops else GradientProgram
-        gradient: Callable[..., Any] = program(config, DTYPES[dtype])
-        names = "weights", "gradient", "statistics", "counters"
-        self._gradient = launcher("gradient", gradient, *names, last=self.inputs)
-        names = "weights", "gradient", "first", "second", "average", "decay", "rates"
-        self._update = launcher("update", update, *names, last=[self.schedule])
-
-    def _arguments(self, state: TrainingState, names: tuple[str, ...]) -> list[Any]:
-        """The state's flat tensors; loop nests take each group of them apart from the others."""
-        if not self.loops or "first" in names:
-            return [state[name] for name in names]
-        layout = state.layout
-        pieces = {"weights": layout.weights, "gradient": layout.weights}
-        pieces["statistics"] = layout.statistics
-        return [
-            pieces[name].split_groups(state[name]) if name in pieces else state[name]
-            for name in names
+        self.inputs = [
+            Input((2,), device),
+            Input((batch, 3, size, size), device, axis=0),
+            Input((batch, config.num_classes), device, axis=0),
+            Input((2 * sum(config.serial_depths), batch), device, axis=1),
         ]
+        self.schedule = Input((5,), device)
+        kind = LoopGradient if self.loops else GradientProgram
+        gradient: Callable[..., Any] = kind(config, DTYPES[dtype])
+        self._gradient = bind(
+            key | {"program": "gradient", "loops": self.loops},
+            gradient,
+            lambda state: [*self._network(state), *(x.tensor for x in self.inputs)],
+            state,
+            progress,
+        )
+        self._update = bind_update(key, state, self.schedule, progress)
+
+    def _network(self, state: TrainingState) -> list[Any]:
+        """What `gradient` reads and writes; loop nests take each group of it by itself."""
+        tensors = [state[name] for name in ("weights", "gradient", "statistics", "counters")]
+        if not self.loops:
+            return tensors
+        layout = state.layout
+        pieces = layout.weights, layout.weights, layout.statistics
+        flat = zip(pieces, tensors[:3], strict=True)
+        return [*(part.split_groups(tensor) for part, tensor in flat), tensors[3]]
 
     def gradient(
         self,
@@ -92,12 +87,72 @@ class Programs:
         `scale` lifts the gradients out of the smallest numbers of float16 on their way.
         """
         shares = np.array([share / scale, scale], np.float32)
-        arrays = shares, pictures, targets, factors
-        for tensor, array in zip(self.inputs, arrays, strict=True):
-            write_tensor(tensor, array)
-        return self._gradient()[0].item()
+        for tensor, array in zip(self.inputs, (shares, pictures, targets, factors), strict=True):
+            tensor.write(array)
+        return float(self._gradient()[0].numpy())
 
     def update(self, schedule: np.ndarray) -> float:
-        """Makes AdamW's step with `update_schedule`'s numbers; returns the gradient's norm."""
-        write_tensor(self.schedule, schedule)
-        return self._update().item()
+        """Makes AdamW's step with `update_schedule`'s numbers; returns the gradient's norm, and
+        changes nothing where that is no finite number."""
+        self.schedule.write(schedule)
+        return float(self._update().numpy())
+
+
+def has_loops(config: GroupMixFormerConfig, device: Devices) -> bool:
+    """Whether the loop nests are there for this network, and the better form on this device."""
+    one = isinstance(device, str) and device.split(":")[0] == "CPU"
+    return one and config.attention == AttentionConfig()
+
+
+class Input:
+    """A tensor that is written anew before every run of a program; several devices cut it along
+    the axis."""
+
+    def __init__(self, shape: tuple[int, ...], device: Devices, axis: int | None = None) -> None:
+        self.device, self.axis = device, axis
+        self.tensor = place(np.zeros(shape, np.float32), device, axis)
+
+    def write(self, array: np.ndarray) -> None:
+        if isinstance(self.tensor.device, tuple):
+            self.tensor = place(array, self.device, self.axis)
+        else:
+            write_tensor(self.tensor, array)
+
+
+def bind_update(
+    key: Mapping[str, Any], state: TrainingState, schedule: Input, progress: bool
+) -> Callable[[], Tensor]:
+    """`step.update` on the tensors of the state."""
+    names = "weights", "gradient", "first", "second", "average", "decay", "rates"
+    return bind(
+        dict(key) | {"program": "update"},
+        update,
+        lambda state: [*(state[name] for name in names), schedule.tensor],
+        state,
+        progress,
+    )
+
+
+def bind(
+    key: Mapping[str, Any],
+    function: Callable[..., Any],
+    arguments: Callable[[TrainingState], list[Any]],
+    state: TrainingState,
+    progress: bool,
+) -> Callable[[], Any]:
+    """The compiled form of `function`, bound to its arguments, which are found in the state."""
+    # A tinygrad worker that compiles would otherwise start anew after every 16 kernels.
+    os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
+    spare = state.like()  # compiling runs the program once, and must not touch the state
+    devices = state["weights"].device
+    with Context(SPEC=0):  # tinygrad's checks of itself, a third of the time
+        program = load_or_compile(
+            dict(key) | {"devices": 1 if isinstance(devices, str) else len(devices)},
+            function,
+            *arguments(spare),
+            device=devices if isinstance(devices, str) else devices[0],
+            progress=progress,
+        )
+    if isinstance(devices, str):
+        return Launcher(program, *arguments(state))
+    return lambda: program(*arguments(state))

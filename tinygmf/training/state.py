@@ -18,6 +18,7 @@ from tinygmf.tensors import tensor_from_numpy, write_tensor
 
 COUNTER = "num_batches_tracked"
 RUNNING = "running_mean", "running_var"
+Devices = str | tuple[str, ...]  # several share every batch between them
 ALIGNMENT = 16  # numbers: vector instructions need a tensor to begin at a multiple of 64 bytes
 
 
@@ -138,6 +139,13 @@ class Layout:
                 state[name].replace(view)
 
 
+def place(array: np.ndarray, device: Devices, axis: int | None = None) -> Tensor:
+    """A realized tensor on one device; or on several, cut along the axis, or whole on each."""
+    if isinstance(device, str):
+        return tensor_from_numpy(array, device)
+    return tensor_from_numpy(array, device[0]).shard(device, axis).realize()
+
+
 class TrainingState:
     """A network's numbers in training, by name, each a flat tensor.
 
@@ -155,11 +163,11 @@ class TrainingState:
         arrays: Mapping[str, np.ndarray],
         decay: np.ndarray,
         rates: np.ndarray,
-        device: str | None = None,
+        device: Devices = "CPU",
     ) -> None:
         self.layout, self.device = layout, device
         values = self._values(arrays) | {"decay": decay, "rates": rates}
-        self.tensors = {name: tensor_from_numpy(a, device) for name, a in values.items()}
+        self.tensors = {name: place(a, device) for name, a in values.items()}
 
     def _values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts = self.layout.weights, self.layout.statistics, self.layout.counters
@@ -180,15 +188,18 @@ class TrainingState:
         return {name: self.tensors[name].numpy() for name in self.CHANGING}
 
     def write(self, values: Mapping[str, np.ndarray]) -> None:
-        """What `read` gave, back into the same memory."""
+        """What `read` gave, back; on one device into the same memory."""
         for name in self.CHANGING:
-            write_tensor(self.tensors[name], values[name])
+            if isinstance(self.device, str):
+                write_tensor(self.tensors[name], values[name])
+            else:
+                self.tensors[name] = place(values[name], self.device)
 
     def like(self) -> TrainingState:
         """Another state of these shapes, all zeros."""
         other = copy(self)
         other.tensors = {
-            name: tensor_from_numpy(np.zeros_like(tensor.numpy()), self.device)
+            name: place(np.zeros_like(tensor.numpy()), self.device)
             for name, tensor in self.tensors.items()
         }
         return other

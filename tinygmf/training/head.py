@@ -1,0 +1,104 @@
+"""Training the head alone: the rest of the network answers as it does in inference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+from tinygrad import Tensor
+
+from tinygmf.checkpoint import load_state_dict
+from tinygmf.config import GroupMixFormerConfig
+from tinygmf.model import GroupMixFormer
+from tinygmf.predictor import Predictor
+from tinygmf.training.programs import Input, bind, bind_update
+from tinygmf.training.state import Devices, TrainingState
+from tinygmf.training.step import cross_entropy
+
+HEAD = "head."  # what its weights' names begin with
+
+
+class HeadPrograms:
+    """What `Programs` is, for the head alone, on one device.
+
+    The rest of the network is the folded one of inference: BatchNorm uses its running statistics
+    and moves none of them, no branch is dropped, and nothing is computed backward. Its weights are
+    taken at the first step; they do not change.
+    """
+
+    def __init__(
+        self,
+        config: GroupMixFormerConfig,
+        state: TrainingState,
+        batch: int,
+        size: int,
+        device: Devices,
+        progress: bool,
+        dtype: str = "float32",
+    ) -> None:
+        if not isinstance(device, str):
+            raise ValueError(f"--head-only: expected one device, found {', '.join(device)}")
+        self.config, self.state, self.layout = config, state, state.layout
+        self.batch, self.size, self.device, self.progress = batch, size, device, progress
+        self.dtype = dtype
+        self._rest: Predictor | None = None
+        width, key = config.embedding_dims[-1], {"network": asdict(config), "batch": batch}
+        shapes = (2,), (batch, width), (batch, config.num_classes)
+        self.inputs = [Input(shape, device) for shape in shapes]
+        self.schedule = Input((5,), device)
+        names = "weights", "gradient"
+        self._gradient = bind(
+            key | {"program": "head gradient"},
+            self._compute,
+            lambda state: [*(state[n] for n in names), *(x.tensor for x in self.inputs)],
+            state,
+            progress,
+        )
+        self._update = bind_update(key, state, self.schedule, progress)
+
+    def gradient(
+        self,
+        share: float,
+        pictures: np.ndarray,
+        targets: np.ndarray,
+        factors: np.ndarray,
+        scale: float = 1.0,
+    ) -> float:
+        """What `Programs.gradient` does, but to the gradient of the head alone."""
+        if self._rest is None:
+            self._rest = self._predictor()
+        shares = np.array([share, 1], np.float32)
+        arrays = shares, self._rest.run(pictures), targets
+        for tensor, array in zip(self.inputs, arrays, strict=True):
+            tensor.write(array)
+        return float(self._gradient()[0].numpy())
+
+    def update(self, schedule: np.ndarray) -> float:
+        """As `Programs.update`."""
+        self.schedule.write(schedule)
+        return float(self._update().numpy())
+
+    def _predictor(self) -> Predictor:
+        """The state's network without its head."""
+        model = GroupMixFormer(replace(self.config, num_classes=0), seed=None)
+        arrays = self.state.network()
+        load_state_dict(model, {n: a for n, a in arrays.items() if not n.startswith(HEAD)})
+        return Predictor(
+            model,
+            self.size,
+            batch_size=self.batch,
+            dtype=self.dtype,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def _compute(
+        self, weights: Tensor, gradient: Tensor, share: Tensor, features: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        parts = self.layout.weights.split(weights)
+        logits = features.linear(parts["head.weight"].T, parts["head.bias"])
+        loss = cross_entropy(logits, targets)
+        new = loss.gradient(weights)[0]
+        Tensor.realize(loss, logits, new)
+        gradient.assign(gradient + share[0] * new).realize()
+        return loss, logits
