@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
+import stat
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +40,7 @@ FASHION_CLASSES = [
     "Bag",
     "Ankle boot",
 ]
+MAX_ENTRIES = 2**20  # of an idx file: 0.8 GB of pictures
 HELD_OUT = 5  # without a folder `val`, every fifth picture of each class is held out
 
 
@@ -111,26 +116,39 @@ def fashion_mnist(folder: Path) -> Dataset:
     """
     parts = []
     for part in ("train", "t10k"):
-        parts.append(_idx(folder, f"{part}-images-idx3-ubyte", 16).reshape(-1, 28, 28))
-        parts.append(_idx(folder, f"{part}-labels-idx1-ubyte", 8))
+        pictures = _idx(folder, f"{part}-images-idx3-ubyte", (28, 28))
+        labels = _idx(folder, f"{part}-labels-idx1-ubyte", ())
+        if len(labels) != len(pictures) or labels.max(initial=0) > 9:
+            raise DataError(
+                f"{folder}: expected a label from 0 to 9 for each of {len(pictures)} pictures in "
+                f"{part}, found others: fetch them again"
+            )
+        parts += [pictures, labels]
     return Dataset("fashion-mnist", FASHION_CLASSES, *_arrays(*parts))
 
 
-def _idx(folder: Path, name: str, header: int) -> np.ndarray:
-    packed = folder / f"{name}.gz"
+def _idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The entries of an idx file, each of this shape; never more of it than the header declares."""
+    path = folder / f"{name}.gz"
+    packed = path.exists()
+    path = path if packed else folder / name
+    content = io.BytesIO(_content(path))
     try:
-        content = gzip.decompress(_content(packed)) if packed.exists() else _content(folder / name)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{packed}: cannot be unpacked ({error}): fetch it again") from None
-    values = np.frombuffer(content, np.uint8)[header:]
-    count = int.from_bytes(content[4:8], "big")
-    if values.size != count * (784 if header == 16 else 1):
-        raise DataError(f"{folder / name}: expected {count} entries, found a damaged file")
-    return values
+        file = gzip.GzipFile(fileobj=content) if packed else content
+        count = int.from_bytes(file.read(8 + 4 * len(shape))[4:8], "big")
+        expected = min(count, MAX_ENTRIES) * math.prod(shape)
+        values = np.frombuffer(file.read(expected + 1), np.uint8)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unpacked ({error}): fetch it again") from None
+    if values.size != count * math.prod(shape):
+        raise DataError(f"{path}: expected {count} entries, found a damaged file: fetch it again")
+    return values.reshape(-1, *shape)
 
 
 def _content(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe has no end
+            raise DataError(f"{path}: expected a file, found a folder or device: fetch it again")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}: fetch it again") from None
