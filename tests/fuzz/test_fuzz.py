@@ -19,7 +19,18 @@ def test_thousands_of_broken_files_do_no_harm(tmp_path, seconds):
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 0 defects") == 3
+    assert done.stdout.count(" 0 defects") == len(targets())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pth", "safetensors", "pictures"])
+def test_inputs_that_reach_new_lines_do_no_harm_either(tmp_path, name):
+    pytest.importorskip("atheris", reason="pip install atheris to let coverage guide the fuzzing")
+    path = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, sys.path)])
+    command = [sys.executable, str(SCRIPT.with_name("guided.py")), name, "-max_total_time=60"]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +39,11 @@ def watch() -> Watch:
     return Watch()
 
 
-@pytest.mark.parametrize("name", ["pth", "safetensors", "pictures"])
+@pytest.mark.parametrize("name", targets())
 def test_what_is_changed_was_whole(name):
     target = targets()[name]
     for content in target.make.files:
+        target.prepare(content)
         assert target.read(content) >= 0
 
 
@@ -55,3 +67,17 @@ def test_a_broken_promise_is_seen(watch, read, told):
 
     target = Target(lambda r: b"", reader, ValueError, seconds=0.01)
     assert told in fuzz_checkpoints._try(target, b"", Result(), watch)
+
+
+def test_a_reader_of_folders_may_read_and_no_more(watch, tmp_path):
+    def told(flags: int) -> str:
+        def read(data: bytes) -> int:
+            os.close(os.open(tmp_path / "file", flags))
+            return 0
+
+        target = Target(lambda r: b"", read, ValueError, allowed=("open",))
+        return fuzz_checkpoints._try(target, b"", Result(), watch)
+
+    (tmp_path / "file").touch()
+    assert told(os.O_RDONLY) == ""
+    assert told(os.O_WRONLY).startswith("open")

@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import io
+import os
 import struct
 import tarfile
+import tracemalloc
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -179,7 +181,38 @@ def test_a_packed_file_whose_inside_is_damaged_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[20:60] = bytes(40)
     path.write_bytes(content)
-    assert "cannot be unpacked" in line(tmp_path)
+    assert str(path) in line(tmp_path)
+
+
+def test_of_a_packed_file_no_more_is_unpacked_than_its_head_declares(tmp_path):
+    for name, content in fashion_files().items():
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    path, content = tmp_path / f"{IMAGES}.gz", fashion_files()[IMAGES]
+    path.write_bytes(gzip.compress(content + bytes(1 << 26)))
+    tracemalloc.start()
+    message = line(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert f"found {len(content) + 1} bytes" in message
+    assert peak < 1 << 20
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs mkfifo")
+def test_a_pipe_is_not_waited_for(cifar):
+    (cifar / "data_batch_3.bin").unlink()
+    os.mkfifo(cifar / "data_batch_3.bin")
+    assert "data_batch_3.bin: expected a file of the data set, found a folder, a pipe" in line(
+        cifar
+    )
+
+
+def test_a_name_with_a_line_break_is_still_one_line(tmp_path):
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    (folder / "test_batch.bin").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        open_folder(folder)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
+import stat
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ CIFAR_CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 ]
+MOST_ENTRIES = 2**20  # of an IDX file: 0.8 GB of pictures
 RECORD = 1 + 3 * 32 * 32  # bytes: the class, then the red, green and blue planes
 
 FASHION_SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
@@ -102,8 +105,12 @@ def _idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _unpacked(path: Path) -> bytes:
+    """A packed IDX file, never more of it than its own head declares and a byte beyond."""
     try:
-        return gzip.decompress(_content(path, FASHION_SOURCE))
+        with gzip.GzipFile(fileobj=io.BytesIO(_content(path, FASHION_SOURCE))) as file:
+            head = file.read(16)
+            count = min(int.from_bytes(head[4:8], "big"), MOST_ENTRIES)
+            return head + file.read(count * 28 * 28 + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: expected a whole gzip file, found one that cannot be unpacked ({error}): "
@@ -113,11 +120,12 @@ def _unpacked(path: Path) -> bytes:
 
 def _content(path: Path, source: str) -> bytes:
     try:
-        return path.read_bytes()
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.read_bytes()
+        found = "a folder, a pipe or a device"
     except OSError as error:
-        raise DataError(
-            f"{path}: expected a file of the data set, found {error.strerror}: fetch {source}"
-        ) from None
+        found = str(error.strerror)
+    raise DataError(f"{path}: expected a file of the data set, found {found}: fetch {source}")
 
 
 def _check_labels(path: Path, labels: np.ndarray, source: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tinygmf.files import one_line
 from tinygmf.image import ImageError, preprocess
 from tinygmf.predictor import chunks, read_ahead
 from tinygmf.training.augment import mix, targets, training_picture
@@ -20,6 +21,9 @@ ORDER, PICTURE, MIX, BRANCHES = range(4)
 
 class DataError(ValueError):
     """Data that cannot be trained on; the message is one line that says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 @dataclass
