@@ -255,3 +255,37 @@ def test_the_log_has_a_line_for_each_epoch(uninterrupted):
     assert len((uninterrupted.parent / "log.jsonl").read_text().splitlines()) == 2
     assert lines[0].startswith("epoch,step,loss,learning_rate,top1,top5")
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
+
+
+def test_a_step_that_float16_cannot_hold_is_left_out_and_the_next_scaled_lower():
+    running = trainer(replace(RECIPE, dtype="float16"))
+    before, scale = running.state["weights"].numpy().copy(), running.scale
+    running.state["gradient"].assign(running.state["gradient"] + math.inf).realize()
+    batches = running.data.batches(running.recipe, 0)
+    running.run_step(batches, rate=1e-3)
+    np.testing.assert_array_equal(running.state["weights"].numpy(), before)
+    assert running.scale == scale / 2
+    running.run_step(batches, rate=1e-3)
+    assert (running.state["weights"].numpy() != before).any()
+    assert running.scale == scale / 2
+
+
+@pytest.mark.slow
+def test_two_devices_train_like_one(tmp_path):
+    one, two = (
+        Trainer(load_model(DATA / "nano.pth", "CPU"), small_shapes(), RECIPE, device, False)
+        for device in ("CPU", ("CPU:0", "CPU:1"))
+    )
+    for running in (one, two):
+        running.run_epoch()
+    for name, array in one.state.network().items():
+        found = two.state.network()[name]
+        np.testing.assert_allclose(found, array, atol=1e-4, err_msg=name)
+    save_run(tmp_path / "run.safetensors", two.state, two.step, {})
+    assert load_run(tmp_path / "run.safetensors", one.state)["step"] == two.step
+
+
+def test_devices_share_a_batch_evenly():
+    recipe = replace(RECIPE, batch_size=3)
+    with pytest.raises(ValueError, match=r"--batch-size: expected a multiple of 2, .* found 3"):
+        Trainer(load_model(DATA / "nano.pth"), small_shapes(), recipe, ("CPU:0", "CPU:1"), False)
