@@ -32,7 +32,7 @@ def classify(args: argparse.Namespace) -> int:
     predict = Predictor(load_model(args.weights), args.size, device=args.device, dtype=args.dtype)
     if not predict.config.num_classes:
         raise ValueError(f"{args.weights}: expected a network with a head, found one without")
-    names = class_names(predict.config.num_classes)
+    names = class_names(predict.config.num_classes, Path(args.weights), args.classes)
     topk = min(args.topk, len(names))
     answers: list[dict[str, Any]] = []
     for path, row in zip(args.images, probabilities(predict(pictures)), strict=True):
@@ -49,11 +49,21 @@ def classify(args: argparse.Namespace) -> int:
     return 0
 
 
-def class_names(num_classes: int) -> list[str]:
-    """ImageNet's names for 1,000 classes; else the classes' numbers."""
+def class_names(num_classes: int, weights: Path, file: Path | None) -> list[str]:
+    """From a file, a name a line: the given one, else classes.txt beside the weights, as training
+    writes it. Without one ImageNet's names for 1,000 classes, or the classes' numbers."""
     from tinygmf.image import imagenet_labels
 
-    return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]
+    path = file or weights.with_name("classes.txt")
+    if file is None and not path.exists():
+        return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]
+    names = path.read_text(encoding="utf-8").splitlines()
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{path}: expected {num_classes} lines, the names of {weights}'s classes, found "
+            f"{len(names)}: name another file with --classes"
+        )
+    return names
 
 
 def explain(args: argparse.Namespace) -> int:
@@ -236,6 +246,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, …")
     sub.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
     sub.add_argument("--topk", type=_positive, default=5, help="answers for each picture")
+    sub.add_argument(
+        "--classes", type=Path, metavar="FILE", help="names of the classes, one a line"
+    )
     sub.add_argument("--size", type=_positive, default=224, help="picture size in pixels")
     sub.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     sub.add_argument("--json", action="store_true", help="print JSON")

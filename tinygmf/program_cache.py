@@ -241,13 +241,18 @@ def compile_progress(disable: bool = False) -> Iterator[None]:
     if disable:
         yield
         return
-    print("compiling for this device, once: the result is kept", file=sys.stderr)
+    _say_that_it_happens_once()
     shown = realize.tqdm
     realize.tqdm = _kernel_bar
     try:
         yield
     finally:
         realize.tqdm = shown
+
+
+@cache
+def _say_that_it_happens_once() -> None:
+    print("compiling for this device, once: the result is kept", file=sys.stderr)
 
 
 def _kernel_bar(*, total: int, desc: str, disable: bool) -> tqdm:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,19 @@ def test_classify_names_the_likeliest_classes(picture, capsys):
     probabilities = [entry["probability"] for entry in answer["top"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert rows[0].split()[1] == str(answer["top"][0]["class"])
+
+
+def test_classify_takes_the_names_that_training_left_beside_the_weights(picture, tmp_path, capsys):
+    weights, names = tmp_path / "model.pth", [f"name {i}" for i in range(10)]
+    weights.write_bytes(Path(NANO).read_bytes())
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    arguments = ["classify", str(picture), "--weights", str(weights), "--size", "32", "--json"]
+    assert main(arguments) == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    assert all(entry["name"] == names[entry["class"]] for entry in answer["top"])
+    (tmp_path / "classes.txt").write_text("one")
+    line = failure(capsys, *arguments)
+    assert "classes.txt: expected 10 lines" in line and "found 1: name another file" in line
 
 
 def test_classify_tells_of_a_missing_picture_before_it_compiles(capsys):

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tinygmf.config import VARIANTS
+from tinygmf.files import one_line, replacing
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
-WEIGHTS, RUN = "model.safetensors", "run.safetensors"  # in the run's folder
+WEIGHTS, RUN, CLASSES = "model.safetensors", "run.safetensors", "classes.txt"  # in a run's folder
 SAVE_EVERY = 600  # seconds, in epochs that are longer
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -147,6 +148,9 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     path = folder / WEIGHTS if folder else out
     save_model(trainer.finish(), path)
+    if folder:
+        with replacing(folder / CLASSES) as file:  # `tinygmf classify` looks for it there
+            file.write("".join(f"{one_line(name)}\n" for name in data.classes).encode())
     print(f"{path}: top-1 {rows[-1]['top1']:.2%} of {len(data.val)} held-out pictures")
     return 0
 

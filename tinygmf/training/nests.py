@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import KernelInfo, UOp
 
-from tinygmf.kernels import ZERO, Nest, exp, load
+from tinygmf.kernels import ZERO, Nest, exp, hardswish, load
 
 ROWS, COLUMNS = 8, 40  # the largest tile of outputs: tokens and channels
 
@@ -362,10 +362,6 @@ def copy(
 
 
 # Norms and activations
-
-
-def hardswish(x: UOp) -> UOp:
-    return x * (x + 3).maximum(0).minimum(6) * (1 / 6)
 
 
 def hardswish_slope(x: UOp) -> UOp:
