@@ -15,12 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parity import DATA
+from tinygrad import Context, Tensor
+from tinygrad.nn.state import get_state_dict
 
 from tinygmf import checkpoint
 from tinygmf.checkpoint import CheckpointError, load_model, read_tensors
+from tinygmf.gma import Aggregator
+from tinygmf.layers import Module, record_statistics
+from tinygmf.model import PatchEmbedLayer
 from tinygmf.training import Dataset, Recipe, Trainer, TrainingError, command, shapes
 from tinygmf.training.checkpoints import ABOUT, load_run, read_about, save_run
 from tinygmf.training.loop import network_arrays
+from tinygmf.training.state import Devices, place
+from tinygmf.training.step import run_part
 
 # The network, batch and size of the parity tests: all tests share one compiled program.
 RECIPE = Recipe(
@@ -289,3 +296,44 @@ def test_devices_share_a_batch_evenly():
     recipe = replace(RECIPE, batch_size=3)
     with pytest.raises(ValueError, match=r"--batch-size: expected a multiple of 2, .* found 3"):
         Trainer(load_model(DATA / "nano.pth"), small_shapes(), recipe, ("CPU:0", "CPU:1"), False)
+
+
+def embedding_and_gradients(devices: Devices) -> dict[str, np.ndarray]:
+    """What a patch embedding makes of four maps, the gradient of its weights, its statistics."""
+    embed = PatchEmbedLayer(np.random.default_rng(0), 4, 6, stride=2)
+    weights = {n: t for n, t in get_state_dict(embed).items() if t.ndim and "running" not in n}
+    share(embed, devices)
+    x = np.random.default_rng(1).standard_normal((4, 4, 6, 6)).astype(np.float32)
+    with Context(TRAINING=1):
+        y, [statistics] = run_part(lambda x: embed(x)[0], [embed], place(x, devices, axis=0))
+        gradients = y.square().sum().gradient(*weights.values())
+    found = dict(zip(weights, gradients, strict=True)) | {"output": y}
+    return numbers(found | {"mean": statistics[1], "variance": statistics[2]})
+
+
+def aggregated(devices: Devices) -> dict[str, np.ndarray]:
+    """Groups of query, key and value, which lie in front of the batch."""
+    aggregator = Aggregator(np.random.default_rng(0), 10)
+    share(aggregator, devices)
+    qkv = np.random.default_rng(1).standard_normal((3, 4, 9, 10)).astype(np.float32)
+    with Context(TRAINING=1), record_statistics():
+        mixed, untouched = aggregator(place(qkv, devices, axis=1), (3, 3))
+    return numbers({"mixed": mixed, "untouched": untouched})
+
+
+def share(module: Module, devices: Devices) -> None:
+    if isinstance(devices, tuple):
+        for tensor in get_state_dict(module).values():
+            tensor.shard_(devices)
+
+
+def numbers(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    Tensor.realize(*tensors.values())
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("compute", [embedding_and_gradients, aggregated])
+def test_two_devices_compute_what_one_does_and_batchnorm_sees_the_whole_batch(compute):
+    one, two = compute("CPU"), compute(("CPU:0", "CPU:1"))
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, atol=2e-5 * np.abs(array).max(), err_msg=name)
