@@ -239,6 +239,7 @@ def test_the_recipe_follows_the_data_and_the_options():
         return command.chosen_recipe(build_parser().parse_args(["train", *arguments]))
 
     assert chosen("digits") == RECIPES["digits"]
+    assert chosen("shapes") == RECIPES["shapes"]
     assert chosen("cifar10") == RECIPES["quick"]
     assert chosen("x", "--weights", NANO) == RECIPES["finetune"]
     assert chosen("x", "--weights", NANO, "--head-only") == RECIPES["head"]

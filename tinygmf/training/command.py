@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the options name, with what they change."""
     tuning = "head" if args.head_only else "finetune"
-    usual = "digits" if args.data == "digits" else tuning if args.weights else "quick"
+    own = args.data in ("digits", "shapes")  # recipes of their own
+    usual = args.data if own else tuning if args.weights else "quick"
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
     recipe = replace(RECIPES[args.recipe or usual], **changes)

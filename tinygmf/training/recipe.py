@@ -141,6 +141,7 @@ RECIPES = {
     # The loss of a head alone is convex, and what it learns from stands still
     "head": replace(FINETUNE, head_only=True, learning_rate=0.1, layer_decay=1),
     "quick": QUICK,
+    "shapes": replace(QUICK, epochs=12, crop=1, flip=0.5),
     "digits": replace(
         QUICK,
         epochs=25,

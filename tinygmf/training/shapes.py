@@ -21,7 +21,7 @@ SHAPES = (
     "bar",
     "moon",
 )
-TRAIN, VALIDATE = 4000, 1000  # pictures
+TRAIN, VALIDATE = 16000, 1000  # pictures
 SCALE = 4  # drawn larger and then reduced: smooth edges
 
 
