@@ -145,8 +145,20 @@ def open_device(name: str | None = None) -> str:
     except Exception as error:
         needs = NEEDS.get(asked.split(":")[0].upper(), "hardware that is not here")
         reason = f"{_reason(error)} (it needs {needs})"
-    works = ", ".join(_working_devices()) or "none yet"
+    works = ", ".join(_others_that_work()) or "none yet"
     raise DeviceError(f"device {asked} does not open: {reason}. Working here: {works}")
+
+
+def _others_that_work() -> list[str]:
+    """Those that open within PROBE_SECONDS, in a process of its own: a driver that hangs must not
+    keep the message from the user."""
+    try:
+        done = subprocess.run(
+            **_probe_command("--works"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        return done.stdout.split()
+    except subprocess.TimeoutExpired as late:
+        return (late.stdout or b"").decode().split()  # bytes, whatever was asked for
 
 
 def set_default_device(name: str) -> None:
@@ -282,19 +294,25 @@ def list_devices() -> list[DeviceReport]:
 
 
 def _try_device(name: str) -> DeviceReport:
-    command = [sys.executable, "-P", __file__, name]  # -P: no module of this folder is in the way
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"PYTHONPATH": path, "CACHELEVEL": "0"}  # 0: compile the kernel anew
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS
-        )
+        done = subprocess.run(**_probe_command(name), capture_output=True)
         return DeviceReport(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
         reason = f"no answer in {PROBE_SECONDS} s"
     except (IndexError, ValueError, TypeError):
         reason = f"its driver ended the process (exit code {done.returncode})"
     return DeviceReport(name, NEEDS[name], False, reason, None)
+
+
+def _probe_command(argument: str) -> dict[str, Any]:
+    """This file as a program, for `subprocess.run`."""
+    path = os.pathsep.join(filter(None, sys.path))
+    return {
+        "args": [sys.executable, "-P", __file__, argument],  # -P: no module here is in the way
+        "env": os.environ | {"PYTHONPATH": path, "CACHELEVEL": "0"},  # 0: compile the kernel anew
+        "text": True,
+        "timeout": PROBE_SECONDS,
+    }
 
 
 def _probe(name: str) -> DeviceReport:
@@ -314,4 +332,8 @@ def _probe(name: str) -> DeviceReport:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_probe(sys.argv[1]))))
+    if sys.argv[1] == "--works":
+        for working in _working_devices():
+            print(working, flush=True)
+    else:
+        print(json.dumps(asdict(_probe(sys.argv[1]))))

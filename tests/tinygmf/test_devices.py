@@ -92,6 +92,16 @@ def test_a_device_that_does_not_open_is_told_in_one_line_with_those_that_do(tmp_
     assert "this is not a Mac" in message and "Working here: " in message and "CPU" in message
 
 
+def test_a_driver_that_hangs_does_not_keep_the_message_from_the_user(tmp_path, monkeypatch):
+    """The probing of the others is cut short, and those that answered before are named."""
+    monkeypatch.setattr(devices, "PROBE_SECONDS", 1.0)
+    code = "import time; print('CUDA', flush=True); time.sleep(60)"
+    command = devices._probe_command("") | {"args": [sys.executable, "-c", code]}
+    monkeypatch.setattr(devices, "_probe_command", lambda argument: command)
+    with pytest.raises(devices.DeviceError, match="no such device.*Working here: CUDA$"):
+        devices.open_device("FOO")
+
+
 def test_an_unwritable_cache_is_told_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
