@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test lint notebooks versions clean
 
 demo: .venv/demo.installed  ## classify twelve handwritten digits with the network that comes along
 	$(BIN)/tinygmf demo
@@ -17,6 +17,10 @@ lint: .venv/test.installed
 
 notebooks: .venv/notebooks.installed  ## run every notebook; a cell that fails, fails the target
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
+
+versions: .venv/bin/python  ## the tests on every Python here and with the oldest dependencies; VERSIONS=next: tinygrad's newest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check tox-uv
+	$(BIN)/tox run $(if $(VERSIONS),-e $(VERSIONS))
 
 # One stamp for each set of extras: demo, test and notebooks install no more than they need.
 .venv/demo.installed: EXTRAS = clang

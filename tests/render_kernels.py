@@ -1,9 +1,12 @@
 """Every kernel of a network, written for GPUs that need not be here, compiled where possible.
 
     python tests/render_kernels.py nano miny        # a table: each network on each backend
+    python tests/render_kernels.py nano --training --size 32    # the kernels of a training step
+    python tests/render_kernels.py --everything > tests/data/kernels_by_backend.txt
 
 tinygrad cuts a network into kernels and writes their source without the device. Each kernel is
-held against its backend's limits; a compiler that pip can install compiles it:
+held against its backend's limits, and one that breaks a limit is named with the line of the model
+that it comes from. A compiler that pip can install compiles it:
 
 * CUDA: NVIDIA's own, from `pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12`;
 * AMD and OpenCL: the clang of `pip install ziglang`, to machine code and to LLVM's language;
@@ -22,28 +25,34 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cache
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Context, Tensor, dtypes
 from tinygrad.codegen import to_program
 from tinygrad.device import CompileError, Compiler
 from tinygrad.dtype import AddrSpace, DType
-from tinygrad.helpers import Target, ansistrip
+from tinygrad.helpers import Metadata, Target, ansistrip
 from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import CUDARenderer, HIPRenderer, MetalRenderer, OpenCLRenderer
 from tinygrad.renderer.wgsl import WGSLRenderer
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import GroupOp, Ops, RewriteContext, UOp, all_metadata
 
+import tinygmf
 from tinygmf import GroupMixFormer
 from tinygmf.config import VARIANTS
 from tinygmf.folded import FoldedGroupMixFormer, fold
 from tinygmf.lowering import kernels
+from tinygmf.training.step import GradientProgram, update
 
+PACKAGE = str(Path(tinygmf.__file__).parent)
+LINES = 3  # of the model, that are named for a kernel
 Compile = Callable[[str], None]  # raises CompileError
 
 
@@ -102,24 +111,124 @@ class Kernel:
     groups: tuple[Any, ...]
     dtypes: frozenset[DType]
     source: str = field(repr=False)
+    key: bytes = b""  # tinygrad's, of what the kernel computes
 
 
 # The kernels of a network
 
 
-def inference_kernels(
-    variant: str, size: int, dtype: DType, device: str, batch: int = 1
-) -> list[UOp]:
-    """The distinct kernels with which the folded network classifies pictures on a device."""
-    model = GroupMixFormer(VARIANTS[f"groupmixformer_{variant}"], seed=0)
-    network = FoldedGroupMixFormer.__new__(FoldedGroupMixFormer)  # its weights would need a device
-    network.config, network.dtype = model.config, dtype
+@dataclass(frozen=True)
+class Network:
+    """What is computed: one picture's logits, or a training step with a batch of four."""
+
+    variant: str
+    size: int
+    dtype: DType = dtypes.float32
+    training: bool = False
+
+    def __str__(self) -> str:
+        half = "" if self.dtype == dtypes.float32 else " half"
+        training = " training" if self.training else ""
+        return f"{self.variant}{half}{training} {self.size}x{self.size}"
+
+    def kernels(self, device: str) -> list[UOp]:
+        """The distinct kernels, as tinygrad's calls of them."""
+        calls = (training_kernels if self.training else inference_kernels)(self, device)
+        return list({call.src[0].key: call for call in calls}.values())
+
+
+def inference_kernels(network: Network, device: str) -> list[UOp]:
+    """The kernels with which the folded network classifies a picture on a device."""
+    model = GroupMixFormer(VARIANTS[f"groupmixformer_{network.variant}"], seed=0)
+    folded = FoldedGroupMixFormer.__new__(FoldedGroupMixFormer)  # its weights would need a device
+    folded.config, folded.dtype = model.config, network.dtype
     weights = [
-        Tensor.empty(*a.shape, dtype=dtype if a.ndim == 4 else dtypes.float32, device=device)
+        Tensor.empty(
+            *a.shape, dtype=network.dtype if a.ndim == 4 else dtypes.float32, device=device
+        )
         for a in fold(model)
     ]
-    x = Tensor.empty(batch, 3, size, size, device=device)
-    return list({call.src[0].key: call for call in kernels(network.forward(x, weights))}.values())
+    x = Tensor.empty(1, 3, network.size, network.size, device=device)
+    return kernels(folded.forward(x, weights))
+
+
+def training_kernels(network: Network, device: str, batch: int = 4) -> list[UOp]:
+    """The kernels of a training step: of the gradient, and of the update."""
+    config = VARIANTS[f"groupmixformer_{network.variant}"]
+    program, found = GradientProgram(config), list[UOp]()
+
+    def empty(*shape: int, dtype: DType = dtypes.float32) -> Tensor:
+        return Tensor.empty(*shape, dtype=dtype, device=device)
+
+    def schedule(*tensors: Tensor) -> Tensor:
+        found.extend(kernels(*tensors))
+        return tensors[0]
+
+    layout = program.layout
+    flat = [empty(layout.weights.size) for _ in range(7)]
+    with mock.patch.object(Tensor, "realize", schedule), Context(SPEC=0):
+        program(
+            *(*flat[:2], empty(layout.statistics.size)),
+            *(empty(layout.counters.size, dtype=dtypes.int64), empty(1)),
+            *(empty(batch, 3, network.size, network.size), empty(batch, config.num_classes)),
+            empty(2 * sum(config.serial_depths), batch),
+        )
+        update(*flat, empty(5))
+    return found
+
+
+def origins(network: Network, device: str) -> dict[bytes, str]:
+    """The lines of the model that each kernel comes from, by the kernel's key.
+
+    tinygrad notes which of Tensor's methods made a node, and hands it on to the node's gradient.
+    Here the caller's line is noted too, and handed on to whatever replaces the node on its way
+    into a kernel. That takes time, so it is done only where a kernel has to be named.
+    """
+
+    def located(name: str) -> Metadata:
+        return Metadata(f"{name} at {_model_lines()}")
+
+    patch = mock.patch.multiple
+    with (
+        patch("tinygrad.tensor", Metadata=located),
+        patch("tinygrad.uop.ops", RewriteContext=_Remembering),
+        Context(SCACHE=0),
+    ):
+        return {call.src[0].key: _origin(call.src[0]) for call in network.kernels(device)}
+
+
+class _Remembering(RewriteContext):
+    """tinygrad's rewriting; what is known of a node is known of what it becomes."""
+
+    def unified_rewrite(self, root: UOp) -> UOp:
+        return self._remember(super().unified_rewrite(root))
+
+    def walk_rewrite(self, root: UOp) -> UOp:
+        return self._remember(super().walk_rewrite(root))
+
+    def _remember(self, result: UOp) -> UOp:
+        for old, new in self.replace.items():
+            if old is not new and old in all_metadata:
+                all_metadata.setdefault(new, all_metadata[old])
+        return result
+
+
+def _model_lines() -> str:
+    """Where in tinygmf/ the present call comes from, the innermost line first."""
+    frame, lines = sys._getframe(1), list[str]()
+    while frame is not None and len(lines) < LINES:
+        code = frame.f_code
+        if code.co_filename.startswith(PACKAGE) and code.co_name != "__call__":
+            lines.append(f"{Path(code.co_filename).name}:{frame.f_lineno}")
+        frame = frame.f_back  # type: ignore[assignment]
+    return " < ".join(lines) or "an unknown line"
+
+
+def _origin(kernel: UOp) -> str:
+    """What is known of the kernel's operations, those next to its result first."""
+    nodes = [n for n in reversed(kernel.toposort()) if n.op in (*GroupOp.ALU, Ops.REDUCE)]
+    known = [str(m) for node in nodes or kernel.toposort() for m in node.metadata or ()]
+    return "; ".join(list(dict.fromkeys(known))[:LINES]) or "an unknown line"
 
 
 def renderer_of(backend: Backend) -> Renderer:
@@ -150,6 +259,7 @@ def lower(call: UOp, renderer: Renderer) -> Kernel:
         groups=tuple(info.global_size),
         dtypes=frozenset(n.dtype for n in nodes),
         source=source.arg,
+        key=call.src[0].key,
     )
 
 
@@ -273,7 +383,7 @@ def _packages(places: dict[str, tuple[str, str]]) -> Iterator[None]:
 class Row:
     """One network on one backend."""
 
-    network: str
+    network: Network
     backend: str
     kernels: int
     buffers: int
@@ -285,47 +395,71 @@ class Row:
     def __str__(self) -> str:
         compiled = f"{self.compiled} compiled" if self.compiled else "written"
         return (
-            f"{self.network:18} {self.backend:12} {self.kernels:7} {self.buffers:8} "
+            f"{self.network!s:22} {self.backend:12} {self.kernels:7} {self.buffers:8} "
             f"{self.threads:8} {self.shared:7}   {compiled}"
         )
 
 
-HEADER = f"{'network':18} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
+HEADER = f"{'network':22} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
+EVERYTHING = (
+    *(
+        Network("nano", size, dtype)
+        for size in (32, 224)
+        for dtype in (dtypes.float32, dtypes.half)
+    ),
+    *(Network("miny", 224, dtype) for dtype in (dtypes.float32, dtypes.half)),
+    Network("nano", 32, training=True),
+    Network("miny", 224, training=True),
+)
 
 
-def check(variant: str, size: int, dtype: DType, backend_name: str, compiling: bool = True) -> Row:
+@cache
+def _calls(network: Network, device: str) -> list[UOp]:
+    return network.kernels(device)
+
+
+def check(network: Network, backend_name: str, compiling: bool = True) -> Row:
     """Write all kernels of a network for a backend, hold them against its limits, compile them."""
     backend = BACKENDS[backend_name]
-    renderer = renderer_of(backend)
-    calls = inference_kernels(variant, size, dtype, backend.target.device)
-    found = [lower(call, renderer) for call in calls]
-    problems = [line for kernel in found for line in violations(kernel, backend, dtype)]
+    renderer, device = renderer_of(backend), backend.target.device
+    found = [lower(call, renderer) for call in _calls(network, device)]
+    problems = {k: list(violations(k, backend, network.dtype)) for k in found}
     compiler, compiled = compiler_of(backend) if compiling else None, 0
     for kernel in found if compiler else ():
         try:
             compiler(kernel.source)
             compiled += 1
         except CompileError as error:
-            problems.append(f"{kernel.name}: does not compile: {str(error).strip()[:200]}")
+            line = f"{kernel.name}: does not compile: {str(error).strip()[:200]}"
+            problems[kernel].append(line)
     most = {name: max(getattr(k, name) for k in found) for name in ("buffers", "threads", "shared")}
-    half = "" if dtype == dtypes.float32 else " half"
-    network = f"{variant}{half} {size}x{size}"
-    return Row(network, backend_name, len(found), **most, compiled=compiled, problems=problems)
+    come = origins(network, device) if any(problems.values()) else {}
+    named = [
+        f"{line} ({come.get(kernel.key, 'an unknown line')})"
+        for kernel, lines in problems.items()
+        for line in lines
+    ]
+    return Row(network, backend_name, len(found), **most, compiled=compiled, problems=named)
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("variants", nargs="+", metavar="VARIANT", help="nano, miny, ...")
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="nano, miny, ...")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--half", action="store_true", help="half precision")
+    parser.add_argument("--training", action="store_true", help="a training step")
+    parser.add_argument("--everything", action="store_true", help="the committed table")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="all without it")
     args = parser.parse_args(arguments)
+    dtype = dtypes.float16 if args.half else dtypes.float32
+    networks = [Network(name, args.size, dtype, args.training) for name in args.variants]
+    print(f"Kernels written without the hardware (tinygrad {version('tinygrad')}, {date.today()})")
+    print("buffers, threads a group, bytes of shared memory: the largest of any kernel\n")
     print(HEADER)
     failed = False
-    for variant in args.variants:
+    for network in EVERYTHING if args.everything else networks:
         for name in args.backend or BACKENDS:
-            dtype = dtypes.float16 if args.half else dtypes.float32
-            row = check(variant, args.size, dtype, name)
+            row = check(network, name)
             print(row, *row.problems, sep="\n  ", flush=True)
             failed |= bool(row.problems)
     return failed

@@ -12,8 +12,8 @@ DEVICES = [
 ]
 
 
-def run(device: str) -> None:
-    outcomes = list(run_suite(device))
+def run(device: str, training: bool) -> None:
+    outcomes = list(run_suite(device, training))
     print(*outcomes, sep="\n")
     assert [str(outcome) for outcome in outcomes if outcome.passed is False] == []
     assert all(outcome.passed for outcome in outcomes[:5])  # float16 may be missing, nothing else
@@ -24,7 +24,16 @@ def test_the_network_works_on(device):
     report = devices._try_device(device)
     if not report.available:
         pytest.skip(f"{device} needs {report.needs}: {report.detail}")
-    run(device)
+    run(device, training=False)
+
+
+@pytest.mark.slow  # the programs take minutes to compile
+@pytest.mark.parametrize("device", devices.NEEDS)
+def test_training_works_on(device):
+    report = devices._try_device(device)
+    if not report.available:
+        pytest.skip(f"{device} needs {report.needs}: {report.detail}")
+    run(device, training=True)
 
 
 @pytest.mark.slow
@@ -49,7 +58,7 @@ def test_a_check_that_fails_is_told_and_the_others_are_made(monkeypatch):
         monkeypatch.setattr(Suite, name, check)
     for name in ("digits", "repeated", "cached"):
         monkeypatch.setattr(Suite, name, lambda self: (0.0, 0.0))
-    lines = [str(outcome) for outcome in run_suite("CPU")]
+    lines = [str(outcome) for outcome in run_suite("CPU", training=False)]
     assert "FAILED" in lines[0] and "5.0e-01" in lines[0] and "more than 0.1" in lines[0]
     assert "FAILED" in lines[1] and lines[1].endswith("RuntimeError: no such")
     assert all("passed" in line for line in lines[2:5])

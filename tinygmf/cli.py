@@ -299,6 +299,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, DeviceError, OSError) as error:
         print(f"tinygmf: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("tinygmf: too little memory: a smaller batch or picture needs less", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tinygmf: interrupted", file=sys.stderr)
         return 130

@@ -1,8 +1,9 @@
 """Does the network work on this device? One table, to paste into an issue.
 
 The network of the demo is folded, compiled and run on the device, and its outputs are held against
-the pure-Python reference, which computes in float64. The tests run the same suite on every device
-that a machine has.
+the pure-Python reference, which computes in float64. Then it makes a training step: the gradient is
+held against what it claims to be, the slope of the loss. The tests run the same suite on every
+device that a machine has.
 """
 
 from __future__ import annotations
@@ -29,9 +30,16 @@ from tinygmf.folded import FoldedGroupMixFormer
 from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.predictor import Predictor
 from tinygmf.tensors import tensor_from_numpy, write_tensor
+from tinygmf.training.augment import targets
+from tinygmf.training.loop import network_arrays
+from tinygmf.training.programs import Programs
+from tinygmf.training.state import TrainingState, rate_factors, weight_decay
+from tinygmf.training.step import update_schedule
 from tinygmf.verify import TOLERANCES, find_reference, run_reference
 
-SUITE_SECONDS = 1200  # for one device
+SUITE_SECONDS = 1800  # for one device
+BATCH = 4  # pictures in the training step
+SLOPE = 0.02  # the largest difference of a slope from the gradient, as a share
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,14 @@ class NotRun(Exception):
     """A check that cannot be made here; the message says why."""
 
 
-def run_suite(device: str) -> Iterator[Outcome]:
-    """Makes every check on the device, one after another, whatever fails.
+def run_suite(device: str, training: bool = True) -> Iterator[Outcome]:
+    """Makes every check on the device, one after another, whatever fails; those of training, whose
+    programs may take minutes to compile, can be left out.
 
     Raises DeviceError if the device does not open.
     """
     suite = Suite(open_device(device))
-    for name, check in suite.checks().items():
+    for name, check in (suite.checks() | (suite.training_checks() if training else {})).items():
         start = time.perf_counter()
         difference, passed, note = None, None, ""
         try:
@@ -95,6 +104,13 @@ class Suite:
             "logits, float16": self.half,
         }
 
+    def training_checks(self) -> dict[str, Callable[[], tuple[float, float]]]:
+        return {
+            "a gradient, by the slope": self.slope,
+            "the same gradient again": self.same_gradient,
+            "a training step": self.step,
+        }
+
     def logits(self) -> tuple[float, float]:
         return ratio(self._outputs(0)[-1], self._expected[-1]), TOLERANCES["float32"]
 
@@ -125,6 +141,67 @@ class Suite:
         return ratio(predict(normalize(self.pictures[0]))[0], self._expected[-1]), TOLERANCES[
             "float16"
         ]
+
+    def slope(self) -> tuple[float, float]:
+        """How far the loss's slope in the gradient's direction is from the gradient's length."""
+        _, gradient = self._gradient(self._weights)
+        length = float(np.linalg.norm(gradient))
+        way = gradient * np.float32(0.01 / length**2)  # the loss should change by 0.01
+        up, down = (self._gradient(self._weights + sign * way)[0] for sign in (1, -1))
+        return abs((up - down) / 0.02 - 1), SLOPE
+
+    def same_gradient(self) -> tuple[float, float]:
+        first, second = (self._gradient(self._weights)[1] for _ in range(2))
+        return ratio(first, second), 0
+
+    def step(self) -> tuple[float, float]:
+        """The loss after a step, as a share of the loss before: it must have fallen."""
+        before, gradient = self._gradient(self._weights)
+        layout, state = self._programs.layout, self._state(self._weights)
+        write_tensor(state["gradient"], gradient)
+        fixed = weight_decay(layout, 0.0), rate_factors(layout, 1.0, False)
+        schedule = update_schedule(rate=1e-4, step=0, clip=1.0, ema=0.0)
+        self._programs.update(
+            *(state[name] for name in ("weights", "gradient", "first", "second", "average")),
+            *(tensor_from_numpy(array, self.device) for array in (*fixed, schedule)),
+        )
+        after, _ = self._gradient(state["weights"].numpy())
+        return after / before, 0.999
+
+    def _gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """The loss of four digits that are called by the next one's name, and its gradient."""
+        state = self._state(weights)
+        wrong = (np.array(self.classes[:BATCH]) + 1) % 10
+        arrays = (
+            np.ones(1, np.float32),
+            np.stack([normalize(picture) for picture in self.pictures[:BATCH]]),
+            targets(wrong, 10, 0.1),
+            np.ones((2 * sum(self.model.config.serial_depths), BATCH), np.float32),
+        )
+        names = "weights", "gradient", "statistics", "counters"
+        loss, _ = self._programs.gradient(
+            *(state[name] for name in names),
+            *(tensor_from_numpy(array, self.device) for array in arrays),
+        )
+        return loss.item(), state["gradient"].numpy().copy()
+
+    def _state(self, weights: np.ndarray) -> TrainingState:
+        """The network with other weights."""
+        state = TrainingState(self._programs.layout, self._arrays, self.device)
+        write_tensor(state["weights"], weights)
+        return state
+
+    @cached_property
+    def _programs(self) -> Programs:
+        return Programs(self.model.config, BATCH, SIZE, self.device, progress=False)
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return network_arrays(self.model)
+
+    @property
+    def _weights(self) -> np.ndarray:
+        return self._programs.layout.weights.join(self._arrays)
 
     @cached_property
     def _expected(self) -> list[np.ndarray]:

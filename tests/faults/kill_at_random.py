@@ -1,12 +1,13 @@
 """What is left when a process dies, or the machine runs out of something, at any moment.
 
-    python tests/faults/kill_at_random.py --kills 200
+    python tests/faults/kill_at_random.py --kills 200 --training 60
 
-A child process writes (an entry of the cache of compiled programs, or a converted weight file) and
-is killed with SIGKILL at a random moment, half of the time during the write itself. Then nothing
-half-written may bear a final name, an older file must be whole, and the next run must work. The
-other faults are a full disk, a folder that cannot be written, four processes on one cache, too
-little memory, and Ctrl-C during a compile: each must end with one line that says what happened.
+A child process writes (an entry of the cache of compiled programs, or a converted weight file) or
+trains, and is killed with SIGKILL at a random moment, half of the time during a write. Then nothing
+half-written may bear a final name, an older file must be whole, and the next run must work; one
+that trains must end with the very weights of a run that nobody disturbed. The other faults are a
+full disk, a folder that cannot be written, four processes on one cache, too little memory, and
+Ctrl-C during a compile: each must end with one line that says what happened.
 
 Needs `fork`: Linux or macOS.
 """
@@ -14,6 +15,7 @@ Needs `fork`: Linux or macOS.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -26,17 +28,24 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("DEV", "CPU")
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from tinygrad import Tensor
 
 from tinygmf import checkpoint, files, program_cache
 from tinygmf.checkpoint import read_tensors, write_tensors
 from tinygmf.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
+from tinygmf.training import log
+from tinygmf.training.checkpoints import save_run
 
+# Where the disk is full, Python keeps the half of a .pyc file that it could write, and fails on it
+# ever after. Here too it would: child processes are told by the variable, this one by the flag.
+os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "DEV": os.environ.get("DEV", "CPU")}
+sys.dont_write_bytecode = True
 WEIGHTS = Path(__file__).parents[1] / "data" / "nano.pth"
 KEY = {"network": "fault"}
 
@@ -90,7 +99,7 @@ def _signal_at_first_write(pipe: int) -> None:
         os.write(pipe, b"!")
         return whole(*arguments, **options)
 
-    for module in (program_cache, checkpoint):
+    for module in (program_cache, checkpoint, log):
         module.replacing = replacing  # type: ignore[attr-defined]
 
 
@@ -153,28 +162,92 @@ class Conversion:
         assert self.output.read_bytes() == self.whole
 
 
-def kill_at_random(kills: int, seed: int = 0) -> dict[str, tuple[int, int]]:
-    """Kill each of the scenarios so many times; {its name: (kills, during the write)}."""
-    result = {}
-    for scenario in (CacheWriting, Conversion):
-        r = random.Random(seed)
-        with tempfile.TemporaryDirectory() as folder:
-            case = scenario(Path(folder))
-            start = time.perf_counter()
-            run_once(case)
-            whole = time.perf_counter() - start
-            done = aimed_kills = 0
-            while done < kills:
-                case.prepare(r)
-                aimed = done % 2 == 0
-                if kill_during(case.work, r.random() * (0.02 if aimed else whole), aimed):
-                    done, aimed_kills = done + 1, aimed_kills + aimed
-                case.check()
-        result[scenario.__name__] = done, aimed_kills
-    return result
+class Training:
+    """`tinygmf train`, eight steps and as many checkpoints; a run that was killed is resumed, and
+    when it has come to its end the next one begins.
+
+    Nothing is computed in this process: a process that tinygrad has computed in cannot be forked.
+    """
+
+    steps, finished = 8, 0
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        self.folder, self.out, data = folder, folder / "run", folder / "data"
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 32, 32, 3), dtype=np.uint8)
+        for name, pictures in zip(("cat", "dog"), pixels, strict=True):
+            (data / name).mkdir(parents=True)
+            for i, picture in enumerate(pictures):
+                Image.fromarray(picture).save(data / name / f"{i}.png")
+        run_once(self)  # compiles
+        self.expected = self._weights()
+        self.full_disk()
+
+    def work(self) -> int:
+        from tinygmf.cli import main
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        options = f"--out {self.out} --epochs {self.steps} --batch-size 8 --size 32 --device CPU"
+        resume = ["--resume"] * (self.out / "run.safetensors").exists()
+        return main(["train", str(self.folder / "data"), *options.split(), *resume])
+
+    def prepare(self, r: random.Random) -> None:
+        if (self.out / "model.safetensors").exists():
+            assert self._weights() == self.expected, "other weights than the undisturbed run's"
+            self.finished += 1
+            shutil.rmtree(self.out)
+
+    def check(self) -> None:
+        for path in self.out.iterdir() if self.out.exists() else ():
+            if path.suffix == ".safetensors":
+                assert all(np.isfinite(array).all() for array in read_tensors(path).values())
+            elif path.name == "log.jsonl":
+                assert all(json.loads(line) for line in path.read_text().splitlines())
+            else:
+                assert path.name in ("log.csv", "curves.png") or path.suffix == ".tmp", path
+
+    def full_disk(self) -> None:
+        """A run that cannot save says so in a line, and goes on where it saved last."""
+        import resource
+
+        def work() -> int:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            return self.work()
+
+        shutil.rmtree(self.out)
+        code, said = in_child(work)
+        assert code == 2 and "cannot be written: " in said.splitlines()[-1], (code, said)
+        assert not list(self.out.glob("*.safetensors")) + list(self.out.glob(".*.tmp"))
+
+    def _weights(self) -> dict[str, bytes]:
+        tensors = read_tensors(self.out / "model.safetensors")
+        return {name: array.tobytes() for name, array in tensors.items()}
 
 
-def run_once(case: CacheWriting | Conversion) -> None:
+def kill_at_random(scenario: type[Scenario], kills: int, seed: int = 0) -> tuple[int, int, int]:
+    """Kill the scenario so many times; how often it was, how often during a write, and how many
+    runs came to their end all the same."""
+    r = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        case = scenario(Path(folder))
+        start = time.perf_counter()
+        run_once(case)
+        whole = time.perf_counter() - start
+        done = aimed_kills = 0
+        while done < kills:
+            case.prepare(r)
+            aimed = done % 2 == 0
+            if kill_during(case.work, r.random() * (0.02 if aimed else whole), aimed):
+                done, aimed_kills = done + 1, aimed_kills + aimed
+            case.check()
+    return done, aimed_kills, getattr(case, "finished", 0)
+
+
+Scenario = CacheWriting | Conversion | Training
+
+
+def run_once(case: Scenario) -> None:
     """One run that nobody kills, in a child as the others."""
     child = os.fork()
     if child == 0:
@@ -230,6 +303,33 @@ def full_disk(folder: Path) -> None:
     code, said = in_child(work)
     assert code == 2 and "cannot be written: " in said and len(said.splitlines()) == 1, said
     assert output.read_bytes() == old and list(folder.glob(".*.tmp")) == []
+
+
+def full_disk_of_a_run(folder: Path) -> None:
+    """A checkpoint that cannot be written leaves the one before it, as does a closed folder."""
+    import resource
+
+    path = folder / "run.safetensors"
+
+    def state(size: int) -> Any:
+        weights = tensor_from_numpy(np.ones(size, np.float32), "CPU")
+        return SimpleNamespace(tensors={"weights": weights})
+
+    def work(size: int, limit: int) -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            save_run(path, state(size), 1, {})
+        except checkpoint.CheckpointError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+
+    assert in_child(lambda: work(1000, 100_000)) == (0, "")
+    old = path.read_bytes()
+    code, said = in_child(lambda: work(100_000, 100_000))
+    assert code == 2 and "cannot be written: " in said and len(said.splitlines()) == 1, said
+    assert path.read_bytes() == old and list(folder.iterdir()) == [path]
 
 
 def full_disk_of_the_cache(folder: Path) -> None:
@@ -334,16 +434,24 @@ def _path() -> str:
 
 
 FAULTS = (
-    *(full_disk, full_disk_of_the_cache, readonly_folder, four_processes, interrupted_compile),
+    *(full_disk, full_disk_of_a_run, full_disk_of_the_cache, readonly_folder, four_processes),
+    interrupted_compile,
     *((too_little_memory,) if Path("/proc/self/statm").exists() else ()),
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=200, help="of each scenario")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="of cache writing, and of conversion"
+    )
+    parser.add_argument(
+        "--training", type=int, default=60, help="kills of a training run, 0 for none: it compiles"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    if args.training:
+        tell(Training, args.training, args.seed)
     open_device("CPU")  # the children inherit it
     for fault in FAULTS:
         folder = Path(tempfile.mkdtemp())
@@ -352,9 +460,16 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{fault.__name__.replace('_', ' ')}: survived", flush=True)
-    for name, (kills, aimed) in kill_at_random(args.kills, args.seed).items():
-        print(f"{name}: killed {kills} times, {aimed} of them during the write; nothing lost")
+    for scenario in (CacheWriting, Conversion):
+        tell(scenario, args.kills, args.seed)
     return 0
+
+
+def tell(scenario: type[Scenario], kills: int, seed: int) -> None:
+    done, aimed, finished = kill_at_random(scenario, kills, seed)
+    ends = f", {finished} runs resumed to the end" * (finished > 0)
+    name = scenario.__name__
+    print(f"{name}: killed {done} times, {aimed} of them during a write; nothing lost{ends}")
 
 
 if __name__ == "__main__":

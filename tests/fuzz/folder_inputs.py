@@ -76,7 +76,7 @@ class FolderInputs:
             place.write_bytes(r.choice((b"", BOMB, bytes(3073), b"\x1f\x8b")))
         elif kind == 4:
             other = place.with_name(r.choice(NAMES))
-            if not other.exists():
+            if other != place and not other.exists():
                 other.write_bytes(content)
                 place.symlink_to(other)
         elif kind > 5:

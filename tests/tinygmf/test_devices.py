@@ -98,7 +98,7 @@ def test_a_driver_that_hangs_does_not_keep_the_message_from_the_user(tmp_path, m
     code = "import time; print('CUDA', flush=True); time.sleep(60)"
     command = devices._probe_command("") | {"args": [sys.executable, "-c", code]}
     monkeypatch.setattr(devices, "_probe_command", lambda argument: command)
-    with pytest.raises(devices.DeviceError, match="no such device.*Working here: CUDA$"):
+    with pytest.raises(devices.DeviceError, match=r"no such device.*Working here: CUDA$"):
         devices.open_device("FOO")
 
 
