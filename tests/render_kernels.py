@@ -418,11 +418,17 @@ def _calls(network: Network, device: str) -> list[UOp]:
     return network.kernels(device)
 
 
+@cache
+def _lowered(network: Network, backend_name: str) -> list[Kernel]:
+    backend = BACKENDS[backend_name]
+    renderer = renderer_of(backend)
+    return [lower(call, renderer) for call in _calls(network, backend.target.device)]
+
+
 def check(network: Network, backend_name: str, compiling: bool = True) -> Row:
     """Write all kernels of a network for a backend, hold them against its limits, compile them."""
     backend = BACKENDS[backend_name]
-    renderer, device = renderer_of(backend), backend.target.device
-    found = [lower(call, renderer) for call in _calls(network, device)]
+    found = _lowered(network, backend_name)
     problems = {k: list(violations(k, backend, network.dtype)) for k in found}
     compiler, compiled = compiler_of(backend) if compiling else None, 0
     for kernel in found if compiler else ():
@@ -433,7 +439,7 @@ def check(network: Network, backend_name: str, compiling: bool = True) -> Row:
             line = f"{kernel.name}: does not compile: {str(error).strip()[:200]}"
             problems[kernel].append(line)
     most = {name: max(getattr(k, name) for k in found) for name in ("buffers", "threads", "shared")}
-    come = origins(network, device) if any(problems.values()) else {}
+    come = origins(network, backend.target.device) if any(problems.values()) else {}
     named = [
         f"{line} ({come.get(kernel.key, 'an unknown line')})"
         for kernel, lines in problems.items()

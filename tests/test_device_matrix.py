@@ -7,10 +7,6 @@ import pytest
 from tinygmf import devices
 from tinygmf.device_suite import NotRun, Suite, print_suites, ratio, run_suite
 
-DEVICES = [
-    name if name == "CPU" else pytest.param(name, marks=pytest.mark.slow) for name in devices.NEEDS
-]
-
 
 def run(device: str, training: bool) -> None:
     outcomes = list(run_suite(device, training))
@@ -19,7 +15,7 @@ def run(device: str, training: bool) -> None:
     assert all(outcome.passed for outcome in outcomes[:5])  # float16 may be missing, nothing else
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", devices.NEEDS)
 def test_the_network_works_on(device):
     report = devices._try_device(device)
     if not report.available:

@@ -1,5 +1,6 @@
 """Nothing grows, and the same seed gives the same bits."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from tinygrad.nn.state import get_state_dict
 
 from tinygmf import GroupMixFormer
 from tinygmf.config import VARIANTS
+from tinygmf.model import create_model
 from tinygmf.predictor import Predictor
+from tinygmf.training import Recipe, Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +25,38 @@ ROOT = Path(__file__).parents[1]
 def test_predictions_leave_memory_and_open_files_as_they_were(predictions):
     memory, files = long_run.run(predictions, "CPU")
     assert memory <= long_run.MEGABYTES and files <= 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_training_leaves_memory_and_open_files_as_they_were():
+    memory, files = long_run.train(2000, "CPU")
+    assert memory <= long_run.MEGABYTES and files <= 0
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_seed_end_with_the_same_weights_bit_by_bit(tmp_path):
+    """One of them in another process, which compiles everything anew."""
+    code = "import sys, test_long_run; sys.stdout.write(test_long_run.trained())"
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == trained()
+
+
+def trained() -> str:
+    """A digest of the network after three steps with everything that is random in the recipe."""
+    data = long_run.small_shapes(32, 12)
+    recipe = Recipe(epochs=1, batch_size=4, size=32, warmup_epochs=0, learning_rate=0.05, seed=3)
+    model = create_model("groupmixformer_nano", len(data.classes), seed=3)
+    trainer = Trainer(model, data, recipe, "CPU", progress=False)
+    trainer.run_epoch()
+    state = trainer.finish()
+    digest = hashlib.sha256()
+    for tensor in get_state_dict(state).values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():

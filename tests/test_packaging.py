@@ -1,6 +1,5 @@
 """What is built and installed, and who imports whom."""
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from imports import imported_packages
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,17 +47,6 @@ def test_the_sdist_holds_everything(built):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert tracked_files() - names <= {".gitignore"}
-
-
-def imported_packages(path: Path) -> set[str]:
-    """The first names of everything that a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
-    return names
 
 
 def test_the_two_halves_never_import_each_other():

@@ -1,8 +1,21 @@
 """Every kernel fits every GPU that tinygrad can write for, whether or not the GPU is here."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import render_kernels
-from render_kernels import BACKENDS, Backend, Kernel, check, lower, renderer_of, violations
+from render_kernels import (
+    BACKENDS,
+    EVERYTHING,
+    Backend,
+    Kernel,
+    Network,
+    check,
+    lower,
+    renderer_of,
+    violations,
+)
 from tinygrad import Tensor, dtypes
 
 from tinygmf.lowering import kernels
@@ -12,21 +25,30 @@ TIGHTEST = ("WebGPU",)  # 8 buffers, 256 threads, 16 KB
 
 @pytest.mark.parametrize("backend", TIGHTEST)
 def test_the_kernels_of_the_nano_network_fit(backend):
-    row = check("nano", 32, dtypes.float32, backend)
+    row = check(Network("nano", 32), backend)
     assert row.kernels > 100 and row.problems == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("variant", ["nano", "miny"])
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16], ids=lambda d: d.name)
-def test_the_kernels_fit_every_backend_and_compile_where_a_compiler_is(variant, dtype, backend):
-    row = check(variant, 224, dtype, backend)
+@pytest.mark.parametrize("network", EVERYTHING, ids=str)
+def test_the_kernels_fit_every_backend_and_compile_where_a_compiler_is(network, backend):
+    row = check(network, backend)
     print(row)
     assert row.problems == []
 
 
-def test_a_kernel_over_a_limit_is_named():
+def test_a_kernel_over_a_limit_is_named_with_the_line_of_the_model(monkeypatch):
+    """With one buffer less than the tightest backend has, something must give."""
+    tight = replace(BACKENDS["WebGPU"], buffers=5)
+    monkeypatch.setitem(BACKENDS, "WebGPU", tight)
+    problems = check(Network("nano", 32), "WebGPU", compiling=False).problems
+    assert problems
+    for line in problems:
+        assert re.fullmatch(r"\w+: buffers 6, at most 5 \(.* at .*< folded\.py:\d+.*\)", line)
+
+
+def test_a_kernel_with_too_many_buffers_is_told():
     backend = BACKENDS["WebGPU"]
     many = [Tensor.empty(64, device="METAL") for _ in range(10)]
     [call] = kernels(sum(many[1:], many[0]))

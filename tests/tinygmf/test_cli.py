@@ -33,6 +33,14 @@ def failure(capsys, *arguments: str) -> str:
     return line
 
 
+def test_too_little_memory_is_one_line(capsys, monkeypatch):
+    def too_little(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tinygmf.model.create_model", too_little)
+    assert "too little memory" in failure(capsys, "info", "groupmixformer_nano")
+
+
 def test_classify_names_the_likeliest_classes(picture, capsys):
     arguments = ["classify", str(picture), "--weights", NANO, "--size", "32", "--topk", "3"]
     assert main(arguments) == 0
