@@ -58,6 +58,8 @@ class FolderInputs:
         for path, content in files.items():
             place = self.folder / path
             place.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(place):  # under another file's name already
+                continue
             if data in self.files or r.random() < 0.8:
                 place.write_bytes(content)
             else:
