@@ -22,6 +22,17 @@ def test_thousands_of_broken_files_do_no_harm(tmp_path, seconds):
     assert done.stdout.count(" 0 defects") == len(targets())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pth", "safetensors", "pictures"])
+def test_inputs_that_reach_new_lines_do_no_harm_either(tmp_path, name):
+    pytest.importorskip("atheris", reason="pip install atheris to let coverage guide the fuzzing")
+    path = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, sys.path)])
+    command = [sys.executable, str(SCRIPT.with_name("guided.py")), name, "-max_total_time=60"]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.fixture(scope="module")
 def watch() -> Watch:
     """One for all tests: an audit hook cannot be taken away."""
