@@ -37,7 +37,7 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch):
     def too_little(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("tinygmf.model.create_model", too_little)
+    monkeypatch.setattr("tinygmf.summary.format_summary", too_little)
     assert "too little memory" in failure(capsys, "info", "groupmixformer_nano")
 
 
