@@ -121,7 +121,7 @@ def chosen_model(args: argparse.Namespace, classes: int, seed: int) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Train, print a line for each epoch and leave the network, the run and its log in --out."""
     from tinygmf.checkpoint import WRITERS, save_model
-    from tinygmf.devices import open_device
+    from tinygmf.devices import open_device, set_default_device
     from tinygmf.training.loop import Trainer
 
     recipe = chosen_recipe(args)
@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
     folder = None if out.suffix in WRITERS else out
     names = (args.device or "").split(",")
     opened = tuple(open_device(name or None) for name in names)
+    set_default_device(opened[0])
     device = opened if len(opened) > 1 else opened[0]
     data = chosen_data(args, recipe)
     data.check(recipe.batch_size * recipe.accumulate)
