@@ -22,7 +22,7 @@ from tinygmf import checkpoint
 from tinygmf.checkpoint import CheckpointError, load_model, read_tensors
 from tinygmf.gma import Aggregator
 from tinygmf.layers import Module, record_statistics
-from tinygmf.model import PatchEmbedLayer
+from tinygmf.model import PatchEmbedLayer, create_model
 from tinygmf.training import Dataset, Recipe, Trainer, TrainingError, command, shapes
 from tinygmf.training.checkpoints import ABOUT, load_run, read_about, save_run
 from tinygmf.training.loop import network_arrays
@@ -287,6 +287,12 @@ def test_two_devices_train_like_one(tmp_path):
         assert one.run_epoch().loss == pytest.approx(two.run_epoch().loss, rel=1e-3)
     save_run(tmp_path / "run.safetensors", two.state, two.step, {})
     assert load_run(tmp_path / "run.safetensors", one.state)["step"] == two.step
+
+
+def test_dropout_is_refused_before_anything_is_compiled():
+    model = create_model("groupmixformer_nano", 10, drop_rate=0.1)
+    with pytest.raises(ValueError, match=r"drop_rate: expected 0 in training, found 0.1"):
+        Trainer(model, small_shapes(), RECIPE, "CPU", progress=False)
 
 
 def test_devices_share_a_batch_evenly():

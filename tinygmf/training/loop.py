@@ -188,7 +188,14 @@ class Trainer:
 
 
 def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFormerConfig:
-    """The network's configuration with the recipe's stochastic depth, if it has one."""
+    """The network's configuration with the recipe's stochastic depth, if it has one.
+
+    Raises ValueError for dropout: a compiled step draws no random numbers of its own.
+    """
+    if config.drop_rate:
+        raise ValueError(
+            f"drop_rate: expected 0 in training, found {config.drop_rate}: take --drop-path instead"
+        )
     if recipe.drop_path is None:
         return config
     return replace(config, drop_path_rate=recipe.drop_path)
