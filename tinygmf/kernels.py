@@ -49,17 +49,23 @@ def hardswish(x: Value) -> Value:
 
 
 def gelu(x: Value) -> Value:
-    """x * Phi(x), as relu(x) - |x| * erfc(|x| / sqrt(2)) / 2, within 3e-7.
-
-    erfc: Abramowitz and Stegun, 7.1.26, brought over one division; in this form nothing cancels.
-    """
+    """x * Phi(x), as relu(x) - |x| * erfc(|x| / sqrt(2)) / 2, within 3e-7; nothing cancels."""
     magnitude = x.maximum(-x)
-    s = 1 + 0.3275911 / math.sqrt(2) * magnitude
+    series, s = erfc_series(magnitude)
+    square = s * s
+    return x.maximum(0) - 0.5 * magnitude * series * exp(x * x * -0.5) / (square * square * s)
+
+
+def erfc_series(x: Value) -> tuple[Value, Value]:
+    """p and s of erfc(x / sqrt(2)) = p * exp(-x * x / 2) / s ** 5, for x >= 0.
+
+    Abramowitz and Stegun, 7.1.26, brought over one division.
+    """
+    s = 1 + 0.3275911 / math.sqrt(2) * x
     series = 0.254829592 * s - 0.284496736
     for coefficient in (1.421413741, -1.453152027, 1.061405429):
         series = series * s + coefficient
-    square = s * s
-    return x.maximum(0) - 0.5 * magnitude * series * exp(x * x * -0.5) / (square * square * s)
+    return series, s
 
 
 def exp(x: Value) -> Value:
@@ -227,6 +233,13 @@ class Nest:
         turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1], *over[::-1])
         return registers.after(turn)
 
+    def mean(self, around: list[UOp], size: int, lanes: int, of: Callable[[UOp], UOp]) -> UOp:
+        """The mean of a function of 0 … size - 1, in as many partial sums as there are lanes."""
+        sums = self.fill(around, (lanes,), lambda lane: ZERO)
+        (k,) = over = self.loops(size // lanes)
+        sums = self.accumulate(sums, over, lambda lane: of(k * lanes + lane))
+        return sum(sums[lane].load() for lane in range(lanes)) * (1 / size)
+
 
 def tile(size: int, choices: tuple[int, ...]) -> int:
     """The first of `choices` that divides `size`; else the first, or `size` where it is smaller."""
@@ -330,10 +343,7 @@ def layernorm_loops(
     around = nest.loops(*x.shape[:3])
 
     def mean(of: Callable[[UOp], UOp]) -> UOp:
-        sums = nest.fill(around, (lanes,), lambda lane: ZERO)
-        (k,) = over = nest.loops(channels // lanes)
-        sums = nest.accumulate(sums, over, lambda lane: of(load(x, *around, k * lanes + lane)))
-        return sum(sums[lane].load() for lane in range(lanes)) * (1 / channels)
+        return nest.mean(around, channels, lanes, lambda k: of(load(x, *around, k)))
 
     centre = mean(identity)
     scale = (mean(lambda value: (value - centre) * (value - centre)) + eps).sqrt().reciprocal()

@@ -13,7 +13,7 @@ be done on the way back, and the notes are gone through in reverse.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from tinygrad import Tensor, dtypes
@@ -25,6 +25,7 @@ from tinygmf.gma import ConvRelPosEnc
 from tinygmf.kernels import apply_loops, gelu, softmax_loops
 from tinygmf.training import nests
 from tinygmf.training.state import Layout
+from tinygmf.training.step import cross_entropy
 
 Kernel = Callable[..., UOp]
 QKV = 3  # query, key and value lie side by side in the channels of a map
@@ -36,7 +37,6 @@ class Map:
 
     value: Tensor
     gradient: Tensor | None = None
-    given: set[int] = field(default_factory=set)  # where the parts of the gradient begin
 
     @property
     def channels(self) -> int:
@@ -83,9 +83,9 @@ class LoopGradient:
         self.factors, self.share = factors, share
 
         pooled = self.features(pictures)
-        logits = self.dense(pooled, "head.weight", "head.bias")
+        logits = self.convolve(pooled, "head.weight", "head.bias")
         values = logits.value.float().reshape(targets.shape)
-        loss = -(values.log_softmax() * targets).sum(1).mean()
+        loss = cross_entropy(values, targets)
         slope = values.softmax() * targets.sum(1, keepdim=True) - targets
         slope = slope * (share[1] / int(targets.shape[0]))
         logits.gradient = slope.reshape(logits.value.shape).cast(self.dtype).contiguous()
@@ -102,14 +102,14 @@ class LoopGradient:
         x = Map(pictures.permute(0, 2, 3, 1).cast(self.dtype).contiguous())
         for i in (1, 2):
             name = f"conv_stem.proj{i}"
-            x = self.dense(x, f"{name}.weight", f"{name}.bias", size=3, stride=2, first=i == 1)
+            x = self.convolve(x, f"{name}.weight", f"{name}.bias", size=3, stride=2, first=i == 1)
             x = self.batchnorm(x, f"conv_stem.norm{i}")
         number = 0
         for stage, depth in enumerate(self.config.serial_depths):
             name = f"patch_embed_layers.{stage}"
             conv = f"{name}.proj.conv1.weight"
-            x = self.depthwise(x, conv, size=3, stride=1 if stage == 0 else 2)
-            x = self.dense(x, f"{name}.proj.pointwise_conv.weight")
+            x = self.convolve(x, conv, size=3, stride=1 if stage == 0 else 2, depthwise=True)
+            x = self.convolve(x, f"{name}.proj.pointwise_conv.weight")
             x = self.batchnorm(x, f"{name}.norm")
             rates = self.config.drop_path_rates()[stage]
             for i in range(depth):
@@ -119,20 +119,20 @@ class LoopGradient:
         return self.average(self.batchnorm(x, "norm4", act=False))
 
     def block(self, x: Map, name: str, rows: tuple[int | None, int | None]) -> Map:
-        position = f"{name}.cpe.proj"
-        x = self.depthwise(x, f"{position}.weight", f"{position}.bias", size=3, residual=True)
+        cpe = f"{name}.cpe.proj.weight", f"{name}.cpe.proj.bias"
+        x = self.convolve(x, *cpe, size=3, depthwise=True, plus=x)
         y = self.layernorm(x, f"{name}.norm1", eps=1e-6)
         joined = self.attention(y, f"{name}.att")
         proj = f"{name}.att.proj"
         x = self.branch(x, joined, f"{proj}.weight", f"{proj}.bias", rows[0])
         y = self.layernorm(x, f"{name}.norm2", eps=1e-6)
-        y = self.gelu(self.dense(y, f"{name}.mlp.fc1.weight", f"{name}.mlp.fc1.bias"))
+        y = self.gelu(self.convolve(y, f"{name}.mlp.fc1.weight", f"{name}.mlp.fc1.bias"))
         return self.branch(x, y, f"{name}.mlp.fc2.weight", f"{name}.mlp.fc2.bias", rows[1])
 
     def attention(self, y: Map, name: str) -> Map:
         """Normalised tokens -> heads and non-attention branch side by side, before `proj`."""
         segment = y.channels // 5
-        qkv = self.dense(y, f"{name}.qkv.weight", f"{name}.qkv.bias")  # query, key, value: 3D
+        qkv = self.convolve(y, f"{name}.qkv.weight", f"{name}.qkv.bias")  # query, key, value: 3D
         mixed = self.aggregate(qkv, f"{name}.aggregator", segment)  # (B, H, W, 3 * 4D/5)
         joined = Map(self.new(*y.value.shape))
         self.attend(mixed, joined, f"{name}.crpe", segment)
@@ -141,82 +141,45 @@ class LoopGradient:
 
     # Layers: each adds its way back to the notes
 
-    def dense(
+    def convolve(
         self,
         x: Map,
         weight: str,
         bias: str | None = None,
         size: int = 1,
         stride: int = 1,
+        depthwise: bool = False,
         plus: Map | None = None,
         first: bool = False,
     ) -> Map:
-        """A product or convolution; `plus` is added to it. `first`: x needs no gradient."""
+        """A convolution, or with `size` 1 a product; `plus`, which may be x itself, is added to it.
+        `first`: x needs no gradient."""
         batch, height, width, depth = map(int, x.value.shape)
-        w = self.weights[weight].reshape(size, size, depth, -1)
-        columns = int(w.shape[3])
-        shape = batch, -(-height // stride), -(-width // stride), columns
+        forward: Kernel = nests.dense
+        learner: Kernel = nests.dense_weight
+        shape: tuple[int, ...] = (size, size, depth, -1)
+        if depthwise:
+            forward, learner = nests.depthwise, nests.depthwise_weight
+            shape = (size, size, depth)
+        w = self.weights[weight].reshape(shape)
+        columns = int(w.shape[-1])
         inputs = [x.value, w]
         inputs += [self.weights[bias]] if bias else []
         inputs += [plus.value] if plus else []
-        out = Map(
-            run(
-                nests.dense,
-                self.new(*shape),
-                *inputs,
-                bias=bool(bias),
-                plus=bool(plus),
-                stride=stride,
-            )
-        )
+        empty = self.new(batch, -(-height // stride), -(-width // stride), columns)
+        options = {"bias": bool(bias), "plus": bool(plus), "stride": stride}
+        out = Map(run(forward, empty, *inputs, **options))
 
         def back() -> None:
             g = out.gradient
             if plus:
                 self.pass_on(plus, g)
-            self.learn(nests.dense_weight, weight, tuple(w.shape), x.value, g, stride=stride)
+            self.learn(learner, weight, tuple(w.shape), x.value, g, stride=stride)
             if bias:
                 self.learn(nests.column_sum, bias, (columns,), g)
             if not first:
-                self.give(x, nests.dense, g, self.transposed(w), back=True, stride=stride)
-
-        self.notes.append(back)
-        return out
-
-    def depthwise(
-        self,
-        x: Map,
-        weight: str,
-        bias: str | None = None,
-        size: int = 3,
-        stride: int = 1,
-        residual: bool = False,
-    ) -> Map:
-        batch, height, width, channels = map(int, x.value.shape)
-        w = self.weights[weight].reshape(size, size, channels)
-        inputs = [x.value, w]
-        inputs += [self.weights[bias]] if bias else []
-        inputs += [x.value] if residual else []
-        shape = batch, -(-height // stride), -(-width // stride), channels
-        out = Map(
-            run(
-                nests.depthwise,
-                self.new(*shape),
-                *inputs,
-                bias=bool(bias),
-                plus=residual,
-                stride=stride,
-            )
-        )
-
-        def back() -> None:
-            g = out.gradient
-            if residual:
-                self.pass_on(x, g)
-            self.learn(nests.depthwise_weight, weight, tuple(w.shape), x.value, g, stride=stride)
-            if bias:
-                self.learn(nests.column_sum, bias, (channels,), g)
-            self.give(x, nests.depthwise, g, w, back=True, stride=stride)
+                kernel = w if depthwise else self.transposed(w)
+                self.give(x, forward, g, kernel, back=True, stride=stride)
 
         self.notes.append(back)
         return out
@@ -224,8 +187,8 @@ class LoopGradient:
     def branch(self, x: Map, y: Map, weight: str, bias: str, row: int | None) -> Map:
         """x + the product of y, times stochastic depth's factors if it has any."""
         if row is None:
-            return self.dense(y, weight, bias, plus=x)
-        product = self.dense(y, weight, bias)
+            return self.convolve(y, weight, bias, plus=x)
+        product = self.convolve(y, weight, bias)
         scaled = self.new(*x.value.shape)
         value = run(nests.scale, scaled, product.value, self.factors, x.value, number=row)
         out = Map(value)
@@ -368,7 +331,7 @@ class LoopGradient:
             self.give_part(qkv, here, nests.depthwise, g, w, parts=QKV, back=True)
 
         self.notes.append(back)
-        point = self.dense(around, f"{name}.conv.pointwise_conv.weight")
+        point = self.convolve(around, f"{name}.conv.pointwise_conv.weight")
         self.layernorm(point, f"{name}.norm", eps=1e-5, out=joined, to=here)
 
     def attend(self, mixed: Map, joined: Map, name: str, segment: int) -> None:
@@ -420,11 +383,8 @@ class LoopGradient:
                 place = {"channel": values + start, "at": start}
                 shape = tuple(w.shape)
                 self.learn(nests.depthwise_weight, weight, shape, mixed.value, spread, **place)
-                mixed.given.add(values + start)
-                known = spread, w
-                self.give_part(
-                    mixed, values + start, nests.depthwise, *known, back=True, channel=start
-                )
+                options = {"back": True, "channel": start, "adding": True}
+                self.give_part(mixed, values + start, nests.depthwise, spread, w, **options)
 
         self.notes.append(back)
 
@@ -473,11 +433,8 @@ class LoopGradient:
     def give_part(
         self, x: Map, to: int, kernel: Kernel, *inputs: Tensor | None, **options: object
     ) -> None:
-        """The gradient of some of a map's channels, from `to` on, added to what they have."""
+        """The gradient of some of a map's channels, from `to` on."""
         out = self.new(*x.value.shape) if x.gradient is None else x.gradient
-        if to in x.given:
-            options["adding"] = True
-        x.given.add(to)
         x.gradient = run(kernel, out, *present(inputs), to=to, **options)
 
 

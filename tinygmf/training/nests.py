@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import KernelInfo, UOp
 
-from tinygmf.kernels import ZERO, Nest, exp, hardswish, load
+from tinygmf.kernels import ZERO, Nest, erfc_series, exp, hardswish, load
 
 ROWS, COLUMNS = 8, 40  # the largest tile of outputs: tokens and channels
 
@@ -25,9 +26,9 @@ def divisor(size: int, most: int) -> int:
     return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
 
 
-def kernel(name: str, *stores: UOp) -> UOp:
-    """The kernel that makes these stores, one after the other, its loops as they are written."""
-    return UOp.sink(*stores, arg=KernelInfo(name=name, opts_to_apply=()))
+def kernel(name: str, stored: UOp) -> UOp:
+    """The kernel that makes these stores, its loops as they are written."""
+    return UOp.sink(stored, arg=KernelInfo(name=name, opts_to_apply=()))
 
 
 def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False) -> UOp:
@@ -98,6 +99,66 @@ class Window:
         return at.maximum(0).minimum(self.size - 1), inside
 
 
+class Grid:
+    """The loops of a convolution over tiles of its outputs, and what one of them reads of x.
+
+    around: picture, row and column (each with its phase), part, and tile of channels; a tile is
+    `tokens` along a row by `columns`.
+    """
+
+    def __init__(
+        self,
+        nest: Nest,
+        out: UOp,
+        x: UOp,
+        kernel: tuple[int, int],
+        parts: int,
+        channels: int,
+        stride: int,
+        back: bool,
+    ) -> None:
+        batch, height, width, _ = out.shape
+        self.x = x
+        self.down = Window(kernel[0], stride, back, x.shape[1], height)
+        self.across = Window(kernel[1], stride, back, x.shape[2], width)
+        py, px = self.down.phases, self.across.phases
+        self.tokens, self.columns = divisor(width // px, ROWS), divisor(channels, COLUMNS)
+        tiles = width // px // self.tokens, px, parts, channels // self.columns
+        self.around = nest.loops(batch, height // py, py, *tiles)
+        self.b, y0, self.phase_y, self.x0, self.phase_x, self.part, c0 = self.around
+        self.row, self.channel = y0 * py + self.phase_y, c0 * self.columns
+
+    def column(self, i: UOp) -> UOp:
+        """Of token i in the tile."""
+        return (self.x0 * self.tokens + i) * self.across.phases + self.phase_x
+
+    def tap(self, ky: UOp, kx: UOp) -> tuple[UOp, UOp]:
+        return self.down.tap(self.phase_y, ky), self.across.tap(self.phase_x, kx)
+
+    def read(self, ky: UOp, kx: UOp, i: UOp, channel: UOp) -> UOp:
+        """What a tap of token i reads."""
+        down = self.down.read(self.row, self.phase_y, ky)
+        across = self.across.read(self.column(i), self.phase_x, kx)
+        return load_inside(self.x, self.b, down, across, channel)
+
+
+def load_inside(
+    x: UOp, b: UOp, down: tuple[UOp, UOp], across: tuple[UOp, UOp], channel: UOp
+) -> UOp:
+    """A value of a map, or zero: row and column come with whether they are inside."""
+    (y, inside_y), (z, inside_z) = down, across
+    return (inside_y & inside_z).where(load(x, b, y, z, channel), ZERO)
+
+
+def total(
+    nest: Nest, around: list[UOp], turns: int, width: int, of: Callable[[UOp, UOp], UOp]
+) -> UOp:
+    """`width` sums of a function of the turn and the number of the sum."""
+    sums = nest.fill(around, (width,), lambda j: ZERO)
+    (turn,) = over = nest.loops(turns)
+    return nest.accumulate(sums, over, lambda j: of(turn, j))
+
+
 # Convolutions and products
 
 
@@ -130,20 +191,12 @@ def dense(
     if pointwise:
         out, x = (rows(t, weight, parts) for t in (out, x))
         factors, others = (t if t is None else rows(t, weight, parts) for t in (factors, others))
-    batch, height, width, _ = out.shape
     groups = weight.shape[0] if len(weight.shape) == 3 else 1
-    kh, kw = (1, 1) if pointwise else weight.shape[-4:-2]
+    size = (1, 1) if pointwise else weight.shape[-4:-2]
     depth, columns = weight.shape[-2:]
-    down = Window(kh, stride, back, x.shape[1], height)
-    across = Window(kw, stride, back, x.shape[2], width)
-    py, px = down.phases, across.phases
-    nest, m, c = Nest(), divisor(width // px, ROWS), divisor(columns, COLUMNS)
-    around = nest.loops(batch, height // py, py, width // px // m, px, groups, columns // c)
-    b, y0, phase_y, x0, phase_x, s, e0 = around
-    h = y0 * py + phase_y
-
-    def column(i: UOp) -> UOp:
-        return (x0 * m + i) * px + phase_x
+    nest = Nest()
+    grid = Grid(nest, out, x, size, groups, columns, stride, back)
+    b, s, tile = grid.b, grid.part, (grid.tokens, grid.columns)
 
     def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
         if len(weight.shape) == 3:
@@ -152,28 +205,25 @@ def dense(
 
     def term(i: UOp, j: UOp) -> UOp:
         ky, kx, k = over
-        e, place = e0 * c + j, channel + s * depth + k
+        e, place = grid.channel + j, channel + s * depth + k
         if pointwise:
-            return load(x, b, h, column(i), place) * weigh(ky, kx, k, e)
-        y, inside_y = down.read(h, phase_y, ky)
-        z, inside_z = across.read(column(i), phase_x, kx)
-        value = (inside_y & inside_z).where(load(x, b, y, z, place), ZERO)
-        return value * weigh(down.tap(phase_y, ky), across.tap(phase_x, kx), k, e)
+            return load(x, b, grid.row, grid.column(i), place) * weigh(ky, kx, k, e)
+        return grid.read(ky, kx, i, place) * weigh(*grid.tap(ky, kx), k, e)
 
     acc = nest.fill(
-        around, (m, c), lambda i, j: ZERO if biases is None else load(biases, e0 * c + j)
+        grid.around, tile, lambda i, j: ZERO if biases is None else load(biases, grid.channel + j)
     )
-    over = nest.loops(down.taps, across.taps, depth)
+    over = nest.loops(grid.down.taps, grid.across.taps, depth)
     acc = nest.accumulate(acc, over, term)
-    i, j = nest.loops(m, c)
-    place, e = (b, h, column(i)), s * columns + e0 * c + j
+    i, j = nest.loops(*tile)
+    place, e = (b, grid.row, grid.column(i)), s * columns + grid.channel + j
     value = acc[i, j].load()
     if factors is not None:
         value = value + load(x, *place, channel + e) * load(factors, *place, e)
     if others is not None:
         value = value + load(others, *place, e)
     name = name_of("dense", out, weight, numbers=(stride, back, channel, to))
-    return kernel(name, put(out, (*place, to + e), value, adding).end(*around, i, j))
+    return kernel(name, put(out, (*place, to + e), value, adding).end(*grid.around, i, j))
 
 
 def rows(x: UOp, weight: UOp, parts: int) -> UOp:
@@ -203,6 +253,8 @@ def dense_weight(
     groups = out.shape[0] if len(out.shape) == 3 else 1
     kh, kw = (1, 1) if pointwise else out.shape[:2]
     depth, columns = out.shape[-2:]
+    down = Window(kh, stride, False, x.shape[1], height)
+    across = Window(kw, stride, False, x.shape[2], width)
     nest, m, c = Nest(), divisor(depth, ROWS), divisor(columns, COLUMNS)
     around = ky, kx, s, k0, e0 = nest.loops(kh, kw, groups, depth // m, columns // c)
 
@@ -211,10 +263,8 @@ def dense_weight(
         c_in, c_out = channel + s * depth + k0 * m + i, at + s * columns + e0 * c + j
         if pointwise:
             return load(x, b, h, w, c_in) * load(g, b, h, w, c_out)
-        y, inside_y = Window(kh, stride, False, x.shape[1], height).read(h, h, ky)
-        z, inside_z = Window(kw, stride, False, x.shape[2], width).read(w, w, kx)
-        value = (inside_y & inside_z).where(load(x, b, y, z, c_in), ZERO)
-        return value * load(g, b, h, w, c_out)
+        rows_in, columns_in = down.read(h, h, ky), across.read(w, w, kx)
+        return load_inside(x, b, rows_in, columns_in, c_in) * load(g, b, h, w, c_out)
 
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)
     over = nest.loops(batch, height, width)
@@ -226,14 +276,12 @@ def dense_weight(
     return kernel(name_of("dense_weight", out, g, numbers=(stride, channel, at)), stored)
 
 
-def column_sum(out: UOp, g: UOp, share: UOp, *, at: int = 0) -> UOp:
-    """out (C,) += the sum of g (…, >= C), from channel `at` on, over all its places."""
+def column_sum(out: UOp, g: UOp, share: UOp) -> UOp:
+    """out (C,) += the sum of g (…, C) over all its places."""
     g = flat(g)
     nest, c = Nest(), divisor(out.shape[0], COLUMNS)
     around = (c0,) = nest.loops(out.shape[0] // c)
-    acc = nest.fill(around, (c,), lambda j: ZERO)
-    over = (r,) = nest.loops(g.shape[0])
-    acc = nest.accumulate(acc, over, lambda j: load(g, r, at + c0 * c + j))
+    acc = total(nest, around, g.shape[0], c, lambda r, j: load(g, r, c0 * c + j))
     (j,) = nest.loops(c)
     stored = learn(out, (c0 * c + j,), acc[j].load(), share).end(*around, j)
     return kernel(name_of("column_sum", out, g), stored)
@@ -267,43 +315,33 @@ def depthwise(
     Both maps consist of `parts` S maps side by side, (B, H, W, S * …), which share the weight
     unless it has one for each. With `back` the gradient of that for its input.
     """
-    batch, height, width, channels = out.shape
     size, columns = weight.shape[0], weight.shape[-1]
-    out_wide, x_wide = channels // parts, x.shape[3] // parts
-    extra = iter(rest)
-    down = Window(size, stride, back, x.shape[1], height)
-    across = Window(size, stride, back, x.shape[2], width)
-    py, px = down.phases, across.phases
-    nest, m, c = Nest(), divisor(width // px, ROWS), divisor(columns, COLUMNS)
-    around = nest.loops(batch, height // py, py, width // px // m, px, parts, columns // c)
-    b, y0, phase_y, x0, phase_x, s, c0 = around
-    h = y0 * py + phase_y
-    biases = next(extra) if bias else None
-
-    def column(i: UOp) -> UOp:
-        return (x0 * m + i) * px + phase_x
+    out_wide, x_wide = out.shape[3] // parts, x.shape[3] // parts
+    rest_of = iter(rest)
+    biases = next(rest_of) if bias else None
+    others = next(rest_of) if plus else None
+    nest = Nest()
+    grid = Grid(nest, out, x, (size, size), parts, columns, stride, back)
+    s, c0, tile = grid.part, grid.channel, (grid.tokens, grid.columns)
+    own = (s,) if len(weight.shape) == 4 else ()
 
     def term(i: UOp, j: UOp) -> UOp:
         ky, kx = over
-        y, inside_y = down.read(h, phase_y, ky)
-        z, inside_z = across.read(column(i), phase_x, kx)
-        value = load(x, b, y, z, s * x_wide + channel + c0 * c + j)
-        own = (s,) if len(weight.shape) == 4 else ()
-        tap = (down.tap(phase_y, ky), across.tap(phase_x, kx), *own)
-        return (inside_y & inside_z).where(value, ZERO) * load(weight, *tap, c0 * c + j)
+        value = grid.read(ky, kx, i, s * x_wide + channel + c0 + j)
+        return value * load(weight, *grid.tap(ky, kx), *own, c0 + j)
 
     acc = nest.fill(
-        around, (m, c), lambda i, j: ZERO if biases is None else load(biases, first + c0 * c + j)
+        grid.around, tile, lambda i, j: ZERO if biases is None else load(biases, first + c0 + j)
     )
-    over = nest.loops(down.taps, across.taps)
+    over = nest.loops(grid.down.taps, grid.across.taps)
     acc = nest.accumulate(acc, over, term)
-    i, j = nest.loops(m, c)
-    value = acc[i, j].load()
-    if plus:
-        value = value + load(next(extra), b, h, column(i), c0 * c + j)
-    here = (b, h, column(i), s * out_wide + to + c0 * c + j)
+    i, j = nest.loops(*tile)
+    value, place = acc[i, j].load(), (grid.b, grid.row, grid.column(i))
+    if others is not None:
+        value = value + load(others, *place, c0 + j)
+    here = (*place, s * out_wide + to + c0 + j)
     name = name_of("depthwise", out, weight, numbers=(stride, back, channel, to))
-    return kernel(name, put(out, here, value, adding).end(*around, i, j))
+    return kernel(name, put(out, here, value, adding).end(*grid.around, i, j))
 
 
 def depthwise_weight(
@@ -321,16 +359,16 @@ def depthwise_weight(
     batch, height, width, _ = g.shape
     size, columns, own = out.shape[0], out.shape[-1], len(out.shape) == 4
     x_wide, g_wide = x.shape[3] // parts, g.shape[3] // parts
+    down = Window(size, stride, False, x.shape[1], height)
+    across = Window(size, stride, False, x.shape[2], width)
     nest, c = Nest(), divisor(columns, COLUMNS)
     around = ky, s1, c0 = nest.loops(size, parts if own else 1, columns // c)
 
     def term(kx: UOp, j: UOp) -> UOp:
         b, h, w, s2 = over
         s = s1 if own else s2
-        y, inside_y = Window(size, stride, False, x.shape[1], height).read(h, h, ky)
-        z, inside_z = Window(size, stride, False, x.shape[2], width).read(w, w, kx)
-        value = load(x, b, y, z, s * x_wide + channel + c0 * c + j)
-        value = (inside_y & inside_z).where(value, ZERO)
+        rows_in, columns_in = down.read(h, h, ky), across.read(w, w, kx)
+        value = load_inside(x, b, rows_in, columns_in, s * x_wide + channel + c0 * c + j)
         return value * load(g, b, h, w, s * g_wide + at + c0 * c + j)
 
     acc = nest.fill(around, (size, c), lambda i, j: ZERO)
@@ -342,23 +380,13 @@ def depthwise_weight(
     return kernel(name_of("depthwise_weight", out, g, numbers=(stride,)), stored)
 
 
-def copy(
-    out: UOp,
-    x: UOp,
-    *,
-    channels: int,
-    parts: int = 1,
-    channel: int = 0,
-    to: int = 0,
-    adding: bool = False,
-) -> UOp:
-    """Some channels of each of the `parts` of x, to some of out."""
+def copy(out: UOp, x: UOp, *, channels: int, parts: int, to: int = 0) -> UOp:
+    """The first channels of each of the `parts` of x, to those of out from `to` on."""
     out, x = flat(out), flat(x)
     wide, x_wide = out.shape[1] // parts, x.shape[1] // parts
     r, s, j = loops = Nest().loops(out.shape[0], parts, channels)
-    value = load(x, r, s * x_wide + channel + j)
-    stored = put(out, (r, s * wide + to + j), value, adding).end(*loops)
-    return kernel(name_of("copy", out, x, numbers=(channel, to)), stored)
+    stored = put(out, (r, s * wide + to + j), load(x, r, s * x_wide + j)).end(*loops)
+    return kernel(name_of("copy", out, x), stored)
 
 
 # Norms and activations
@@ -370,12 +398,8 @@ def hardswish_slope(x: UOp) -> UOp:
 
 
 def gelu_slope(x: UOp) -> UOp:
-    """Phi(x) + x * phi(x); Phi by the same series as in `tinygmf.kernels.gelu`."""
-    magnitude = x.maximum(-x)
-    s = 1 + 0.3275911 / math.sqrt(2) * magnitude
-    series = 0.254829592 * s - 0.284496736
-    for coefficient in (1.421413741, -1.453152027, 1.061405429):
-        series = series * s + coefficient
+    """Phi(x) + x * phi(x)."""
+    series, s = erfc_series(x.maximum(-x))
     bell, square = exp(x * x * -0.5), s * s
     tail = 0.5 * series * bell / (square * square * s)  # Phi(-|x|)
     return (x < 0).where(tail, 1 - tail) + x * bell * (1 / math.sqrt(2 * math.pi))
@@ -390,12 +414,12 @@ def slope(out: UOp, x: UOp, g: UOp, *, function: Callable[[UOp], UOp]) -> UOp:
     return kernel(name_of(function.__name__, out), stored)
 
 
-def product(out: UOp, x: UOp, y: UOp, *, channel: int = 0, at: int = 0) -> UOp:
-    """out (…, C) = x, from `channel` on, times y, from `at` on."""
+def product(out: UOp, x: UOp, y: UOp) -> UOp:
+    """out (…, C) = the first C channels of x times those of y."""
     out, x, y = flat(out), flat(x), flat(y)
-    r, j = place = Nest().loops(*out.shape)
-    value = load(x, r, channel + j) * load(y, r, at + j)
-    return kernel(name_of("product", out), put(out, (r, j), value).end(*place))
+    place = Nest().loops(*out.shape)
+    value = load(x, *place) * load(y, *place)
+    return kernel(name_of("product", out), put(out, tuple(place), value).end(*place))
 
 
 def scale(out: UOp, x: UOp, factors: UOp, *rest: UOp, number: int) -> UOp:
@@ -420,25 +444,20 @@ def batchnorm(
     nest, c = Nest(), divisor(channels, COLUMNS)
     around = (c0,) = nest.loops(channels // c)
 
-    def mean(of: Callable[[UOp, UOp], UOp]) -> UOp:
-        sums = nest.fill(around, (c,), lambda j: ZERO)
-        over = (r,) = nest.loops(rows)
-        return nest.accumulate(sums, over, lambda j: of(load(x, r, c0 * c + j), j))
+    sums = total(nest, around, rows, c, lambda r, j: load(x, r, c0 * c + j))
 
-    sums = mean(lambda value, j: value)
+    def centred(r: UOp, j: UOp) -> UOp:
+        return load(x, r, c0 * c + j) - sums[j].load() * (1 / rows)
 
-    def centred(value: UOp, j: UOp) -> UOp:
-        return value - sums[j].load() * (1 / rows)
-
-    squares = mean(lambda value, j: centred(value, j) * centred(value, j))
+    squares = total(nest, around, rows, c, lambda r, j: centred(r, j) * centred(r, j))
 
     def inverse(j: UOp) -> UOp:
         return (squares[j].load() * (1 / rows) + eps).sqrt().reciprocal()
 
-    scales = nest.fill([*around], (c,), inverse)
+    scales = nest.fill(around, (c,), inverse)
     r, j = nest.loops(rows, c)
     here = c0 * c + j
-    value = centred(load(x, r, here), j) * scales[j].load()
+    value = centred(r, j) * scales[j].load()
     value = value * load(affine, 0, here) + load(affine, 1, here)
     stores = [put(out, (r, here), hardswish(value) if act else value).end(r, j)]
     (j,) = nest.loops(c)
@@ -473,13 +492,11 @@ def batchnorm_back(
         value = normal(r, here) * load(affine, 0, here) + load(affine, 1, here)
         return load(g, r, here) * hardswish_slope(value)
 
-    def total(of: Callable[[UOp, UOp], UOp]) -> UOp:
-        sums = nest.fill(around, (c,), lambda j: ZERO)
-        over = (r,) = nest.loops(rows)
-        return nest.accumulate(sums, over, lambda j: of(r, c0 * c + j))
+    def sums(of: Callable[[UOp, UOp], UOp]) -> UOp:
+        return total(nest, around, rows, c, lambda r, j: of(r, c0 * c + j))
 
-    plain = total(before)
-    moment = total(lambda r, here: before(r, here) * normal(r, here))
+    plain = sums(before)
+    moment = sums(lambda r, here: before(r, here) * normal(r, here))
     r, j = nest.loops(rows, c)
     here = c0 * c + j
     value = before(r, here) - (plain[j].load() + normal(r, here) * moment[j].load()) * (1 / rows)
@@ -507,10 +524,7 @@ def layernorm(
     around = (r,) = nest.loops(rows)
 
     def mean(of: Callable[[UOp], UOp]) -> UOp:
-        sums = nest.fill(around, (lanes,), lambda lane: ZERO)
-        over = (k,) = nest.loops(channels // lanes)
-        sums = nest.accumulate(sums, over, lambda lane: of(load(x, r, k * lanes + lane)))
-        return sum(sums[lane].load() for lane in range(lanes)) * (1 / channels)
+        return nest.mean(around, channels, lanes, lambda k: of(load(x, r, k)))
 
     centre = mean(lambda value: value)
     inverse = (mean(lambda value: (value - centre) * (value - centre)) + eps).sqrt().reciprocal()
@@ -542,12 +556,7 @@ def layernorm_back(
     around = (r,) = nest.loops(rows)
     normal, before = layernorm_parts(x, g, affine, found, act, at)
 
-    def mean(of: Callable[[UOp], UOp]) -> UOp:
-        sums = nest.fill(around, (lanes,), lambda lane: ZERO)
-        over = (k,) = nest.loops(channels // lanes)
-        sums = nest.accumulate(sums, over, lambda lane: of(k * lanes + lane))
-        return sum(sums[lane].load() for lane in range(lanes)) * (1 / channels)
-
+    mean = partial(nest.mean, around, channels, lanes)
     plain = mean(lambda j: before(r, j) * load(affine, 0, j))
     moment = mean(lambda j: before(r, j) * load(affine, 0, j) * normal(r, j))
     (j,) = nest.loops(channels)
@@ -606,10 +615,8 @@ def softmax_back(out: UOp, s: UOp, g: UOp, *, to: int) -> UOp:
     out = out.reshape((batch, n, -1))
     nest, c = Nest(), divisor(channels, COLUMNS)
     around = b, c0 = nest.loops(batch, channels // c)
-    sums = nest.fill(around, (c,), lambda j: ZERO)
-    over = (t,) = nest.loops(n)
-    sums = nest.accumulate(
-        sums, over, lambda j: load(s, b, t, c0 * c + j) * load(g, b, t, c0 * c + j)
+    sums = total(
+        nest, around, n, c, lambda t, j: load(s, b, t, c0 * c + j) * load(g, b, t, c0 * c + j)
     )
     t, j = nest.loops(n, c)
     here = c0 * c + j
