@@ -9,6 +9,9 @@ from tinygmf.device_suite import NotRun, Suite, print_suites, ratio, run_suite
 
 
 def run(device: str, training: bool) -> None:
+    report = devices._try_device(device)
+    if not report.available:
+        pytest.skip(f"{device} needs {report.needs}: {report.detail}")
     outcomes = list(run_suite(device, training))
     print(*outcomes, sep="\n")
     assert [str(outcome) for outcome in outcomes if outcome.passed is False] == []
@@ -17,18 +20,12 @@ def run(device: str, training: bool) -> None:
 
 @pytest.mark.parametrize("device", devices.NEEDS)
 def test_the_network_works_on(device):
-    report = devices._try_device(device)
-    if not report.available:
-        pytest.skip(f"{device} needs {report.needs}: {report.detail}")
     run(device, training=False)
 
 
 @pytest.mark.slow  # the programs take minutes to compile
 @pytest.mark.parametrize("device", devices.NEEDS)
 def test_training_works_on(device):
-    report = devices._try_device(device)
-    if not report.available:
-        pytest.skip(f"{device} needs {report.needs}: {report.detail}")
     run(device, training=True)
 
 

@@ -27,7 +27,7 @@ from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.data import Dataset
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import RECIPES, Recipe
-from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Layout, TrainingState, network_arrays
 from tinygmf.training.step import update_schedule
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class Bench:
         self.state = TrainingState(
             self.layout,
             self._fresh(seed=0),
-            weight_decay(self.layout, recipe.weight_decay),
-            rate_factors(self.layout, recipe.layer_decay, recipe.head_only),
             device,
+            recipe.weight_decay,
+            recipe.layer_decay,
         )
         self.programs = Programs(
             config, self.state, recipe.batch_size, recipe.size, device, progress=False
@@ -114,10 +114,7 @@ class Bench:
         return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
 
     def _fresh(self, seed: int) -> dict[str, np.ndarray]:
-        from tinygrad.nn.state import get_state_dict
-
-        fresh = get_state_dict(GroupMixFormer(self.config, seed))
-        return {name: tensor.numpy() for name, tensor in fresh.items()}
+        return network_arrays(GroupMixFormer(self.config, seed))
 
     def _network(self) -> list[Tensor]:
         return [self.state[name] for name in ("weights", "statistics", "counters")]

@@ -31,9 +31,8 @@ from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.predictor import Predictor
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training.augment import targets
-from tinygmf.training.loop import network_arrays
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Layout, TrainingState, network_arrays
 from tinygmf.training.step import update_schedule
 from tinygmf.verify import TOLERANCES, find_reference, run_reference
 
@@ -176,9 +175,7 @@ class Suite:
 
     @cached_property
     def _state(self) -> TrainingState:
-        layout = Layout.of(self.model.config)
-        fixed = weight_decay(layout, 0.0), rate_factors(layout, 1.0, False)
-        return TrainingState(layout, self._arrays, *fixed, self.device)
+        return TrainingState(Layout.of(self.model.config), self._arrays, self.device)
 
     @cached_property
     def _programs(self) -> Programs:

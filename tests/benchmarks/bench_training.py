@@ -41,20 +41,17 @@ def small_or(variant: str | None, classes: int) -> Any:
 def training_step(options: argparse.Namespace) -> Callable[[], None]:
     """A function that makes one step, its data at hand."""
     import numpy as np
-    from tinygrad.nn.state import get_state_dict
 
     from tinygmf.devices import open_device
     from tinygmf.model import GroupMixFormer
     from tinygmf.training.programs import Programs
-    from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
+    from tinygmf.training.state import Layout, TrainingState, network_arrays
     from tinygmf.training.step import update_schedule
 
     config = small_or(options.variant, options.classes)
-    fresh = get_state_dict(GroupMixFormer(config, seed=0))
     layout, device = Layout.of(config), open_device(options.device)
-    fixed = weight_decay(layout, 0.05), rate_factors(layout, 1.0, False)
-    arrays = {name: tensor.numpy() for name, tensor in fresh.items()}
-    state = TrainingState(layout, arrays, *fixed, device)
+    arrays = network_arrays(GroupMixFormer(config, seed=0))
+    state = TrainingState(layout, arrays, device, weight_decay=0.05)
     programs = Programs(
         config, state, options.batch, options.size, device, progress=False, dtype=options.dtype
     )

@@ -25,8 +25,7 @@ from tinygmf.layers import Module, record_statistics
 from tinygmf.model import PatchEmbedLayer, create_model
 from tinygmf.training import Dataset, Recipe, Trainer, TrainingError, command, shapes
 from tinygmf.training.checkpoints import ABOUT, load_run, read_about, save_run
-from tinygmf.training.loop import network_arrays
-from tinygmf.training.state import Devices, place
+from tinygmf.training.state import Devices, network_arrays, place
 from tinygmf.training.step import run_part
 
 # The network, batch and size of the parity tests: all tests share one compiled program.

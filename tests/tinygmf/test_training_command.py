@@ -17,7 +17,7 @@ from tinygmf.training import RECIPES, command
 from tinygmf.training.head import HeadPrograms
 from tinygmf.training.recipe import recipe_options
 from tinygmf.training.shapes import SHAPES, shape_picture
-from tinygmf.training.state import Layout, TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Layout, TrainingState
 
 NANO = str(DATA / "nano.pth")
 # The network, batch and size of the parity tests: all tests share one compiled program.
@@ -85,8 +85,7 @@ def test_fine_tuning_moves_the_whole_network_the_first_stage_least(tmp_path, cap
 def test_the_gradient_of_the_head_is_that_of_the_softmax_of_the_networks_features():
     model = load_model(NANO, "CPU")
     arrays, layout = read_tensors(NANO), Layout.of(model.config)
-    fixed = weight_decay(layout, 0.05), rate_factors(layout, 1.0, True)
-    state = TrainingState(layout, arrays, *fixed, "CPU")
+    state = TrainingState(layout, arrays, "CPU", weight_decay=0.05, head_only=True)
     programs = HeadPrograms(model.config, state, 4, 64, "CPU", progress=False)
     rng = np.random.default_rng(0)
     pictures = rng.standard_normal((4, 3, 64, 64), np.float32)

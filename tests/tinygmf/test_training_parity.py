@@ -7,7 +7,7 @@ from parity import DATA, load_npz, parity_input
 from tinygmf.checkpoint import load_model, read_tensors
 from tinygmf.training.augment import targets
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import Devices, Layout, TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Devices, Layout, TrainingState
 from tinygmf.training.step import update_schedule
 
 GRADIENTS = load_npz("nano_train_gradients")
@@ -22,8 +22,7 @@ LAYOUT = Layout.of(CONFIG)
 
 def measure(device: Devices = "CPU", dtype: str = "float32") -> dict[str, np.ndarray]:
     """Our own loss, norm, gradients (grad/…) and state after the step (after/…)."""
-    fixed = weight_decay(LAYOUT, 0.05), rate_factors(LAYOUT, 1.0, False)
-    state = TrainingState(LAYOUT, read_tensors(DATA / "nano.pth"), *fixed, device)
+    state = TrainingState(LAYOUT, read_tensors(DATA / "nano.pth"), device, weight_decay=0.05)
     programs = Programs(CONFIG, state, 4, 64, device, progress=False, dtype=dtype)
     rows = targets(GRADIENTS["labels"], 10, smoothing=0.1)
     pictures = parity_input(int(GRADIENTS["seed"]), (4, 3, 64, 64))
@@ -125,8 +124,7 @@ def check_precision(found: dict[str, np.ndarray], bound: float) -> None:
 
 
 def test_a_gradient_that_is_no_number_changes_nothing():
-    fixed = weight_decay(LAYOUT, 0.05), rate_factors(LAYOUT, 1.0, False)
-    state = TrainingState(LAYOUT, read_tensors(DATA / "nano.pth"), *fixed, "CPU")
+    state = TrainingState(LAYOUT, read_tensors(DATA / "nano.pth"), "CPU", weight_decay=0.05)
     programs = Programs(CONFIG, state, 4, 64, "CPU", progress=False)
     before = state.read()
     state.write(before | {"gradient": np.full_like(before["gradient"], np.inf)})

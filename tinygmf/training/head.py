@@ -11,7 +11,7 @@ from tinygmf.checkpoint import load_state_dict
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
 from tinygmf.predictor import Predictor
-from tinygmf.training.programs import Input, bind, bind_update
+from tinygmf.training.programs import Input, Update, bind
 from tinygmf.training.state import Devices, TrainingState
 from tinygmf.training.step import cross_entropy
 
@@ -45,7 +45,6 @@ class HeadPrograms:
         width, key = config.embedding_dims[-1], {"network": asdict(config), "batch": batch}
         shapes = (2,), (batch, width), (batch, config.num_classes)
         self.inputs = [Input(shape, device) for shape in shapes]
-        self.schedule = Input((5,), device)
         names = "weights", "gradient"
         self._gradient = bind(
             key | {"program": "head gradient"},
@@ -54,7 +53,7 @@ class HeadPrograms:
             state,
             progress,
         )
-        self._update = bind_update(key, state, self.schedule, progress)
+        self.update = Update(key, state, progress)
 
     def gradient(
         self,
@@ -72,11 +71,6 @@ class HeadPrograms:
         for tensor, array in zip(self.inputs, arrays, strict=True):
             tensor.write(array)
         return float(self._gradient()[0].numpy())
-
-    def update(self, schedule: np.ndarray) -> float:
-        """As `Programs.update`."""
-        self.schedule.write(schedule)
-        return float(self._update().numpy())
 
     def _predictor(self) -> Predictor:
         """The state's network without its head."""

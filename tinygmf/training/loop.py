@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tinygrad.nn.state import get_state_dict
 from tqdm.auto import tqdm
 
 from tinygmf.checkpoint import load_state_dict
@@ -20,7 +19,7 @@ from tinygmf.training.data import BRANCHES, Dataset
 from tinygmf.training.head import HEAD, HeadPrograms
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.state import Devices, Layout, TrainingState, rate_factors, weight_decay
+from tinygmf.training.state import Devices, Layout, TrainingState, network_arrays
 from tinygmf.training.step import draw_factors, update_schedule
 
 LARGEST_SCALE, GROWTH = 2.0**14, 500  # the loss scale of float16; steps until it is tried again
@@ -67,9 +66,10 @@ class Trainer:
         self.state = TrainingState(
             self.layout,
             network_arrays(model),
-            weight_decay(self.layout, recipe.weight_decay),
-            rate_factors(self.layout, recipe.layer_decay, recipe.head_only),
             device,
+            recipe.weight_decay,
+            recipe.layer_decay,
+            recipe.head_only,
         )
         programs: Any = HeadPrograms if recipe.head_only else Programs
         self.programs = programs(
@@ -199,8 +199,3 @@ def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFor
     if recipe.drop_path is None:
         return config
     return replace(config, drop_path_rate=recipe.drop_path)
-
-
-def network_arrays(model: GroupMixFormer) -> dict[str, np.ndarray]:
-    """The state dict as arrays."""
-    return {name: tensor.numpy() for name, tensor in get_state_dict(model).items()}

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from tinygrad import Context, Tensor
+from tinygrad import Context
 
 from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.launcher import Launcher
@@ -51,7 +51,6 @@ class Programs:
             Input((batch, config.num_classes), device, axis=0),
             Input((2 * sum(config.serial_depths), batch), device, axis=1),
         ]
-        self.schedule = Input((5,), device)
         kind = LoopGradient if self.loops else GradientProgram
         gradient: Callable[..., Any] = kind(config, DTYPES[dtype])
         self._gradient = bind(
@@ -61,7 +60,7 @@ class Programs:
             state,
             progress,
         )
-        self._update = bind_update(key, state, self.schedule, progress)
+        self.update = Update(key, state, progress)
 
     def _network(self, state: TrainingState) -> list[Any]:
         """What `gradient` reads and writes; loop nests take each group of it by itself."""
@@ -91,12 +90,6 @@ class Programs:
             tensor.write(array)
         return float(self._gradient()[0].numpy())
 
-    def update(self, schedule: np.ndarray) -> float:
-        """Makes AdamW's step with `update_schedule`'s numbers; returns the gradient's norm, and
-        changes nothing where that is no finite number."""
-        self.schedule.write(schedule)
-        return float(self._update().numpy())
-
 
 def has_loops(config: GroupMixFormerConfig, device: Devices) -> bool:
     """Whether the loop nests are there for this network, and the better form on this device."""
@@ -119,18 +112,25 @@ class Input:
             write_tensor(self.tensor, array)
 
 
-def bind_update(
-    key: Mapping[str, Any], state: TrainingState, schedule: Input, progress: bool
-) -> Callable[[], Tensor]:
-    """`step.update` on the tensors of the state."""
-    names = "weights", "gradient", "first", "second", "average", "decay", "rates"
-    return bind(
-        dict(key) | {"program": "update"},
-        update,
-        lambda state: [*(state[name] for name in names), schedule.tensor],
-        state,
-        progress,
-    )
+class Update:
+    """AdamW's step, `step.update`, on the tensors of a state."""
+
+    def __init__(self, key: Mapping[str, Any], state: TrainingState, progress: bool) -> None:
+        names = "weights", "gradient", "first", "second", "average", "decay", "rates"
+        self.schedule = Input((5,), state.device)
+        self._run = bind(
+            dict(key) | {"program": "update"},
+            update,
+            lambda state: [*(state[name] for name in names), self.schedule.tensor],
+            state,
+            progress,
+        )
+
+    def __call__(self, schedule: np.ndarray) -> float:
+        """Makes the step with `update_schedule`'s numbers; returns the gradient's norm, and changes
+        nothing where that is no finite number."""
+        self.schedule.write(schedule)
+        return float(self._run().numpy())
 
 
 def bind(

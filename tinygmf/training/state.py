@@ -152,7 +152,7 @@ class TrainingState:
     `weights`, `statistics` and `counters` are the network; `first` and `second` AdamW's averages;
     `average` the moving average of the weights, which is evaluated and saved; `gradient` is zero
     between steps; `decay` and `rates` are each weight's decay and factor of the learning rate.
-    They start from `arrays`, a whole state dict.
+    They start from `arrays`, a whole state dict: `network_arrays` of a model, say.
     """
 
     CHANGING = "weights", "gradient", "first", "second", "average", "statistics", "counters"
@@ -161,12 +161,15 @@ class TrainingState:
         self,
         layout: Layout,
         arrays: Mapping[str, np.ndarray],
-        decay: np.ndarray,
-        rates: np.ndarray,
-        device: Devices = "CPU",
+        device: Devices,
+        weight_decay: float = 0.0,
+        layer_decay: float = 1.0,
+        head_only: bool = False,
     ) -> None:
         self.layout, self.device = layout, device
-        values = self._values(arrays) | {"decay": decay, "rates": rates}
+        values = self._values(arrays)
+        values["decay"] = decays(layout.weights, weight_decay)
+        values["rates"] = rate_factors(layout.weights, layer_decay, head_only)
         self.tensors = {name: place(a, device) for name, a in values.items()}
 
     def _values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -199,7 +202,7 @@ class TrainingState:
         """Another state of these shapes, all zeros."""
         other = copy(self)
         other.tensors = {
-            name: place(np.zeros_like(tensor.numpy()), self.device)
+            name: place(np.zeros(tensor.shape, tensor.dtype.fmt), self.device)
             for name, tensor in self.tensors.items()
         }
         return other
@@ -214,13 +217,17 @@ class TrainingState:
         return arrays
 
 
-def weight_decay(layout: Layout, decay: float) -> np.ndarray:
+def network_arrays(model: GroupMixFormer) -> dict[str, np.ndarray]:
+    """The state dict as arrays."""
+    return {name: tensor.numpy() for name, tensor in get_state_dict(model).items()}
+
+
+def decays(weights: Pieces, decay: float) -> np.ndarray:
     """For every weight `decay`, or none on biases and one-dimensional tensors."""
-    shapes = layout.weights.shapes
-    return layout.weights.fill(lambda name: decay * (len(shapes[name]) > 1))
+    return weights.fill(lambda name: decay * (len(weights.shapes[name]) > 1))
 
 
-def rate_factors(layout: Layout, layer_decay: float, head_only: bool) -> np.ndarray:
+def rate_factors(weights: Pieces, layer_decay: float, head_only: bool) -> np.ndarray:
     """For every weight the factor of its learning rate: 1 in the head and the norm before it,
     times `layer_decay` for each stage below; with `head_only` nothing but the head learns."""
 
@@ -233,4 +240,4 @@ def rate_factors(layout: Layout, layer_decay: float, head_only: bool) -> np.ndar
             return layer_decay ** (STAGES + 1)
         return layer_decay ** (STAGES - int(name.split(".")[1]))
 
-    return layout.weights.fill(factor)
+    return weights.fill(factor)
