@@ -5,9 +5,10 @@
 >>> predict(["cat.jpg"])  # logits (1, 1000)
 """
 
-from tinygmf.devices import prepare_compiler
+from tinygmf.devices import keep_kernels_private, prepare_compiler
 
 prepare_compiler()  # before tinygrad reads which clang there is
+keep_kernels_private()
 
 from tinygmf.checkpoint import load_model, load_state_dict, save_model  # noqa: E402
 from tinygmf.config import GroupMixFormerConfig  # noqa: E402

@@ -7,6 +7,7 @@ Nothing here touches a device on import, and tinygrad itself is imported only wh
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import importlib.util
 import json
@@ -75,6 +76,34 @@ def cache_directory() -> Path:
     except (OSError, RuntimeError) as error:
         reason = _reason(error)
     raise DeviceError(f"no cache in {folder}: {reason}; set XDG_CACHE_HOME to a folder of your own")
+
+
+def keep_kernels_private() -> None:
+    """Have tinygrad keep its compiled kernels in our folder; it unpickles what it finds in them.
+
+    `CACHEDB` may name another file. One that others could have written is not used.
+    """
+    from tinygrad import helpers
+
+    from tinygmf.files import is_private
+
+    try:
+        path = Path(os.environ.get("CACHEDB") or cache_directory() / "kernels.db")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        files = path.parent.glob(glob.escape(path.name) + "*")  # SQLite has a log beside it
+        open_to_others = [p for p in (path.parent, *files) if not is_private(p.lstat())]
+    except (OSError, DeviceError):  # `program_cache` says so when it has something to keep
+        helpers.CACHELEVEL.value = 0
+        return
+    if open_to_others:
+        helpers.CACHELEVEL.value = 0
+        warnings.warn(
+            f"{open_to_others[0]}: expected what only you can write, found that others can: no "
+            "kernels are read from it or kept; remove it, or take the right from them (chmod go-w)",
+            stacklevel=2,
+        )
+    helpers.CACHEDB, helpers._db_connection = str(path.absolute()), None
 
 
 # The compiler of the CPU device

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,12 @@ def one_line(message: str) -> str:
     line = " ".join(message[: 4 * MAX_MESSAGE].split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
+
+
+def is_private(found: os.stat_result) -> bool:
+    """Whether a file or folder, no link, is this user's and nobody else can write it."""
+    own = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
+    return own and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode))
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import pickle
 import platform
 import secrets
 import sqlite3
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
 from tinygmf.devices import DeviceError, cache_directory, do_without_kernel_cache
-from tinygmf.files import replacing
+from tinygmf.files import is_private, replacing
 
 MAGIC = b"tinygmf program 1\n"
 SUFFIX = ".program"
@@ -198,11 +197,7 @@ def _read_own_file(path: Path) -> bytes | None:
     """The content of a regular file that this user owns and nobody else can write; else None."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     with suppress(OSError), open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
-        found = os.fstat(file.fileno())
-        own = not hasattr(os, "geteuid") or (
-            found.st_uid == os.geteuid() and not found.st_mode & 0o022
-        )
-        if stat.S_ISREG(found.st_mode) and own:
+        if is_private(os.fstat(file.fileno())):
             return file.read()
     return None
 

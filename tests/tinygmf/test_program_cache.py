@@ -147,6 +147,39 @@ def test_an_entry_of_another_user_is_never_unpickled(tmp_path):
     assert not mark.exists() and path.stat().st_uid == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
+@pytest.mark.parametrize("others_can_write", ["nothing", "the file", "its log", "the folder"])
+def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_write):
+    """tinygrad's own cache, a database: what is private is read, or this would prove nothing."""
+    database, mark = tmp_path / "kernels" / "kernels.db", tmp_path / "mark"
+    script = "import tinygmf; tinygmf.devices.open_device('CPU')"  # which compiles a kernel
+    command = [sys.executable, "-c", script]
+    environment = os.environ | {"CACHEDB": str(database)}
+    subprocess.run(command, env=environment, check=True)
+    kernels = sqlite3.connect(database)
+    for (table,) in kernels.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+        kernels.execute(f"UPDATE '{table}' SET val = ?", [pickle.dumps(Payload(mark))])
+    kernels.commit()
+    kernels.close()
+    log = database.with_name("kernels.db-wal")
+    log.touch(mode=0o600)
+    writable = {"the file": database, "its log": log, "the folder": database.parent}
+    if path := writable.get(others_can_write):
+        path.chmod(path.stat().st_mode | 0o022)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert mark.exists() == (path is None)
+    assert (f"{path}: expected what only you can write" in done.stderr) == (path is not None)
+
+
+def test_kernels_are_kept_in_our_folder_and_not_in_tinygrads(tmp_path):
+    script = "import tinygmf; tinygmf.devices.open_device('CPU')"
+    environment = {k: v for k, v in os.environ.items() if k != "CACHEDB"}
+    environment["XDG_CACHE_HOME"] = environment["LOCALAPPDATA"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert (tmp_path / "tinygmf" / "kernels.db").stat().st_size > 0
+    assert not (tmp_path / "tinygrad").exists()
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "one bit", "noise", "directory"])
 def test_a_damaged_entry_is_rebuilt(damage):
     compile_double()
