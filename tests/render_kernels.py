@@ -155,7 +155,7 @@ def inference_kernels(network: Network, device: str) -> list[UOp]:
 def training_kernels(network: Network, device: str, batch: int = 4) -> list[UOp]:
     """The kernels of a training step: of the gradient, and of the update."""
     config = VARIANTS[f"groupmixformer_{network.variant}"]
-    program, found = GradientProgram(config), list[UOp]()
+    program, found = GradientProgram(config, network.dtype), list[UOp]()
 
     def empty(*shape: int, dtype: DType = dtypes.float32) -> Tensor:
         return Tensor.empty(*shape, dtype=dtype, device=device)
@@ -395,12 +395,12 @@ class Row:
     def __str__(self) -> str:
         compiled = f"{self.compiled} compiled" if self.compiled else "written"
         return (
-            f"{self.network!s:22} {self.backend:12} {self.kernels:7} {self.buffers:8} "
+            f"{self.network!s:24} {self.backend:12} {self.kernels:7} {self.buffers:8} "
             f"{self.threads:8} {self.shared:7}   {compiled}"
         )
 
 
-HEADER = f"{'network':22} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
+HEADER = f"{'network':24} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
 EVERYTHING = (
     *(
         Network("nano", size, dtype)
@@ -409,6 +409,7 @@ EVERYTHING = (
     ),
     *(Network("miny", 224, dtype) for dtype in (dtypes.float32, dtypes.half)),
     Network("nano", 32, training=True),
+    Network("nano", 32, dtypes.half, training=True),
     Network("miny", 224, training=True),
 )
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parity import DATA
-from tinygrad import Context, Tensor
+from tinygrad import Context, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf import checkpoint
 from tinygmf.checkpoint import CheckpointError, load_model, read_tensors
-from tinygmf.gma import Aggregator
+from tinygmf.gma import Aggregator, NonAttentionBranch
 from tinygmf.layers import Module, record_statistics
+from tinygmf.lowering import kernels
 from tinygmf.model import PatchEmbedLayer, create_model
 from tinygmf.training import Dataset, Recipe, Trainer, TrainingError, command, shapes
 from tinygmf.training.checkpoints import ABOUT, load_run, read_about, save_run
@@ -298,6 +299,19 @@ def test_devices_share_a_batch_evenly():
     recipe = replace(RECIPE, batch_size=3)
     with pytest.raises(ValueError, match=r"--batch-size: expected a multiple of 2, .* found 3"):
         Trainer(load_model(DATA / "nano.pth"), small_shapes(), recipe, ("CPU:0", "CPU:1"), False)
+
+
+def test_a_part_in_float16_reads_its_kept_values_as_float16():
+    """Four channels in a row are a picture to tinygrad, and pictures are float32."""
+    branch = NonAttentionBranch(None, 4)
+    for conv in (branch.conv.conv1, branch.conv.pointwise_conv):
+        conv.weight.replace(conv.weight.cast(dtypes.half))
+    x = Tensor.empty(2, 12, 4, 4, dtype=dtypes.half)
+    with Context(TRAINING=1, SPEC=1):  # tinygrad's own check of every type
+        output, _ = run_part(lambda x: branch(x).flatten(1), [branch], x)
+        [gradient] = output.float().square().sum().gradient(branch.norm.weight)
+        calls = kernels(output, gradient)
+    assert any(node.dtype == dtypes.half for call in calls for node in call.src[0].toposort())
 
 
 def embedding_and_gradients(devices: Devices) -> dict[str, np.ndarray]:

@@ -52,8 +52,10 @@ def run_part(
         def keep(module: Module, output: Any) -> Tensor | None:
             if not isinstance(module, KEPT):
                 return None
-            kept.append(output.contiguous())
-            return kept[-1].contiguous_backward()
+            # tinygrad takes a parameter of shape (…, …, 4) for an image and reads float32 from it.
+            flat = output.ndim == 3 and output.shape[-1] == 4
+            kept.append((output.flatten() if flat else output).contiguous())
+            return kept[-1].reshape(output.shape).contiguous_backward()
 
         with record(keep), record_statistics() as found:
             output = part(*inputs).contiguous()
