@@ -7,7 +7,6 @@ Nothing here touches a device on import, and tinygrad itself is imported only wh
 
 import contextlib
 import ctypes
-import glob
 import hashlib
 import importlib.util
 import json
@@ -79,31 +78,35 @@ def cache_directory() -> Path:
 
 
 def keep_kernels_private() -> None:
-    """Have tinygrad keep its compiled kernels in our folder; it unpickles what it finds in them.
+    """Have tinygrad keep its compiled kernels in our folder: it unpickles what it finds there.
 
-    `CACHEDB` may name another file. One that others could have written is not used.
+    Its workers learn of it from the environment. Kernels that others could have written are not
+    read, and none are kept.
     """
     from tinygrad import helpers
 
     from tinygmf.files import is_private
 
+    shared: list[Path] = []
     try:
-        path = Path(os.environ.get("CACHEDB") or cache_directory() / "kernels.db")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = cache_directory() / "kernels.db"
         path.touch(mode=0o600)
-        files = path.parent.glob(glob.escape(path.name) + "*")  # SQLite has a log beside it
-        open_to_others = [p for p in (path.parent, *files) if not is_private(p.lstat())]
-    except (OSError, DeviceError):  # `program_cache` says so when it has something to keep
-        helpers.CACHELEVEL.value = 0
-        return
-    if open_to_others:
-        helpers.CACHELEVEL.value = 0
+        files = path.parent.glob(path.name + "*")  # SQLite keeps a log beside it
+        shared = [file for file in files if not is_private(file.lstat())]
+        usable = not shared
+    except (OSError, DeviceError):
+        usable = False  # `program_cache` says so when it has something to keep
+    if usable:
+        os.environ["CACHEDB"] = helpers.CACHEDB = str(path)
+        helpers._db_connection = None
+    else:
+        os.environ["CACHELEVEL"], helpers.CACHELEVEL.value = "0", 0
+    for file in shared[:1]:
         warnings.warn(
-            f"{open_to_others[0]}: expected what only you can write, found that others can: no "
-            "kernels are read from it or kept; remove it, or take the right from them (chmod go-w)",
+            f"{file}: expected a file that only you can write, found that others can: no kernels "
+            "are read from it or kept; remove it",
             stacklevel=2,
         )
-    helpers.CACHEDB, helpers._db_connection = str(path.absolute()), None
 
 
 # The compiler of the CPU device

@@ -19,9 +19,9 @@ def one_line(message: str) -> str:
 
 
 def is_private(found: os.stat_result) -> bool:
-    """Whether a file or folder, no link, is this user's and nobody else can write it."""
+    """Whether a regular file, no link, is this user's and nobody else can write it."""
     own = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
-    return own and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode))
+    return own and stat.S_ISREG(found.st_mode)
 
 
 @contextmanager
