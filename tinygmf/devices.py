@@ -100,7 +100,7 @@ def keep_kernels_private() -> None:
         os.environ["CACHEDB"] = helpers.CACHEDB = str(path)
         helpers._db_connection = None
     else:
-        os.environ["CACHELEVEL"], helpers.CACHELEVEL.value = "0", 0
+        _keep_no_kernels()
     for file in shared[:1]:
         warnings.warn(
             f"{file}: expected a file that only you can write, found that others can: no kernels "
@@ -218,26 +218,30 @@ def _open(name: str) -> str:
         raise DeviceError(f"clang is missing: run pip install 'tinygmf[clang]', or {other}")
     try:
         _ = Device[canonical].renderer
-    except (sqlite3.Error, OSError) as error:  # opening the CPU device compiles a kernel
+    except sqlite3.Error as error:  # opening the CPU device compiles a kernel
         if not do_without_kernel_cache(error):
             raise
         _ = Device[canonical].renderer
     return canonical
 
 
-def do_without_kernel_cache(error: sqlite3.Error | OSError) -> bool:
-    """Leave tinygrad's own cache of kernels alone if it is what failed; say whether it was.
-
-    It is a database in a folder of tinygrad's: a full disk breaks it, or a folder that is closed.
-    """
+def do_without_kernel_cache(error: sqlite3.Error) -> bool:
+    """Leave tinygrad's database of kernels alone, which a full disk breaks; False if it was."""
+    from tinygrad.engine.worker import terminate_worker_pool
     from tinygrad.helpers import CACHEDB, CACHELEVEL
 
-    named = isinstance(error, OSError) and str(error.filename).startswith(os.path.dirname(CACHEDB))
-    if not CACHELEVEL.value or not (named or isinstance(error, sqlite3.Error)):
+    if not CACHELEVEL.value:
         return False
-    CACHELEVEL.value = 0
+    _keep_no_kernels()
+    terminate_worker_pool()  # new workers read the environment again
     warnings.warn(f"kernels are not kept: {CACHEDB} cannot be used ({error})", stacklevel=2)
     return True
+
+
+def _keep_no_kernels() -> None:
+    from tinygrad.helpers import CACHELEVEL
+
+    os.environ["CACHELEVEL"], CACHELEVEL.value = "0", 0
 
 
 def _working_devices() -> Iterator[str]:

@@ -72,7 +72,7 @@ def compile_program(
     with compile_progress(disable=not progress), Context(BEAM=beam):
         try:
             return _capture(function, *arguments)
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error as error:
             if not do_without_kernel_cache(error):
                 raise
             return _capture(function, *arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad import Tensor, helpers
+from tinygrad import Tensor
 from tinygrad.helpers import CACHELEVEL
 
 from tinygmf import program_cache
@@ -147,28 +147,31 @@ def test_an_entry_of_another_user_is_never_unpickled(tmp_path):
     assert not mark.exists() and path.stat().st_uid == 0
 
 
-def compile_kernels(home: Path) -> str:
-    """Two kernels, which tinygrad's workers compile, in a process of its own with a cache folder of
-    its own; what it warns of."""
-    lines = (
-        "import tinygmf, tinygrad",
-        "if __name__ == '__main__':",
-        "    x = tinygrad.Tensor.empty(7).contiguous()",
-        "    tinygrad.Tensor.realize((x + 1).contiguous().sum(), (x * 2).contiguous())",
-    )
+KERNELS = """
+import tinygmf
+from tinygrad import Tensor
+
+if __name__ == "__main__":
+    x = Tensor.empty(7).contiguous()
+    Tensor.realize((x + 1).contiguous().sum(), (x * 2).contiguous())
+"""  # more than one, so that tinygrad's workers compile them
+
+
+def run_script(home: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with a cache folder of its own in `home`."""
     script = home / "script.py"
-    script.write_text("\n".join(lines))
+    script.write_text(text)
     places = {"XDG_CACHE_HOME": str(home), "LOCALAPPDATA": str(home), "DEV": DEVICE}
     places["PYTHONPATH"] = str(Path(program_cache.__file__).parents[1])
     command, environment = [sys.executable, str(script)], os.environ | places
-    return subprocess.run(command, env=environment, capture_output=True, text=True).stderr
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
 @pytest.mark.parametrize("others_can_write", ["nothing", "kernels.db", "kernels.db-wal"])
 def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_write):
     """tinygrad's own cache is a database: what is private is read, or this would prove nothing."""
-    compile_kernels(tmp_path)
+    run_script(tmp_path, KERNELS)
     database, mark = tmp_path / "tinygmf" / "kernels.db", tmp_path / "mark"
     kernels = sqlite3.connect(database)
     for (table,) in kernels.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
@@ -179,13 +182,13 @@ def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_
         path = database.with_name(others_can_write)
         path.touch()
         path.chmod(0o666)
-    warned = compile_kernels(tmp_path)
+    warned = run_script(tmp_path, KERNELS).stderr
     assert mark.exists() == (others_can_write == "nothing")
     assert ("a file that only you can write" in warned) == (others_can_write != "nothing")
 
 
 def test_no_process_keeps_kernels_in_tinygrads_own_folder(tmp_path):
-    compile_kernels(tmp_path)
+    run_script(tmp_path, KERNELS)
     assert (tmp_path / "tinygmf" / "kernels.db").stat().st_size > 0
     assert not (tmp_path / "tinygrad").exists()
 
@@ -244,27 +247,30 @@ def test_a_cache_that_cannot_be_written_is_not_fatal(empty_cache):
         assert compile_double()(*tensors(3)).tolist() == [10] * 7
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        sqlite3.OperationalError("database or disk is full"),
-        PermissionError(13, "Permission denied", os.path.dirname(helpers.CACHEDB)),
-    ],
-)
-def test_a_cache_of_tinygrads_own_that_cannot_be_used_is_not_fatal(monkeypatch, error):
-    number = len(str(error))  # a kernel of its own: the process remembers those it has compiled
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from tinygmf import program_cache
+from tinygmf.devices import open_device
+from tinygmf.tensors import tensor_from_numpy
 
-    def function(x, weights):
-        return (x * weights[0] + number).contiguous()
+def two_kernels(x):  # so that tinygrad's workers compile them
+    return (x + 1).contiguous().sum() * x
 
-    def fail():
-        raise error
+if __name__ == "__main__":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # less than a database needs
+    x = tensor_from_numpy(np.ones(7, np.float32), open_device("CPU"))
+    program = program_cache.load_or_compile({}, two_kernels, x, device="CPU")
+    sys.exit(program(x).tolist() != [14] * 7)
+"""
 
-    monkeypatch.setattr(CACHELEVEL, "value", 2)
-    monkeypatch.setattr(helpers, "db_connection", fail)
-    with pytest.warns(UserWarning, match="kernels are not kept"):
-        assert compile_double(function)(*tensors(3)).tolist() == [9 + number] * 7
-    assert CACHELEVEL.value == 0
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of resources are POSIX's")
+def test_a_full_disk_costs_the_caches_and_nothing_else(tmp_path):
+    done = run_script(tmp_path, FULL_DISK)
+    assert done.returncode == 0
+    assert "kernels are not kept" in done.stderr and "program was not kept" in done.stderr
 
 
 def test_an_error_that_is_not_the_caches_is_raised(monkeypatch):
