@@ -8,7 +8,7 @@ demo: .venv/demo.installed  ## classify twelve handwritten digits with the netwo
 	$(BIN)/tinygmf demo
 
 test: .venv/test.installed  ## prove that both implementations are the published network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/test.installed
 	$(BIN)/ruff check .
