@@ -396,12 +396,12 @@ class Row:
     def __str__(self) -> str:
         compiled = f"{self.compiled} compiled" if self.compiled else "written"
         return (
-            f"{self.network!s:24} {self.backend:12} {self.kernels:7} {self.buffers:8} "
+            f"{self.network!s:26} {self.backend:12} {self.kernels:7} {self.buffers:8} "
             f"{self.threads:8} {self.shared:7}   {compiled}"
         )
 
 
-HEADER = f"{'network':24} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
+HEADER = f"{'network':26} {'backend':12} {'kernels':>7} {'buffers':>8} {'threads':>8} {'shared':>7}"
 EVERYTHING = (
     *(
         Network("nano", size, dtype)
@@ -409,9 +409,8 @@ EVERYTHING = (
         for dtype in (dtypes.float32, dtypes.half)
     ),
     *(Network("miny", 224, dtype) for dtype in (dtypes.float32, dtypes.half)),
-    Network("nano", 32, training=True),
-    Network("nano", 32, dtypes.half, training=True),
-    Network("miny", 224, training=True),
+    *(Network("nano", 32, dtype, training=True) for dtype in (dtypes.float32, dtypes.half)),
+    *(Network("miny", 224, dtype, training=True) for dtype in (dtypes.float32, dtypes.half)),
 )
 
 
