@@ -221,7 +221,7 @@ def _model_lines() -> str:
         code = frame.f_code
         if code.co_filename.startswith(PACKAGE) and code.co_name != "__call__":
             lines.append(f"{Path(code.co_filename).name}:{frame.f_lineno}")
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return " < ".join(lines) or "an unknown line"
 
 
@@ -238,7 +238,7 @@ def renderer_of(backend: Backend) -> Renderer:
     with _packages({"NVRTC_PATH": ("nvidia", nvrtc), "CUDA_PATH": ("nvidia", "cuda_runtime")}):
         from tinygrad.runtime.support import compiler_amd, compiler_cuda
     metal = ModuleType("tinygrad.runtime.ops_metal")  # the real one can be imported on a Mac alone
-    metal.MetalCompiler = Compiler  # type: ignore[attr-defined]
+    metal.MetalCompiler = Compiler
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(sys.modules, {metal.__name__: metal}))
         for module, name in ((compiler_amd, "HIPCompiler"), (compiler_cuda, "NVRTCCompiler")):

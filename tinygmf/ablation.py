@@ -27,7 +27,7 @@ from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.data import Dataset
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import RECIPES, Recipe
-from tinygmf.training.state import Layout, TrainingState, network_arrays
+from tinygmf.training.state import TrainingState, network_arrays
 from tinygmf.training.step import update_schedule
 
 if TYPE_CHECKING:
@@ -82,9 +82,8 @@ class Bench:
         self, config: GroupMixFormerConfig, data: Dataset, recipe: Recipe, device: str
     ) -> None:
         self.config, self.data, self.recipe, self.device = config, data, recipe, device
-        self.layout = Layout.of(config)
         self.state = TrainingState(
-            self.layout,
+            config,
             self._fresh(seed=0),
             device,
             recipe.weight_decay,
@@ -102,7 +101,7 @@ class Bench:
 
     def _compile_forward(self) -> Any:
         model, recipe = GroupMixFormer(self.config, seed=None), self.recipe
-        layout = Layout(model)
+        layout = self.state.layout
 
         def forward(weights: Tensor, statistics: Tensor, counters: Tensor, x: Tensor) -> Tensor:
             layout.bind(model, weights, statistics, counters)

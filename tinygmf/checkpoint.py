@@ -217,8 +217,8 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str
             write(arrays, file)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror or error}: what was there is as it was; "
-            "make room, or name another place"
+            f"{path}: cannot be written: {error.strerror or error}: nothing was changed; make "
+            "room, or name another place"
         ) from None
     except KeyError as error:
         raise CheckpointError(f"{path}: the format has no type {error}; convert to one") from None

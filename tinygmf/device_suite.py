@@ -32,7 +32,7 @@ from tinygmf.predictor import Predictor
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training.augment import targets
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import Layout, TrainingState, network_arrays
+from tinygmf.training.state import TrainingState, network_arrays
 from tinygmf.training.step import update_schedule
 from tinygmf.verify import TOLERANCES, find_reference, run_reference
 
@@ -175,7 +175,7 @@ class Suite:
 
     @cached_property
     def _state(self) -> TrainingState:
-        return TrainingState(Layout.of(self.model.config), self._arrays, self.device)
+        return TrainingState(self.model.config, self._arrays, self.device)
 
     @cached_property
     def _programs(self) -> Programs:

@@ -2,7 +2,7 @@
 
 tinygrad calls a place to compute a device: METAL, AMD, NV, CUDA, CL, CPU or WEBGPU. Its CPU device
 runs clang for every kernel and finds it through the variable CC (one word, `clang` when unset).
-Nothing here touches a device on import, and tinygrad itself is imported only when one is asked for.
+Importing this file touches no device and does not import tinygrad; its functions do.
 """
 
 import contextlib
@@ -87,26 +87,30 @@ def keep_kernels_private() -> None:
 
     from tinygmf.files import is_private
 
-    shared: list[Path] = []
     try:
         path = cache_directory() / "kernels.db"
         path.touch(mode=0o600)
         files = path.parent.glob(path.name + "*")  # SQLite keeps a log beside it
         shared = [file for file in files if not is_private(file.lstat())]
-        usable = not shared
-    except (OSError, DeviceError):
-        usable = False  # `program_cache` says so when it has something to keep
-    if usable:
-        os.environ["CACHEDB"] = helpers.CACHEDB = str(path)
-        helpers._db_connection = None
-    else:
+    except (OSError, DeviceError):  # `program_cache` says so when it has something to keep
         _keep_no_kernels()
-    for file in shared[:1]:
+        return
+    if shared:
+        _keep_no_kernels()
         warnings.warn(
-            f"{file}: expected a file that only you can write, found that others can: no kernels "
-            "are read from it or kept; remove it",
+            f"{shared[0]}: expected a file that only you can write, found that others can: no "
+            "kernels are read from it or kept; remove it",
             stacklevel=2,
         )
+        return
+    os.environ["CACHEDB"] = helpers.CACHEDB = str(path)
+    helpers._db_connection = None
+
+
+def _keep_no_kernels() -> None:
+    from tinygrad.helpers import CACHELEVEL
+
+    os.environ["CACHELEVEL"], CACHELEVEL.value = "0", 0
 
 
 # The compiler of the CPU device
@@ -236,12 +240,6 @@ def do_without_kernel_cache(error: sqlite3.Error) -> bool:
     terminate_worker_pool()  # new workers read the environment again
     warnings.warn(f"kernels are not kept: {CACHEDB} cannot be used ({error})", stacklevel=2)
     return True
-
-
-def _keep_no_kernels() -> None:
-    from tinygrad.helpers import CACHELEVEL
-
-    os.environ["CACHELEVEL"], CACHELEVEL.value = "0", 0
 
 
 def _working_devices() -> Iterator[str]:

@@ -45,13 +45,13 @@ def training_step(options: argparse.Namespace) -> Callable[[], None]:
     from tinygmf.devices import open_device
     from tinygmf.model import GroupMixFormer
     from tinygmf.training.programs import Programs
-    from tinygmf.training.state import Layout, TrainingState, network_arrays
+    from tinygmf.training.state import TrainingState, network_arrays
     from tinygmf.training.step import update_schedule
 
     config = small_or(options.variant, options.classes)
-    layout, device = Layout.of(config), open_device(options.device)
+    device = open_device(options.device)
     arrays = network_arrays(GroupMixFormer(config, seed=0))
-    state = TrainingState(layout, arrays, device, weight_decay=0.05)
+    state = TrainingState(config, arrays, device, weight_decay=0.05)
     programs = Programs(
         config, state, options.batch, options.size, device, progress=False, dtype=options.dtype
     )

@@ -100,7 +100,7 @@ def _signal_at_first_write(pipe: int) -> None:
         return whole(*arguments, **options)
 
     for module in (program_cache, checkpoint, log):
-        module.replacing = replacing  # type: ignore[attr-defined]
+        module.replacing = replacing
 
 
 class CacheWriting:
@@ -272,7 +272,7 @@ def in_child(work: Callable[[], object]) -> tuple[int, str]:
             code = 1
             try:
                 os.dup2(said.fileno(), 2)
-                code = int(work() or 0)  # type: ignore[call-overload]
+                code = int(work() or 0)
             except BaseException as error:
                 traceback.print_exception(error)
             finally:

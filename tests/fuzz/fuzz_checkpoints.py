@@ -354,7 +354,7 @@ def fuzz(
     keep = keep or Path(tempfile.mkdtemp(prefix="tinygmf-fuzz-"))
     signal.signal(signal.SIGALRM, _hang)
     r = random.Random(seed)
-    for data in target.make.files:  # type: ignore[attr-defined]
+    for data in target.make.files:
         target.prepare(data)
         target.read(data)  # what is imported on first use is imported now
     with open(keep / f"{name}.last", "w+b") as file:  # what a crash leaves behind

@@ -25,7 +25,7 @@ with atheris.instrument_imports(
 def main(name: str, *options: str) -> None:
     target, result, watch = targets()[name], Result(), Watch()
     corpus = Path(tempfile.mkdtemp(prefix="tinygmf-fuzz-"))
-    for i, data in enumerate(target.make.files):  # type: ignore[attr-defined]
+    for i, data in enumerate(target.make.files):
         (corpus / str(i)).write_bytes(data)
         target.prepare(data)
         target.read(data)  # what is imported on first use is imported now

@@ -12,7 +12,7 @@ from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training import nests
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import Layout, TrainingState, network_arrays
+from tinygmf.training.state import TrainingState, network_arrays
 from tinygmf.training.step import draw_factors
 
 RNG = np.random.default_rng(0)
@@ -100,9 +100,9 @@ def test_a_slope_is_that_of_its_function(function):
 
 def test_the_loss_changes_as_the_gradient_says_at_an_odd_size_with_branches_dropped():
     config = replace(VARIANTS["groupmixformer_nano"], num_classes=3, drop_path_rate=0.5)
-    layout, batch, size = Layout.of(config), 2, 40  # maps of 10, 5, 3 and 2 tokens a side
+    batch, size = 2, 40  # maps of 10, 5, 3 and 2 tokens a side
     arrays = network_arrays(GroupMixFormer(config, seed=0))
-    state = TrainingState(layout, arrays, "CPU")
+    state = TrainingState(config, arrays, "CPU")
     programs = Programs(config, state, batch, size, "CPU", progress=False)
     factors = draw_factors(config, batch, np.random.default_rng(1))
     assert 0 < (factors == 0).sum() < factors.size / 2

@@ -54,17 +54,23 @@ def test_a_program_is_compiled_once_and_then_loaded():
     assert compile_double(must_not_run)(*tensors(3)).tolist() == [10] * 7
 
 
-def test_a_new_process_loads_it_and_gives_it_other_weights():
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with the cache folder of this test."""
+    script = folder / "script.py"
+    script.write_text(text)
+    here = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    command, environment = [sys.executable, str(script)], {"PYTHONPATH": here, "DEV": DEVICE}
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_a_new_process_loads_it_and_gives_it_other_weights(tmp_path):
     compile_double()
     code = (
         "from test_program_cache import *; "
         "print(compile_double(must_not_run)(*tensors(5)).tolist())"
     )
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    environment = os.environ | {"PYTHONPATH": here, "DEV": DEVICE}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([26.0] * 7)
 
 
@@ -154,16 +160,6 @@ if __name__ == "__main__":
     x = Tensor.empty(7).contiguous()
     Tensor.realize((x + 1).contiguous().sum(), (x * 2).contiguous())
 """  # more than one, so that tinygrad's workers compile them
-
-
-def run_script(home: Path, text: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, with a cache folder of its own in `home`."""
-    script = home / "script.py"
-    script.write_text(text)
-    places = {"XDG_CACHE_HOME": str(home), "LOCALAPPDATA": str(home), "DEV": DEVICE}
-    places["PYTHONPATH"] = str(Path(program_cache.__file__).parents[1])
-    command, environment = [sys.executable, str(script)], os.environ | places
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")

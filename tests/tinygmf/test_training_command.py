@@ -17,7 +17,7 @@ from tinygmf.training import RECIPES, command
 from tinygmf.training.head import HeadPrograms
 from tinygmf.training.recipe import recipe_options
 from tinygmf.training.shapes import SHAPES, shape_picture
-from tinygmf.training.state import Layout, TrainingState
+from tinygmf.training.state import TrainingState
 
 NANO = str(DATA / "nano.pth")
 # The network, batch and size of the parity tests: all tests share one compiled program.
@@ -84,8 +84,8 @@ def test_fine_tuning_moves_the_whole_network_the_first_stage_least(tmp_path, cap
 
 def test_the_gradient_of_the_head_is_that_of_the_softmax_of_the_networks_features():
     model = load_model(NANO, "CPU")
-    arrays, layout = read_tensors(NANO), Layout.of(model.config)
-    state = TrainingState(layout, arrays, "CPU", weight_decay=0.05, head_only=True)
+    arrays = read_tensors(NANO)
+    state = TrainingState(model.config, arrays, "CPU", weight_decay=0.05, head_only=True)
     programs = HeadPrograms(model.config, state, 4, 64, "CPU", progress=False)
     rng = np.random.default_rng(0)
     pictures = rng.standard_normal((4, 3, 64, 64), np.float32)
@@ -96,7 +96,7 @@ def test_the_gradient_of_the_head_is_that_of_the_softmax_of_the_networks_feature
     exponentials = np.exp(expected - expected.max(1, keepdims=True))
     softmax = exponentials / exponentials.sum(1, keepdims=True)
     np.testing.assert_allclose(loss, -(targets * np.log(softmax)).sum(1).mean(), rtol=1e-4)
-    found = layout.weights.split(state["gradient"].numpy())
+    found = state.layout.weights.split(state["gradient"].numpy())
     model.reset_classifier(0)
     features = Predictor(model, 64, batch_size=4, device="CPU", progress=False).run(pictures)
     by_hand = {

@@ -22,7 +22,7 @@ LAYOUT = Layout.of(CONFIG)
 
 def measure(device: Devices = "CPU", dtype: str = "float32") -> dict[str, np.ndarray]:
     """Our own loss, norm, gradients (grad/…) and state after the step (after/…)."""
-    state = TrainingState(LAYOUT, read_tensors(DATA / "nano.pth"), device, weight_decay=0.05)
+    state = TrainingState(CONFIG, read_tensors(DATA / "nano.pth"), device, weight_decay=0.05)
     programs = Programs(CONFIG, state, 4, 64, device, progress=False, dtype=dtype)
     rows = targets(GRADIENTS["labels"], 10, smoothing=0.1)
     pictures = parity_input(int(GRADIENTS["seed"]), (4, 3, 64, 64))
@@ -124,7 +124,7 @@ def check_precision(found: dict[str, np.ndarray], bound: float) -> None:
 
 
 def test_a_gradient_that_is_no_number_changes_nothing():
-    state = TrainingState(LAYOUT, read_tensors(DATA / "nano.pth"), "CPU", weight_decay=0.05)
+    state = TrainingState(CONFIG, read_tensors(DATA / "nano.pth"), "CPU", weight_decay=0.05)
     programs = Programs(CONFIG, state, 4, 64, "CPU", progress=False)
     before = state.read()
     state.write(before | {"gradient": np.full_like(before["gradient"], np.inf)})

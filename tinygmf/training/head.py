@@ -38,7 +38,7 @@ class HeadPrograms:
     ) -> None:
         if not isinstance(device, str):
             raise ValueError(f"--head-only: expected one device, found {', '.join(device)}")
-        self.config, self.state, self.layout = config, state, state.layout
+        self.config, self.state = config, state
         self.batch, self.size, self.device, self.progress = batch, size, device, progress
         self.dtype = dtype
         self._rest: Predictor | None = None
@@ -89,7 +89,7 @@ class HeadPrograms:
     def _compute(
         self, weights: Tensor, gradient: Tensor, share: Tensor, features: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        parts = self.layout.weights.split(weights)
+        parts = self.state.layout.weights.split(weights)
         logits = features.linear(parts["head.weight"].T, parts["head.bias"])
         loss = cross_entropy(logits, targets)
         new = loss.gradient(weights)[0]

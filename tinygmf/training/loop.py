@@ -19,7 +19,7 @@ from tinygmf.training.data import BRANCHES, Dataset
 from tinygmf.training.head import HEAD, HeadPrograms
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.state import Devices, Layout, TrainingState, network_arrays
+from tinygmf.training.state import Devices, TrainingState, network_arrays
 from tinygmf.training.step import draw_factors, update_schedule
 
 LARGEST_SCALE, GROWTH = 2.0**14, 500  # the loss scale of float16; steps until it is tried again
@@ -62,9 +62,8 @@ class Trainer:
         data.check(recipe.batch_size * recipe.accumulate)
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
         self.model, self.config = model, training_config(model.config, recipe)
-        self.layout = Layout.of(self.config)
         self.state = TrainingState(
-            self.layout,
+            self.config,
             network_arrays(model),
             device,
             recipe.weight_decay,

@@ -16,7 +16,7 @@ from functools import partial
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import KernelInfo, UOp
 
-from tinygmf.kernels import ZERO, Nest, erfc_series, exp, hardswish, load
+from tinygmf.kernels import ZERO, Nest, erfc_series, exp, hardswish, identity, load
 
 ROWS, COLUMNS = 8, 40  # the largest tile of outputs: tokens and channels
 
@@ -526,7 +526,7 @@ def layernorm(
     def mean(of: Callable[[UOp], UOp]) -> UOp:
         return nest.mean(around, channels, lanes, lambda k: of(load(x, r, k)))
 
-    centre = mean(lambda value: value)
+    centre = mean(identity)
     inverse = (mean(lambda value: (value - centre) * (value - centre)) + eps).sqrt().reciprocal()
     (j,) = nest.loops(channels)
     value = (load(x, r, j) - centre) * inverse * load(affine, 0, j) + load(affine, 1, j)

@@ -159,17 +159,17 @@ class TrainingState:
 
     def __init__(
         self,
-        layout: Layout,
+        config: GroupMixFormerConfig,
         arrays: Mapping[str, np.ndarray],
         device: Devices,
         weight_decay: float = 0.0,
         layer_decay: float = 1.0,
         head_only: bool = False,
     ) -> None:
-        self.layout, self.device = layout, device
+        self.layout, self.device = Layout.of(config), device
         values = self._values(arrays)
-        values["decay"] = decays(layout.weights, weight_decay)
-        values["rates"] = rate_factors(layout.weights, layer_decay, head_only)
+        values["decay"] = decays(self.layout.weights, weight_decay)
+        values["rates"] = rate_factors(self.layout.weights, layer_decay, head_only)
         self.tensors = {name: place(a, device) for name, a in values.items()}
 
     def _values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
