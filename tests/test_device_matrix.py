@@ -4,12 +4,12 @@ import importlib.util
 
 import pytest
 
-from tinygmf import devices
-from tinygmf.device_suite import NotRun, Suite, print_suites, ratio, run_suite
+from tinygmf.checks.device_suite import NotRun, Suite, print_suites, ratio, run_suite
+from tinygmf.engine import clang, devices, probe
 
 
 def run(device: str, training: bool) -> None:
-    report = devices._try_device(device)
+    report = probe.try_device(device)
     if not report.available:
         pytest.skip(f"{device} needs {report.needs}: {report.detail}")
     outcomes = list(run_suite(device, training))
@@ -33,7 +33,7 @@ def test_training_works_on(device):
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package")
 def test_the_network_works_on_the_cpu_with_the_clang_in_zig(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing compiled is there
-    monkeypatch.setenv("CC", str(devices._zig_wrapper()))
+    monkeypatch.setenv("CC", str(clang.zig_wrapper()))
     assert print_suites(["CPU"])
 
 

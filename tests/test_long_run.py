@@ -13,9 +13,10 @@ from tinygrad.nn.state import get_state_dict
 
 from tinygmf import GroupMixFormer
 from tinygmf.config import VARIANTS
+from tinygmf.engine.predictor import Predictor
 from tinygmf.model import create_model
-from tinygmf.predictor import Predictor
-from tinygmf.training import Recipe, Trainer
+from tinygmf.training.recipe import Recipe
+from tinygmf.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +39,7 @@ def test_training_leaves_memory_and_open_files_as_they_were():
 def test_two_runs_of_one_seed_end_with_the_same_weights_bit_by_bit(tmp_path):
     """One of them in another process, which compiles everything anew."""
     code = "import sys, test_long_run; sys.stdout.write(test_long_run.trained())"
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, sys.path)])
+    path = os.pathsep.join([str(ROOT / "tests" / "tools"), str(ROOT), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -75,7 +76,7 @@ import sys, numpy as np
 from test_long_run import logits
 sys.stdout.write(logits().tobytes().hex())
 """
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, sys.path)])
+    path = os.pathsep.join([str(ROOT / "tests" / "tools"), str(ROOT), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]  # compiled anew: its cache is empty
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

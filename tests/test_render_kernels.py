@@ -18,7 +18,7 @@ from render_kernels import (
 )
 from tinygrad import Tensor, dtypes
 
-from tinygmf.lowering import kernels
+from tinygmf.study.lowering import kernels
 
 TIGHTEST = ("WebGPU",)  # 8 buffers, 256 threads, 16 KB
 

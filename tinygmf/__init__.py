@@ -5,16 +5,17 @@
 >>> predict(["cat.jpg"])  # logits (1, 1000)
 """
 
-from tinygmf.devices import keep_kernels_private, prepare_compiler
+from tinygmf.engine.clang import prepare_compiler
+from tinygmf.engine.user_cache import keep_kernels_private
 
 prepare_compiler()  # before tinygrad reads which clang there is
 keep_kernels_private()
 
-from tinygmf.checkpoint import load_model, load_state_dict, save_model  # noqa: E402
 from tinygmf.config import GroupMixFormerConfig  # noqa: E402
+from tinygmf.engine.predictor import Predictor  # noqa: E402
 from tinygmf.gma import GroupMixAttention  # noqa: E402
 from tinygmf.model import GroupMixFormer, create_model, list_models  # noqa: E402
-from tinygmf.predictor import Predictor  # noqa: E402
+from tinygmf.weights.checkpoint import load_model, load_state_dict, save_model  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [

@@ -6,10 +6,17 @@ buffer: 0.2 ms each.
 """
 
 import numpy as np
-from tinygrad import Device, Tensor
+from tinygrad import Device, Tensor, dtypes
 from tinygrad.device import Buffer
 from tinygrad.dtype import to_dtype
 from tinygrad.uop.ops import UOp
+
+DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
+
+
+def on_cpu(device: str | tuple[str, ...]) -> bool:
+    """Whether this is one of tinygrad's CPU devices, which run loop nests."""
+    return isinstance(device, str) and device.split(":")[0] == "CPU"
 
 
 def tensor_from_numpy(array: np.ndarray, device: str | None = None) -> Tensor:

@@ -7,13 +7,13 @@ from dataclasses import asdict, replace
 import numpy as np
 from tinygrad import Tensor
 
-from tinygmf.checkpoint import load_state_dict
 from tinygmf.config import GroupMixFormerConfig
+from tinygmf.engine.predictor import Predictor
 from tinygmf.model import GroupMixFormer
-from tinygmf.predictor import Predictor
+from tinygmf.training.gradient import cross_entropy
 from tinygmf.training.programs import Input, Update, bind
 from tinygmf.training.state import Devices, TrainingState
-from tinygmf.training.step import cross_entropy
+from tinygmf.weights.checkpoint import load_state_dict
 
 HEAD = "head."  # what its weights' names begin with
 

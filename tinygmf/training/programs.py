@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 from tinygrad import Context
 
-from tinygmf.config import AttentionConfig, GroupMixFormerConfig
-from tinygmf.launcher import Launcher
-from tinygmf.predictor import DTYPES
-from tinygmf.program_cache import load_or_compile
-from tinygmf.tensors import write_tensor
-from tinygmf.training.loop_step import LoopGradient
+from tinygmf.config import GroupMixFormerConfig
+from tinygmf.engine.launcher import Launcher
+from tinygmf.engine.program_cache import load_or_compile
+from tinygmf.tensors import DTYPES, on_cpu, write_tensor
+from tinygmf.training.gradient import GradientProgram
+from tinygmf.training.gradient_loops import LoopGradient
 from tinygmf.training.state import Devices, TrainingState, place
-from tinygmf.training.step import GradientProgram, update
+from tinygmf.training.update import update
 
 
 class Programs:
     """What a run computes with, bound to the tensors of its state: `gradient` and `update`.
 
-    On the CPU device the published network runs in loop nests (`loop_step`); any other device and
-    every ablation gets tinygrad's own kernels (`step`). Of several devices each takes its share of
-    every batch; BatchNorm's statistics and the gradients are those of the whole batch.
+    On the CPU device the published network runs in loop nests (`gradient_loops`); any other device
+    and every ablation gets tinygrad's own kernels (`gradient`). Of several devices each takes its
+    share of every batch; BatchNorm's statistics and the gradients are those of the whole batch.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Programs:
                 f"--batch-size: expected a multiple of {len(device)}, the number of devices, "
                 f"found {batch}"
             )
-        self.state, self.loops = state, has_loops(config, device)
+        self.state, self.loops = state, runs_in_loops(config, device)
         key = {"network": asdict(config), "input": (batch, 3, size, size), "dtype": dtype}
         self.inputs = [
             Input((2,), device),
@@ -91,10 +91,9 @@ class Programs:
         return float(self._gradient()[0].numpy())
 
 
-def has_loops(config: GroupMixFormerConfig, device: Devices) -> bool:
+def runs_in_loops(config: GroupMixFormerConfig, device: Devices) -> bool:
     """Whether the loop nests are there for this network, and the better form on this device."""
-    one = isinstance(device, str) and device.split(":")[0] == "CPU"
-    return one and config.attention == AttentionConfig()
+    return on_cpu(device) and config.is_published_form
 
 
 class Input:
@@ -113,7 +112,7 @@ class Input:
 
 
 class Update:
-    """AdamW's step, `step.update`, on the tensors of a state."""
+    """AdamW's step, `update.update`, on the tensors of a state."""
 
     def __init__(self, key: Mapping[str, Any], state: TrainingState, progress: bool) -> None:
         names = "weights", "gradient", "first", "second", "average", "decay", "rates"

@@ -6,19 +6,17 @@ The published recipe is the authors' own for ImageNet-1K (arXiv 2311.15157, sect
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-DTYPES = "float32", "float16", "bfloat16"
+from tinygmf.data.augment import BatchRecipe, option
+from tinygmf.tensors import DTYPES
+
 REFERENCE_BATCH = 512  # pictures: the learning rates are those of this batch size
 
 
-def option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(BatchRecipe):
     """Everything that shapes a run, apart from the network and the pictures.
 
     The defaults are the published recipe, but for two things. Its configuration names RandAugment
@@ -30,11 +28,8 @@ class Recipe:
     """
 
     epochs: int = option(300, "times that every picture is seen")
-    batch_size: int = option(128, "pictures in one step")
     accumulate: int = option(1, "batches whose gradients are added up before the weights change")
-    size: int = option(224, "side of the pictures, in pixels")
     dtype: str = option("float32", "of maps and products: float32, float16 or bfloat16")
-    seed: int = option(0, "of the new weights, the order and the augmentation")
 
     learning_rate: float = option(5e-4, "peak, for a batch of 512; scaled with the batch")
     warmup_rate: float = option(5e-7, "at the first step, scaled alike")
@@ -45,46 +40,21 @@ class Recipe:
     layer_decay: float = option(1.0, "factor of the learning rate from each stage to the one below")
     head_only: bool = option(False, "train the head alone: nothing else of the network changes")
 
-    label_smoothing: float = option(0.1, "share of each target spread over all classes")
-    mixup: float = option(0.8, "alpha of mixup; 0 for none")
-    cutmix: float = option(1.0, "alpha of cutmix; 0 for none")
-    mix_probability: float = option(1.0, "how often a batch is mixed")
-    mix_switch: float = option(0.5, "how often cutmix is chosen where both are on")
     drop_path: float | None = option(None, "stochastic depth; by default the network's own")
-
-    crop: float = option(0.08, "smallest share of the area in a random crop; 1 for the whole")
-    flip: float = option(0.5, "how often a picture is mirrored")
-    colour: float = option(0.4, "largest change of brightness, contrast and saturation")
-    erase: float = option(0.25, "how often a rectangle is replaced by noise")
-    rotate: float = option(0.0, "largest turn, in degrees")
-    stretch: float = option(0.0, "largest change of width and of height, as a share")
-    shift: float = option(0.0, "largest move, as a share of the side")
-
     ema: float = option(0.0, "decay of the moving average of the weights, which is then the result")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "size"):
+        super().__post_init__()
+        for name in ("epochs", "accumulate"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("label_smoothing", "ema", "drop_path"):
+        for name in ("ema", "drop_path"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "0 <= value < 1")
-        for name in ("mix_probability", "mix_switch", "flip", "erase", "colour", "shift"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        for name in ("layer_decay", "crop"):
-            self._require(name, 0 < getattr(self, name) <= 1, "above 0, at most 1")
+        self._require("layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1")
         for name in ("learning_rate", "clip"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("mixup", "cutmix", "weight_decay", "rotate", "stretch"):
+        for name in ("weight_decay", "warmup_epochs", "warmup_rate", "final_rate"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("warmup_epochs", "warmup_rate", "final_rate"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
-        self._require("size", self.size >= 32, "at least 32 pixels")
         self._require("dtype", self.dtype in DTYPES, ", ".join(DTYPES))
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            option_name = "--" + name.replace("_", "-")
-            raise ValueError(f"{option_name}: expected {expected}, found {getattr(self, name)!r}")
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0: a linear warm-up, then half a cosine.

@@ -1,0 +1,264 @@
+"""`tinygmf train` as a user calls it: fine-tuning from a folder of pictures, and every mistake."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity import DATA
+from PIL import Image
+
+from tinygmf.commands import train as command
+from tinygmf.commands.main import build_parser, main
+from tinygmf.data.shapes import SHAPES, shape_picture
+from tinygmf.engine.predictor import Predictor
+from tinygmf.model import create_model
+from tinygmf.training.head import HeadPrograms
+from tinygmf.training.recipe import RECIPES, recipe_options
+from tinygmf.training.state import TrainingState
+from tinygmf.weights.checkpoint import load_model, read_tensors, write_tensors
+
+NANO = str(DATA / "nano.pth")
+# The network, batch and size of the parity tests: all tests share one compiled program.
+SHARED = ["--weights", NANO, "--batch-size", "4", "--size", "64", "--device", "CPU"]
+
+
+def write_shapes(folder: Path, kinds: range, train: int, val: int) -> Path:
+    """`train/SHAPE/*.png` and `val/SHAPE/*.png`."""
+    for part, count in (("train", train), ("val", val)):
+        for kind in kinds:
+            place = folder / part / SHAPES[kind]
+            place.mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng([kind, i, len(part)])
+                shape_picture(kind, 72, rng).save(place / f"{i}.png")
+    return folder
+
+
+def fine_tune(capsys, data: Path, out: Path, *options: str) -> tuple[list[str], list[dict]]:
+    """What the command prints, and the rows of its log."""
+    assert main(["train", str(data), *SHARED, "--out", str(out), *options]) == 0
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return capsys.readouterr().out.splitlines(), rows
+
+
+def evaluated(capsys, folder: Path, weights: Path) -> str:
+    options = ["--size", "64", "--batch-size", "4", "--device", "CPU"]
+    assert main(["evaluate", str(folder), "--weights", str(weights), *options]) == 0
+    return capsys.readouterr().out.split(",")[0]
+
+
+def test_fine_tuning_a_new_head_alone_leaves_the_rest_bit_for_bit(tmp_path, capsys):
+    data, out = write_shapes(tmp_path / "shapes", range(3), train=8, val=4), tmp_path / "run"
+    options = ["--num-classes", "3", "--head-only", "--epochs", "4", "--learning-rate", "0.5"]
+    lines, rows = fine_tune(capsys, data, out, *options)
+    assert [line.split(":")[0] for line in lines[:4]] == [f"epoch   {i}" for i in (1, 2, 3, 4)]
+    before, after = read_tensors(NANO), read_tensors(out / command.WEIGHTS)
+    assert after["head.weight"].shape == (3, before["head.weight"].shape[1])
+    for name in before:
+        if not name.startswith("head."):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    start = load_model(NANO)
+    start.reset_classifier(3, seed=0)
+    assert np.abs(after["head.weight"] - start.head.weight.numpy()).max() > 1e-3
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert lines[-1] == (
+        f"{out / command.WEIGHTS}: top-1 {rows[-1]['top1']:.2%} of 12 held-out pictures"
+    )
+    assert evaluated(capsys, data / "val", out / command.WEIGHTS) == f"top-1 {rows[-1]['top1']:.2%}"
+
+
+def test_fine_tuning_moves_the_whole_network_the_first_stage_least(tmp_path, capsys):
+    data, out = write_shapes(tmp_path / "shapes", range(10), train=2, val=1), tmp_path / "run"
+    options = ["--layer-decay", "0.3", "--epochs", "1", "--warmup-epochs", "0", "--ema", "0"]
+    lines, rows = fine_tune(capsys, data, out, *options)
+    assert lines[-1].endswith(f"top-1 {rows[-1]['top1']:.2%} of 10 held-out pictures")
+    before, after = read_tensors(NANO), read_tensors(out / command.WEIGHTS)
+    moved = {name: np.abs(after[name] - before[name]).max() for name in before}
+    first, last = moved["conv_stem.proj1.weight"], moved["head.weight"]
+    assert 0 < first < 0.3**4 * last
+    assert moved["norm4.running_var"] > 0
+    assert evaluated(capsys, data / "val", out / command.WEIGHTS) == f"top-1 {rows[-1]['top1']:.2%}"
+
+
+def test_the_gradient_of_the_head_is_that_of_the_softmax_of_the_networks_features():
+    model = load_model(NANO, "CPU")
+    arrays = read_tensors(NANO)
+    state = TrainingState(model.config, arrays, "CPU", weight_decay=0.05, head_only=True)
+    programs = HeadPrograms(model.config, state, 4, 64, "CPU", progress=False)
+    rng = np.random.default_rng(0)
+    pictures = rng.standard_normal((4, 3, 64, 64), np.float32)
+    targets = rng.dirichlet(np.ones(10), 4).astype(np.float32)
+    loss = programs.gradient(0.5, pictures, targets, np.ones((10, 4), np.float32))
+    predict = Predictor(model, 64, batch_size=4, device="CPU", progress=False)
+    expected = predict.run(pictures)
+    exponentials = np.exp(expected - expected.max(1, keepdims=True))
+    softmax = exponentials / exponentials.sum(1, keepdims=True)
+    np.testing.assert_allclose(loss, -(targets * np.log(softmax)).sum(1).mean(), rtol=1e-4)
+    found = state.layout.weights.split(state["gradient"].numpy())
+    model.reset_classifier(0)
+    features = Predictor(model, 64, batch_size=4, device="CPU", progress=False).run(pictures)
+    by_hand = {
+        "head.weight": 0.5 * (softmax - targets).T @ features / 4,
+        "head.bias": 0.5 * (softmax - targets).mean(0),
+    }
+    for name, array in found.items():
+        if name in by_hand:
+            np.testing.assert_allclose(array, by_hand[name], atol=1e-5)
+        else:
+            assert not array.any(), name
+    unmoved = state.network()
+    assert all((unmoved[name] == arrays[name]).all() for name in arrays)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    for name in ("cat", "dog"):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (40, 40), (50 * i, 0, 0)).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def failure(capsys, *arguments: object) -> str:
+    """The one line that a user's mistake ends with."""
+    assert main(["train", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert line.startswith("tinygmf: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "no.pth"], "no.pth: cannot be read: No such file"),
+        (["--weights", __file__], "expected a .pth or .safetensors file"),
+        (["--resume", "--out", "{out}/new"], "expected a run in {out}/new, found none"),
+        (["--resume", "--out", "{out}/a.pth"], "expected the folder of a run in --out"),
+        (["--num-classes", "3"], "--num-classes: expected 2, the classes of {data}, found 3"),
+        (["--out", "{data}/cat/0.png/run"], "0.png/run: cannot be written: Not a directory"),
+        (["--out", "{data}/cat/0.png"], "0.png: cannot be written: File exists"),
+        (["--out", "{data}/cat/0.png/run.pth"], "cannot be written: File exists"),
+        (["--out", "{out}/folder.pth"], "expected a file's name, found a folder"),
+        (["--device", "ABACUS"], "ABACUS does not open: there is no such device"),
+        (["--batch-size", "9"], "one batch of 9 pictures to train on, found 8: give a smaller"),
+        (["--accumulate", "9"], "one batch of 18 pictures"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
+        (["--size", "31"], "--size: expected at least 32 pixels, found 31"),
+        (["--learning-rate", "nan"], "--learning-rate: expected above 0, found nan"),
+        (["--head-only"], "--head-only: expected a trained network in --weights, found none"),
+        (["--recipe", "head"], "--head-only: expected a trained network in --weights"),
+        (["--seed", "-1"], "--seed: expected 0 to"),
+        (["--warmup-rate", "-1"], "--warmup-rate: expected 0 or more"),
+    ],
+)
+def test_a_mistake_is_one_line_that_comes_before_anything_is_compiled(
+    pictures, tmp_path, capsys, monkeypatch, options, message
+):
+    monkeypatch.setattr("tinygmf.training.trainer.Programs", None)
+    (tmp_path / "folder.pth").mkdir()
+    names = {"data": pictures, "out": tmp_path}
+    usual = ["--batch-size", "2", "--size", "32", "--out", "{out}/run"]
+    arguments = [text.format(**names) for text in (*usual, *options)]
+    assert message.format(**names) in failure(capsys, pictures, *arguments)
+
+
+def test_data_that_is_none_is_one_line(tmp_path, capsys):
+    line = failure(capsys, tmp_path / "missing")
+    assert "expected digits, shapes, cifar10, fashion-mnist or a folder of pictures" in line
+    (tmp_path / "empty").mkdir()
+    assert "one folder for each class, found none" in failure(capsys, tmp_path / "empty")
+
+
+def test_broken_pictures_alone_are_one_line(pictures, capsys):
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    line = failure(capsys, pictures, "--batch-size", "2")
+    assert "found none of 8 that can be read; the last one:" in line
+
+
+def test_a_data_set_that_cannot_be_fetched_is_one_line(capsys, monkeypatch):
+    def offline(**_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("tinygrad.nn.datasets.mnist", offline)
+    monkeypatch.setattr("tinygrad.nn.datasets.cifar", offline)
+    for name in ("fashion-mnist", "cifar10"):
+        assert f"{name}: expected to fetch it, found no network" in failure(capsys, name)
+
+
+def write_run(folder: Path, **about: object) -> None:
+    """The file of a run, of which only what is said about it matters."""
+    folder.mkdir(exist_ok=True)
+    recipe = asdict(replace(RECIPES["quick"], batch_size=2))
+    usual = {"recipe": recipe, "classes": ["cat", "dog"], "pictures": 8}
+    text = json.dumps({**usual, "step": 1, "steps": 4, **about}).encode()
+    arrays = {"about": np.frombuffer(text, np.uint8), "weights": np.zeros(3, np.float32)}
+    write_tensors(arrays, folder / command.RUN)
+
+
+@pytest.mark.parametrize(
+    ("about", "options", "message"),
+    [
+        ({}, [], "found one that stopped after step 1 of 4: add --resume"),
+        ({"classes": ["cat", "cow"]}, ["--resume"], "run to resume, cat, cow, found cat, dog"),
+        ({"pictures": 9}, ["--resume"], "the pictures of the run to resume, 9, found 8"),
+        ({}, ["--resume", "--seed", "7"], "the options of the run to resume: --seed 0"),
+        ({}, ["--resume", "--drop-path", "0.5"], "of the run to resume: no --drop-path"),
+    ],
+)
+def test_another_run_in_the_folder_is_one_line(pictures, tmp_path, capsys, about, options, message):
+    write_run(tmp_path / "run", **about)
+    usual = ["--batch-size", "2", "--out", tmp_path / "run"]
+    assert message in failure(capsys, pictures, *usual, *options)
+
+
+def test_no_room_for_the_log_is_one_line_that_says_how_to_go_on(tmp_path):
+    message = "expected room for the log, found No space left on device: the run is saved"
+    with pytest.raises(ValueError, match=message), command.room_for_the_log(tmp_path):
+        raise OSError(28, "No space left on device")
+
+
+def test_every_field_of_the_recipe_is_an_option():
+    parser = build_parser()
+    for name, kind, *_ in recipe_options():
+        value = {"int": 64, "bool": True, "str": "float16"}.get(kind, 0.5)
+        text = [] if kind == "bool" else [str(value)]
+        option = f"--{name.replace('_', '-')}"
+        args = parser.parse_args(["train", "digits", "--weights", NANO, option, *text])
+        assert getattr(command.chosen_recipe(args), name) == value
+
+
+def test_the_recipe_follows_the_data_and_the_options():
+    def chosen(*arguments: str):
+        return command.chosen_recipe(build_parser().parse_args(["train", *arguments]))
+
+    assert chosen("digits") == RECIPES["digits"]
+    assert chosen("shapes") == RECIPES["shapes"]
+    assert chosen("cifar10") == RECIPES["quick"]
+    assert chosen("x", "--weights", NANO) == RECIPES["finetune"]
+    assert chosen("x", "--weights", NANO, "--head-only") == RECIPES["head"]
+    assert chosen("x", "--recipe", "published", "--mixup", "0") == replace(
+        RECIPES["published"], mixup=0
+    )
+
+
+def test_a_trained_network_keeps_its_head_where_the_classes_agree():
+    args = build_parser().parse_args(["train", "x", "--weights", NANO])
+    before = read_tensors(NANO)["head.weight"]
+    same, other = command.chosen_model(args, 10, seed=0), command.chosen_model(args, 3, seed=0)
+    np.testing.assert_array_equal(same.head.weight.numpy(), before)
+    assert other.head.weight.shape == (3, before.shape[1])
+    fresh = create_model("groupmixformer_nano", 3, seed=0)
+    assert other.head.weight.numpy().std() == pytest.approx(fresh.head.weight.numpy().std(), rel=1)
+
+
+def test_help_names_the_data_sets(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "cifar10 or fashion-mnist, which tinygrad fetches" in text

@@ -1,0 +1,41 @@
+"""From a line of the model to its kernels: counted and written without the device they are for."""
+
+import pytest
+from tinygrad import Tensor
+
+from tinygmf.gma import linear_attention
+from tinygmf.study.lowering import LANGUAGES, count_operations, kernels, measure, source
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The core of the attention for 8 heads, 16 tokens, 4 channels."""
+    attended = linear_attention(*(Tensor.empty(1, 8, 16, 4) for _ in range(3)))
+    assert count_operations(attended) > 20
+    return kernels(attended)
+
+
+def test_attention_is_four_kernels(parts):
+    assert len(parts) == 4
+
+
+@pytest.mark.parametrize(
+    ("device", "word"),
+    [("CPU", "restrict"), ("METAL", "kernel void"), ("CUDA", "__global__"), ("CL", "__kernel")],
+)
+def test_every_language_can_be_written_here(parts, device, word):
+    assert device in LANGUAGES
+    text = source(parts[3], device)
+    assert word in text and text.count("{") == text.count("}")
+
+
+def test_a_language_that_is_not_there_is_a_one_line_error(parts):
+    with pytest.raises(ValueError, match="expected one of CPU, METAL, CUDA, CL, found 'ABACUS'"):
+        source(parts[0], "ABACUS")
+
+
+def test_a_chain_of_elementwise_steps_is_one_kernel_with_its_cost():
+    a, b = Tensor.ones(1024).clone().realize(), Tensor.ones(1024).clone().realize()
+    [row] = measure(a * b + a, repeats=2)
+    assert (row.flops, row.bytes) == (2 * 1024, 3 * 1024 * 4)
+    assert row.seconds > 0 and row.intensity == row.flops / row.bytes

@@ -1,0 +1,64 @@
+"""Proof that this is the published network: its outputs are the measured ones."""
+
+import numpy as np
+import pytest
+from parity import DATA, deterministic_state_dict, load_npz, manifest, parity_input
+from tinygrad import Tensor
+
+from tinygmf import GroupMixFormer, load_model
+from tinygmf.config import VARIANTS
+from tinygmf.weights.checkpoint import load_state_dict
+
+INPUTS = {
+    "nano_activations_1x3x64x64": (1, 3, 64, 64),
+    "nano_activations_2x3x32x64": (2, 3, 32, 64),
+}
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(abs(found - expected).max() / abs(expected).max())
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_module_of_the_nano_network_gives_the_measured_output(name):
+    measured = load_npz(name)
+    x = parity_input(int(measured.pop("seed")), INPUTS[name])
+    trace = load_model(DATA / "nano.pth").trace(Tensor(x))
+    assert trace.keys() == measured.keys()
+    Tensor.realize(*trace.values())
+    for key, expected in measured.items():
+        assert trace[key].shape == expected.shape, key
+        assert relative_difference(trace[key].numpy(), expected) < 2e-5, key
+
+
+def test_the_network_inside_a_training_checkpoint_is_the_one_after_its_step():
+    model = load_model(DATA / "nano_training_checkpoint.pth")
+    after = load_npz("nano_train_after_one_step")
+    key = "groupmixformer_backbone.1.gma_stage.1.att.qkv.weight"
+    qkv = model.groupmixformer_backbone[1].gma_stage[1].att.qkv.weight.numpy()
+    assert (qkv == after[key]).all()
+    assert model.norm4.num_batches_tracked.item() == 101
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "miny",
+        "tiny",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("small", "base", "large")),
+    ],
+)
+def test_the_published_variants_give_the_measured_logits_and_maps(name):
+    measured = load_npz(f"{name}_224")
+    model = GroupMixFormer(VARIANTS[f"groupmixformer_{name}"], seed=None)
+    load_state_dict(model, deterministic_state_dict(manifest()[name]["state_dict"]))
+    x = Tensor(parity_input(int(measured["seed"]), (1, 3, 224, 224)))
+    maps = model.forward_features(x)
+    logits = model.forward_head(maps[-1])
+    Tensor.realize(logits, *maps)
+    assert relative_difference(logits.numpy(), measured["logits"]) < 1e-4
+    for i, found in enumerate(maps, start=1):
+        assert found.shape == tuple(measured[f"stage{i}_shape"])
+        samples = found.numpy().ravel()[measured[f"stage{i}_index"]]
+        assert relative_difference(samples, measured[f"stage{i}_value"]) < 1e-4
+        assert found.numpy().mean() == pytest.approx(float(measured[f"stage{i}_mean"]), abs=1e-4)

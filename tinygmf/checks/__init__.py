@@ -1,0 +1,1 @@
+"""What proves an installation."""

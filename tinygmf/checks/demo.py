@@ -1,0 +1,76 @@
+"""Twelve handwritten digits and the small network that comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tinygmf.checks.verify import TOLERANCES, find_reference, run_reference
+from tinygmf.engine.devices import device_description, open_device
+from tinygmf.engine.predictor import Predictor, probabilities
+from tinygmf.files import replacing
+from tinygmf.image import load_image, normalize, resize_and_crop
+from tinygmf.model import GroupMixFormer
+from tinygmf.weights.checkpoint import load_model
+
+ASSETS = Path(__file__).parents[1] / "assets"
+DIGITS_WEIGHTS = ASSETS / "digits.safetensors"  # groupmixformer_nano, 10 classes
+SIZE = 32  # pixels
+TILE, CAPTION, COLUMNS = 128, 40, 4  # of the saved picture; pixels, pixels, pictures a row
+
+
+def run_demo(out: str, device: str | None) -> int:
+    """Classifies the pictures, prints a table, saves a picture of it; returns the exit code."""
+    device = open_device(device)
+    print(f"device: {device_description(device)}")
+    paths = sorted((ASSETS / "digits").glob("*.png"))
+    crops = [resize_and_crop(load_image(path), SIZE) for path in paths]
+    truths = [int(path.name[0]) for path in paths]  # a file is CLASS_NUMBER.png
+    model = load_model(DIGITS_WEIGHTS)
+    predict = Predictor(model, SIZE, batch_size=len(paths), device=device)
+    logits = predict([normalize(crop) for crop in crops])
+    rows = probabilities(logits)
+
+    print(f"\n{'picture':14} {'answer':>6} {'probability':>12}   next best")
+    for path, truth, row in zip(paths, truths, rows, strict=True):
+        best, second = (int(i) for i in (-row).argsort()[:2])
+        mark = "" if best == truth else f"   (it is a {truth})"
+        print(f"{path.name:14} {best:6} {row[best]:12.2%}   {second} {row[second]:.2%}{mark}")
+    right = sum(int(row.argmax()) == truth for row, truth in zip(rows, truths, strict=True))
+    print(f"{right} of {len(paths)} right")
+    with replacing(out) as file:
+        draw_predictions(crops, rows, truths).save(file, "PNG")
+    print(f"picture: {out}")
+    return _check_one(model, crops[0], logits[0])
+
+
+def _check_one(model: GroupMixFormer, crop: Image.Image, logits: np.ndarray) -> int:
+    """Compares the first picture's logits with the pure-Python reference, if it is at hand."""
+    folder = find_reference()
+    if folder is None:
+        print("check: the pure-Python reference is not at hand (it is in the project's repository)")
+        return 0
+    expected = run_reference(folder, model, crop)[-1]
+    difference = float(abs(expected - logits).max() / abs(expected).max())
+    tolerance = TOLERANCES["float32"]
+    same = difference <= tolerance
+    verdict = "the same network" if same else f"NOT the same, more than {tolerance:g}"
+    print(f"check: logits differ from the pure-Python reference by {difference:.1e}: {verdict}")
+    return 0 if same else 1
+
+
+def draw_predictions(crops: list[Image.Image], rows: np.ndarray, truths: list[int]) -> Image.Image:
+    """The pictures enlarged, in rows of four, the answer and its probability under each."""
+    lines = -(-len(crops) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * TILE, lines * (TILE + CAPTION)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
+    for i, (crop, row, truth) in enumerate(zip(crops, rows, truths, strict=True)):
+        x, y = i % COLUMNS * TILE, i // COLUMNS * (TILE + CAPTION)
+        sheet.paste(crop.resize((TILE - 8, TILE - 8), Image.Resampling.NEAREST), (x + 4, y + 4))
+        best = int(row.argmax())
+        colour = "black" if best == truth else "#b03000"
+        middle = (x + TILE // 2, y + TILE + CAPTION // 2 - 4)
+        draw.text(middle, f"{best}   {row[best]:.1%}", fill=colour, font=font, anchor="mm")
+    return sheet

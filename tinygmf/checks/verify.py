@@ -1,0 +1,104 @@
+"""The compiled network against the pure-Python reference, stage by stage, on one picture.
+
+The two halves of the project never import each other. The reference runs as its own program, on the
+same weights and the same picture, and prints its four maps and logits as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.engine.devices import open_device
+from tinygmf.engine.folded import FoldedGroupMixFormer
+from tinygmf.engine.program_cache import load_or_compile
+from tinygmf.image import normalize
+from tinygmf.model import MIN_SIZE, GroupMixFormer
+from tinygmf.tensors import DTYPES, tensor_from_numpy
+from tinygmf.weights.checkpoint import load_model, save_model
+
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of an output's largest value
+
+
+def find_reference() -> Path | None:
+    """The folder to run `python -m reference` in: a clone of the project; None without one."""
+    for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (folder / "reference" / "gma.py").is_file() and (folder / "tinygmf").is_dir():
+            return folder
+    return None
+
+
+def run_reference(folder: Path, model: GroupMixFormer, picture: Image.Image) -> list[np.ndarray]:
+    """Four maps (D_i, h, w) and the logits, in float64, of an RGB picture at its own size."""
+    with tempfile.TemporaryDirectory() as scratch:
+        weights, image = Path(scratch, "weights.safetensors"), Path(scratch, "image.ppm")
+        save_model(model, weights)
+        picture.save(image)
+        command = [sys.executable, "-m", "reference", str(weights), str(image), "--json"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"the reference in {folder} failed: {done.stderr.strip()}")
+    answer = json.loads(done.stdout)
+    return [np.array(values) for values in (*answer["features"], answer["logits"])]
+
+
+def run_engine(
+    model: GroupMixFormer, picture: Image.Image, device: str, dtype: str
+) -> list[np.ndarray]:
+    """The same outputs from the compiled network that classifies a user's pictures."""
+    network = FoldedGroupMixFormer(model, DTYPES[dtype], device)
+    x = tensor_from_numpy(normalize(picture)[None], device)
+    key = {"network": asdict(model.config), "input": x.shape, "dtype": dtype, "outputs": "all"}
+    arguments = x, network.weights
+    program = load_or_compile(key, network.outputs, *arguments, device=device)
+    return [output.numpy()[0] for output in program(*arguments)]
+
+
+def sample_picture(size: int) -> Image.Image:
+    """Smooth coloured noise, always the same."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def verify_network(
+    weights: str | os.PathLike[str], size: int, device: str | None, dtype: str = "float32"
+) -> bool:
+    """Prints the largest difference of every stage; True if all are within rounding.
+
+    Raises ValueError where there is no reference at hand.
+    """
+    folder = find_reference()
+    if folder is None:
+        raise ValueError(
+            "no pure-Python reference at hand: run this in a clone of the project, "
+            "which has the folder reference/"
+        )
+    if size < MIN_SIZE:
+        raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")
+    device = open_device(device)
+    model, picture = load_model(weights), sample_picture(size)
+    expected = run_reference(folder, model, picture)
+    found = run_engine(model, picture, device, dtype)
+    names = [f"stage {i}" for i in range(1, len(expected))] + ["logits"]
+    print(f"{'':8} {'shape':>14} {'largest value':>14} {'largest difference':>19} {'ratio':>9}")
+    good = True
+    for name, want, got in zip(names, expected, found, strict=True):
+        largest, difference = abs(want).max(), abs(want - got).max()
+        good &= bool(difference <= TOLERANCES[dtype] * largest)
+        shape = "x".join(map(str, want.shape))
+        ratio = difference / largest
+        print(f"{name:8} {shape:>14} {largest:14.5f} {difference:19.2e} {ratio:9.1e}")
+    print(
+        "the same network"
+        if good
+        else f"NOT the same network: more than {TOLERANCES[dtype]:g} apart"
+    )
+    return good

@@ -1,0 +1,59 @@
+"""Train networks with parts of the attention taken away, and compare them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from tinygmf.config import VARIANTS
+from tinygmf.study.ablation import (
+    ABLATIONS,
+    HEADING,
+    ablate,
+    draw_outcomes,
+    format_outcome,
+    save_outcomes,
+)
+from tinygmf.training.recipe import RECIPES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tinygmf ablate`."""
+    listed = ", ".join(ABLATIONS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {listed}")
+    parser.add_argument("--model", choices=list(VARIANTS), default="groupmixformer_nano")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
+    parser.add_argument("--epochs", type=int, default=10, help="times that every picture is seen")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them: .png or .svg")
+    parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train ablations of Group-Mix Attention on the digits and compare them."""
+    from tinygmf.data.digits import digits
+    from tinygmf.engine.devices import device_description, open_device, set_default_device
+    from tinygmf.study.figures import require_matplotlib
+
+    if args.seeds < 1:
+        raise ValueError(f"--seeds: expected at least 1, found {args.seeds}")
+    if args.chart:
+        require_matplotlib()
+        if args.chart.suffix not in (".png", ".svg"):
+            raise ValueError(f"{args.chart}: expected a name that ends in .png or .svg")
+    recipe = replace(RECIPES["digits"], epochs=args.epochs)
+    device = open_device(args.device)
+    set_default_device(device)
+    names, config = args.names or list(ABLATIONS), VARIANTS[args.model]
+    print(f"{args.model}, {recipe.epochs} epochs, {args.seeds} seeds; {device_description(device)}")
+    print(HEADING)
+    outcomes = []
+    for outcome in ablate(names, config, digits(), recipe, range(args.seeds), device):
+        print(format_outcome(outcome), flush=True)
+        outcomes.append(outcome)
+        if args.json:
+            save_outcomes(outcomes, args.json)
+    if args.chart:
+        draw_outcomes(outcomes).savefig(args.chart)
+    return 0

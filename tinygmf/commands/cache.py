@@ -1,0 +1,28 @@
+"""Show or clear the compiled programs that are kept."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clear", action="store_true", help="remove them")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinygmf.engine import program_cache
+
+    if args.clear:
+        print(f"removed {program_cache.clear()} files from {program_cache.programs_directory()}")
+        return 0
+    entries = program_cache.list_entries()
+    for path, key in entries:
+        network, rows = key.get("network", {}), "x".join(map(str, key.get("input", ())))
+        dims = ",".join(map(str, network.get("embedding_dims", ())))
+        print(
+            f"{path.name[:8]}  {path.stat().st_size / 1e6:6.1f} MB  {key['device']:6} "
+            f"{key.get('dtype', ''):8}  {rows:14} widths {dims}"
+        )
+    total = sum(path.stat().st_size for path, _ in entries) / 1e6
+    print(f"{len(entries)} programs, {total:.1f} MB, in {program_cache.programs_directory()}")
+    return 0

@@ -1,0 +1,26 @@
+"""Rewrite weights in the other format, or take the network out of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+from tinygmf.config import GroupMixFormerConfig, variant_name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="IN", help=".pth or .safetensors")
+    parser.add_argument("output", metavar="OUT", help=".pth or .safetensors")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinygmf.weights.checkpoint import load_model, save_model
+
+    model = load_model(args.input)
+    save_model(model, args.output)
+    print(f"{args.output}: {_describe(model.config)}")
+    return 0
+
+
+def _describe(config: GroupMixFormerConfig) -> str:
+    name = variant_name(config) or f"GroupMixFormer {config.embedding_dims} {config.serial_depths}"
+    return f"{name}, {config.num_classes} classes"

@@ -1,0 +1,18 @@
+"""Classify twelve handwritten digits with the network that comes with tinygmf."""
+
+from __future__ import annotations
+
+import argparse
+
+from tinygmf.commands.options import add_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="tinygmf_demo.png", help="where the picture is saved")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinygmf.checks.demo import run_demo
+
+    return run_demo(args.out, args.device)

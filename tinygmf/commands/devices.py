@@ -1,0 +1,25 @@
+"""List what tinygrad can compute on here, and prove it with one kernel each."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="DEVICE", help="those to test; all without it")
+    parser.add_argument("--test", action="store_true", help="run a whole network on each device")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.test:
+        from tinygmf.checks.device_suite import print_suites
+
+        return 0 if print_suites(args.names) else 1
+    from tinygmf.engine.probe import list_devices
+
+    for report in list_devices():
+        state = f"works ({report.proof:.0f} ms)" if report.proof is not None else "no"
+        print(f"{report.name:7} {state:16} {report.detail}")
+        if not report.available:
+            print(f"{'':24} needs {report.needs}")
+    return 0

@@ -1,0 +1,315 @@
+"""`tinygmf train`: its options, and a run from the first picture to the files it leaves."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tinygmf.config import VARIANTS
+from tinygmf.files import one_line, replacing
+from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
+
+CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
+WEIGHTS, RUN, CLASSES = "model.safetensors", "run.safetensors", "classes.txt"  # in a run's folder
+SAVE_EVERY = 600  # seconds, in epochs that are longer
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every option of `tinygmf train`; the fields of the recipe are options too."""
+    parser.usage = "%(prog)s DATA [option …]"  # a list of all forty would hide what is wrong
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="digits, shapes; cifar10 or fashion-mnist, which tinygrad fetches; or a folder: one "
+        "folder of pictures for each class, the same below train and val, or the files of CIFAR-10 "
+        "(binary version) or Fashion-MNIST",
+    )
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="where the options start from")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--model", choices=list(VARIANTS), help="a network with fresh weights")
+    start.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a trained network to go on from; its head is kept if it has as many classes",
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="check that the data has N")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="the run's folder; a name in .safetensors or .pth: the trained network alone",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--device",
+        help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 share every batch",
+    )
+    group = parser.add_argument_group("recipe", "values in brackets are the published ones")
+    for name, kind, default, text in recipe_options():
+        flag, shown = "--" + name.replace("_", "-"), f"{text} [{default}]"
+        if kind == "bool":
+            group.add_argument(flag, action="store_true", default=None, help=shown)
+        else:
+            group.add_argument(flag, type=CONVERTERS[kind], metavar="X", help=shown)
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the options name, with what they change."""
+    tuning = "head" if args.head_only else "finetune"
+    own = args.data in ("digits", "shapes")  # recipes of their own
+    usual = args.data if own else tuning if args.weights else "quick"
+    changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    recipe = replace(RECIPES[args.recipe or usual], **changes)
+    if recipe.head_only and not args.weights:
+        raise ValueError(
+            "--head-only: expected a trained network in --weights, found none: name it"
+        )
+    return recipe
+
+
+def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
+    """The data set that DATA names."""
+    from tinygmf.data.archives import fetch_cifar10, fetch_fashion_mnist
+    from tinygmf.data.dataset import DataError
+    from tinygmf.data.digits import digits
+    from tinygmf.data.folders import open_folder
+    from tinygmf.data.shapes import shapes
+
+    named: dict[str, Callable[[], Any]] = {
+        "digits": digits,
+        "shapes": lambda: shapes(recipe.size),
+        "cifar10": fetch_cifar10,
+        "fashion-mnist": fetch_fashion_mnist,
+    }
+    if args.data not in named and not Path(args.data).exists():
+        raise DataError(
+            f"{args.data}: expected {', '.join(named)} or a folder of pictures, found no such "
+            "folder: check the name"
+        )
+    data = named.get(args.data, lambda: open_folder(Path(args.data), recipe.seed))()
+    if args.num_classes not in (None, len(data.classes)):
+        raise DataError(
+            f"--num-classes: expected {len(data.classes)}, the classes of {args.data}, found "
+            f"{args.num_classes}: leave it out, or check the folders"
+        )
+    return data
+
+
+def chosen_model(args: argparse.Namespace, classes: int, seed: int) -> Any:
+    """The network to begin with; trained weights keep their head if it has as many classes."""
+    from tinygmf.model import create_model
+    from tinygmf.weights.checkpoint import load_model
+
+    if args.weights is None:
+        return create_model(args.model or "groupmixformer_nano", classes, seed)
+    model = load_model(args.weights)
+    if model.config.num_classes != classes:
+        model.reset_classifier(classes, seed)
+    return model
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, print a line for each epoch and leave the network, the run and its log in --out."""
+    from tinygmf.engine.devices import open_device, set_default_device
+    from tinygmf.training.trainer import Trainer
+    from tinygmf.weights.checkpoint import WRITERS, save_model
+
+    recipe = chosen_recipe(args)
+    out = args.out or Path("runs") / Path(args.data).resolve().name
+    folder = None if out.suffix in WRITERS else out
+    names = (args.device or "").split(",")
+    opened = tuple(open_device(name or None) for name in names)
+    set_default_device(opened[0])
+    device = opened if len(opened) > 1 else opened[0]
+    data = chosen_data(args, recipe)
+    data.check(recipe.batch_size * recipe.accumulate)
+    model = chosen_model(args, len(data.classes), recipe.seed)
+    check_out(out, folder, args.resume)
+    if folder and args.resume:
+        same_run(folder, recipe, data)
+    trainer = Trainer(model, data, recipe, device)
+    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
+    rows = resume(trainer, folder) if folder and args.resume else []
+    with stopping(trainer):
+        finished = train(trainer, folder, rows)
+    for line in data.broken.values():
+        print(f"passed over: {line}", file=sys.stderr)
+    if not finished:
+        how = "add --resume to the same command" if folder else "give --out a folder to keep runs"
+        print(f"stopped after step {trainer.step} of {trainer.steps}; to go on, {how}")
+        return INTERRUPTED
+    path = folder / WEIGHTS if folder else out
+    save_model(trainer.finish(), path)
+    if folder:
+        with replacing(folder / CLASSES) as file:  # `tinygmf classify` looks for it there
+            file.write("".join(f"{one_line(name)}\n" for name in data.classes).encode())
+    print(f"{path}: top-1 {rows[-1]['top1']:.2%} of {len(data.val)} held-out pictures")
+    return 0
+
+
+def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
+    """Raises ValueError for an --out that cannot take the result, before time goes into it.
+
+    `folder` is the run's, or None where --out names the file of the trained network alone.
+    """
+    if resuming and folder is None:
+        raise ValueError(f"--resume: expected the folder of a run in --out, found {out}: name it")
+    if resuming and not (out / RUN).exists():
+        raise ValueError(
+            f"--resume: expected a run in {out}, found none: leave --resume out to start one"
+        )
+    if folder is None and out.is_dir():
+        raise ValueError(f"--out {out}: expected a file's name, found a folder: choose another")
+    place = folder or out.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: cannot be written: {error.strerror}: choose another place"
+        ) from None
+    if folder and not resuming:
+        check_nothing_lost(folder)
+
+
+def check_nothing_lost(folder: Path) -> None:
+    """Raises ValueError where a new run would replace an unfinished one."""
+    from tinygmf.training.run_file import read_about
+    from tinygmf.weights.checkpoint import CheckpointError
+
+    if (folder / RUN).exists():
+        with contextlib.suppress(CheckpointError):  # what cannot be read cannot be gone on with
+            about = read_about(folder / RUN)
+            if about["step"] < about.get("steps", 0):
+                raise ValueError(
+                    f"{folder}: expected no unfinished run, found one that stopped after step "
+                    f"{about['step']} of {about['steps']}: add --resume to go on with it, give "
+                    f"another --out, or remove {folder / RUN}"
+                )
+
+
+def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool:
+    """Run the remaining epochs, saving after each, and in long ones between; False if the user
+    stopped it. Raises ValueError, with the last checkpoint intact, where the disk is full."""
+    from tinygmf.training import log
+
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
+            left.unlink()
+    while trainer.step < trainer.steps:
+        report = trainer.run_epoch()
+        if report is not None:
+            rows.append(asdict(report))
+            print(
+                f"epoch {report.epoch:3}: loss {report.loss:.3f}, top-1 {report.top1:.2%}, top-5 "
+                f"{report.top5:.2%}, {report.pictures_per_second:.0f} pictures/s",
+                flush=True,
+            )
+        if folder is not None:
+            save(trainer, folder, rows)
+        if trainer.stop and trainer.step < trainer.steps:
+            return False
+    if folder is not None:
+        with room_for_the_log(folder):
+            log.write_curves(folder / "curves.png", rows)
+    return True
+
+
+def save(trainer: Any, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the run, then its log. Raises CheckpointError or ValueError if the disk refuses."""
+    from tinygmf.training import log
+    from tinygmf.training.run_file import save_run
+
+    about = {
+        "recipe": asdict(trainer.recipe),
+        "classes": trainer.data.classes,
+        "pictures": len(trainer.data.train),
+        "steps": trainer.steps,
+        "scale": trainer.scale,
+        "losses": trainer.losses,
+        "seconds": trainer.seconds,
+        "rows": rows,
+    }
+    save_run(folder / RUN, trainer.state, trainer.step, about)
+    if rows:
+        with room_for_the_log(folder):
+            log.write_tables(folder, rows)
+            log.write_tensorboard(folder, rows)
+
+
+@contextlib.contextmanager
+def room_for_the_log(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: expected room for the log, found {error.strerror}: the run is saved; make "
+            "room and add --resume to the same command"
+        ) from None
+
+
+def resume(trainer: Any, folder: Path) -> list[dict[str, Any]]:
+    """Put the trainer where the run in this folder stopped; returns the rows of its log."""
+    from tinygmf.training.run_file import load_run
+
+    same_run(folder, trainer.recipe, trainer.data)
+    about = load_run(folder / RUN, trainer.state)
+    trainer.step, trainer.scale = about["step"], about["scale"]
+    trainer.losses, trainer.seconds = about["losses"], about["seconds"]
+    return about["rows"]
+
+
+def same_run(folder: Path, recipe: Recipe, data: Any) -> None:
+    """Raises ValueError if the run in this folder has another recipe, or other data."""
+    from tinygmf.training.run_file import read_about
+
+    about = read_about(folder / RUN)
+    then, now = about["recipe"], asdict(recipe)
+    if changed := [name for name in now if now[name] != then.get(name)]:
+        options = ", ".join(as_option(name, then.get(name)) for name in changed)
+        raise ValueError(f"{folder}: expected the options of the run to resume: {options}")
+    for what, found in (("classes", data.classes), ("pictures", len(data.train))):
+        if about[what] != found:
+            raise ValueError(
+                f"{folder}: expected the {what} of the run to resume, {shown(about[what])}, found "
+                f"{shown(found)}: resume it with the data that it was started with"
+            )
+
+
+def as_option(name: str, value: Any) -> str:
+    """How a field of the recipe is given on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
+
+
+def shown(value: Any) -> str:
+    return ", ".join(value[:10]) if isinstance(value, list) else str(value)
+
+
+@contextlib.contextmanager
+def stopping(trainer: Any) -> Iterator[None]:
+    """The first Ctrl-C ends training after the present step; the second ends it at once."""
+
+    def stop(*_: object) -> None:
+        trainer.stop = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,33 @@
+"""Search once for faster kernels of a network, and keep them."""
+
+from __future__ import annotations
+
+import argparse
+
+from tinygmf.commands.options import add_device, add_dtype, add_size, add_weights, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_weights(parser)
+    add_size(parser)
+    parser.add_argument("--batch-size", type=positive, default=1, help="pictures in one run")
+    add_dtype(parser)
+    parser.add_argument("--beam", type=positive, default=2, help="candidates that are followed")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinygmf.engine.predictor import Predictor
+    from tinygmf.weights.checkpoint import load_model
+
+    predict = Predictor(
+        load_model(args.weights),
+        args.size,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        device=args.device,
+    )
+    before, after = predict.tune(args.beam)
+    kept = "kept" if after < before else "nothing faster found, the program stays as it was"
+    print(f"{1000 * before:.1f} ms before, {1000 * after:.1f} ms after: {kept}")
+    return 0

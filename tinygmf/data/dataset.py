@@ -1,0 +1,130 @@
+"""Pictures with their classes: what can be trained on, and batches of it in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.data.augment import BatchRecipe, mix, targets, training_picture
+from tinygmf.engine.predictor import chunks, read_ahead
+from tinygmf.files import one_line
+from tinygmf.image import ImageError, preprocess
+
+# The uses of random numbers, each with a generator of its own
+ORDER, PICTURE, MIX, BRANCHES = range(4)
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message is one line that says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+@dataclass
+class Dataset:
+    """Pictures to train and to validate on.
+
+    `load(source)` gives an RGB picture, or raises ImageError; a source may be a path, an array,
+    or anything else that the function knows.
+    """
+
+    name: str
+    classes: list[str]
+    train: list[Any]
+    train_labels: np.ndarray
+    val: list[Any]
+    val_labels: np.ndarray
+    load: Callable[[Any], Image.Image]
+    broken: dict[str, str] = field(default_factory=dict)  # passed over: source -> why
+
+    def check(self, batch_size: int) -> None:
+        """Raises DataError where there is too little to train on."""
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{self.name}: expected at least two classes, found {self.classes}: "
+                "make one folder for each class"
+            )
+        for labels, part in ((self.train_labels, "train"), (self.val_labels, "validate")):
+            counts = np.bincount(labels, minlength=len(self.classes))
+            if not counts.all():
+                empty = self.classes[int(counts.argmin())]
+                raise DataError(
+                    f"{self.name}: expected pictures of every class to {part} on, found none of "
+                    f"{empty!r}: add some, or remove the class"
+                )
+        if len(self.train) < batch_size:
+            raise DataError(
+                f"{self.name}: expected at least one batch of {batch_size} pictures to train on, "
+                f"found {len(self.train)}: give a smaller --batch-size"
+            )
+        for sources, part in ((self.train, "train"), (self.val, "validate")):
+            self._check_readable(sources, part)
+
+    def _check_readable(self, sources: list[Any], part: str) -> None:
+        """Raises DataError if not one of the pictures can be read."""
+        reason = ""
+        for source in sources:
+            try:
+                self.load(source)
+                return
+            except ImageError as error:
+                reason = str(error)
+        raise DataError(
+            f"{self.name}: expected pictures to {part} on, found none of {len(sources)} that can "
+            f"be read; the last one: {reason}"
+        )
+
+    def read(
+        self, index: int, rng: np.random.Generator, recipe: BatchRecipe
+    ) -> tuple[np.ndarray, int]:
+        """An augmented picture (3, size, size) and its class; for a broken one the next."""
+        for i in range(len(self.train)):
+            place = (index + i) % len(self.train)
+            try:
+                picture = self.load(self.train[place])
+                return training_picture(picture, recipe, rng), int(self.train_labels[place])
+            except ImageError as error:
+                self.broken[str(self.train[place])] = str(error)
+        raise DataError(
+            f"{self.name}: expected pictures to train on, found none that can be read any more: "
+            "see that they are still there"
+        )
+
+    def batches(
+        self, recipe: BatchRecipe, epoch: int, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of an epoch from number `first` on: pictures (B, 3, S, S), targets (B, C).
+
+        They depend on the recipe, its seed and the epoch alone. Threads decode them a little ahead.
+        """
+        size, seed = recipe.batch_size, recipe.seed
+        order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(self.train))
+        wanted = order[first * size : len(order) // size * size]
+
+        def read(index: int) -> tuple[np.ndarray, int]:
+            return self.read(index, np.random.default_rng([seed, PICTURE, epoch, index]), recipe)
+
+        for number, batch in enumerate(chunks(read_ahead(read, map(int, wanted)), size), first):
+            pictures = np.stack([picture for picture, _ in batch])
+            labels = np.array([label for _, label in batch])
+            rows = targets(labels, len(self.classes), recipe.label_smoothing)
+            yield mix(pictures, rows, recipe, np.random.default_rng([seed, MIX, epoch, number]))
+
+    def validation(self, size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of pictures (n, 3, size, size) as `classify` sees them, and their classes."""
+
+        def read(index: int) -> tuple[np.ndarray, int] | None:
+            try:
+                return preprocess(self.load(self.val[index]), size), int(self.val_labels[index])
+            except ImageError as error:
+                self.broken[str(self.val[index])] = str(error)
+                return None
+
+        found = (pair for pair in read_ahead(read, range(len(self.val))) if pair is not None)
+        for batch in chunks(found, batch_size):
+            yield np.stack([picture for picture, _ in batch]), np.array([y for _, y in batch])

@@ -1,0 +1,1 @@
+"""tinygrad's machinery: devices, compiled programs, and the inference engine."""

@@ -1,0 +1,71 @@
+"""Finding the compiler of tinygrad's CPU device.
+
+It runs clang for every kernel and finds it through the variable CC (one word, `clang` when unset).
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tinygmf.engine.user_cache import cache_directory
+from tinygmf.files import replacing
+
+
+def prepare_compiler() -> None:
+    """Let tinygrad's CPU device find a clang before its first kernel; costs about a millisecond.
+
+    The first that exists is used: the clang that CC names, `clang` on PATH, or the clang inside zig
+    (the ziglang package, or `zig` on PATH) by way of a wrapper script. A CC that names another
+    compiler, gcc say, is replaced for this process: tinygrad passes options that only clang knows.
+    """
+    if compiler() is not None:
+        return
+    found = "clang" if shutil.which("clang") else None
+    with contextlib.suppress(OSError):
+        found = found or zig_wrapper()
+    if found is not None:
+        os.environ["CC"] = found
+        if "tinygrad.helpers" in sys.modules:  # tinygrad remembers each variable that it has read
+            sys.modules["tinygrad.helpers"].getenv.cache_clear()
+
+
+def compiler() -> str | None:
+    """Return the clang that tinygrad's CPU device will run, as CC names it; None without one."""
+    name = os.environ.get("CC", "clang")
+    return name if "clang" in Path(name).name and shutil.which(name) else None
+
+
+def zig_wrapper() -> str | None:
+    """Write, once, a script that runs zig's clang, and return its path; None without zig."""
+    package = importlib.util.find_spec("ziglang")
+    folders = (package and package.submodule_search_locations) or ()
+    zig = next(filter(None, (shutil.which("zig", path=f) for f in (*folders, None))), None)
+    if zig is None:
+        return None
+    text, ending = f'#!/bin/sh\nexec {shlex.quote(zig)} clang "$@"\n', ""
+    if sys.platform == "win32":
+        text, ending = f'@"{zig}" clang %*\n', ".cmd"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
+    script = cache_directory() / f"zig-clang-{digest}{ending}"
+    if not script.is_file() or script.read_text() != text:
+        with replacing(script, mode=0o700) as file:
+            file.write(text.encode())
+    return str(script)
+
+
+def compiler_version() -> str:
+    """Return what the CPU device compiles with: "clang 19.1.7" or "zig clang 22.1.8"."""
+    path = compiler() or "clang"
+    zig = "zig " if Path(path).name.startswith("zig-clang") else ""
+    with contextlib.suppress(OSError):
+        text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        if match := re.search(r"clang version (\d[\d.]*)", text):
+            return f"{zig}clang {match[1]}"
+    return f"{zig}clang"

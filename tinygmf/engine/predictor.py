@@ -1,0 +1,224 @@
+"""The inference engine: pictures in, logits out.
+
+The network is folded, compiled once for its picture size, batch size and device, and kept on disk;
+pictures are decoded by threads ahead of the device. A batch of any length runs through programs of
+one fixed size, the last one padded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from tinygrad import Tensor
+
+from tinygmf.engine import program_cache
+from tinygmf.engine.devices import open_device
+from tinygmf.engine.folded import FoldedGroupMixFormer
+from tinygmf.engine.launcher import Launcher
+from tinygmf.image import load_image, preprocess
+from tinygmf.model import MIN_SIZE, GroupMixFormer
+from tinygmf.tensors import DTYPES, on_cpu, tensor_from_numpy, write_tensor
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Predictor:
+    """Runs a network on pictures: `Predictor(model, image_size=224)(["cat.jpg"])` -> logits.
+
+    `image_size` is the side of the square, in pixels, that pictures are resized and cropped to;
+    `batch_size` the number of pictures in one run; `dtype` that of the products ("float32",
+    "float16" or "bfloat16": sums and norms stay float32); `device` a tinygrad device, by default
+    the best that opens. The first call compiles, unless an earlier process did. Raises ValueError
+    for a size or dtype that cannot be, DeviceError for a device that does not open.
+    """
+
+    def __init__(
+        self,
+        model: GroupMixFormer,
+        image_size: int = 224,
+        *,
+        batch_size: int = 1,
+        dtype: str = "float32",
+        device: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        if image_size < MIN_SIZE:
+            raise ValueError(f"image_size: expected at least {MIN_SIZE} pixels, found {image_size}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+        self.image_size, self.batch_size, self.progress = image_size, batch_size, progress
+        self.dtype, self.config = dtype, model.config
+        self.device = open_device(device)
+        self._program: Callable | None = None
+        self._lock = Lock()  # the lanes hold one batch at a time
+        self.use_weights(model)
+
+    def use_weights(self, model: GroupMixFormer) -> None:
+        """Takes the weights of a model of the same configuration; the program stays.
+
+        A later change of the model does not reach the predictor until this is called again.
+        """
+        if replace(model.config, drop_path_rate=0) != replace(self.config, drop_path_rate=0):
+            raise ValueError(f"model: expected {self.config}, found {model.config}")
+        self.network = FoldedGroupMixFormer(model, DTYPES[self.dtype], self.device)
+        if self._program is not None:
+            self._use(self._program)
+
+    def __call__(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
+        """Pictures -> logits (N, num_classes), float32.
+
+        A picture is a file's name, a Pillow image, an array (H, W, 3) uint8, or one (3, size, size)
+        float32 that has been normalised already. Raises ImageError for an unreadable file.
+        """
+        if isinstance(pictures, np.ndarray):
+            pictures = list(pictures if pictures.ndim == 4 else pictures[None])
+        elif isinstance(pictures, str | os.PathLike | Image.Image):
+            pictures = [pictures]
+        arrays = read_ahead(self.read, pictures)
+        batches = [self.run(np.stack(batch)) for batch in chunks(arrays, self.batch_size)]
+        width = self.config.num_classes or self.config.embedding_dims[-1]
+        return np.concatenate([np.empty((0, width), np.float32), *batches])
+
+    def read(self, picture: Picture) -> np.ndarray:
+        """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8:
+                return picture
+            picture = Image.fromarray(picture)
+        image = picture if isinstance(picture, Image.Image) else load_image(Path(picture))
+        return preprocess(image, self.image_size)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
+        shape = (self.batch_size, 3, self.image_size, self.image_size)
+        if batch.shape[1:] != shape[1:] or not 0 < len(batch) <= self.batch_size:
+            raise ValueError(f"pictures: expected 1 up to {shape}, found {batch.shape}")
+        with self._lock:
+            return self._run(batch)
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        if self._program is None:
+            self._use(
+                program_cache.load_or_compile(
+                    self._key(),
+                    self.network.forward,
+                    *self._arguments(),
+                    device=self.device,
+                    progress=self.progress,
+                )
+            )
+        size = self._lane_shape[0]
+        used = self._lanes[: -(-len(batch) // size)]
+        for i, (x, _) in enumerate(used):
+            part = np.zeros(self._lane_shape, np.float32)
+            pictures = batch[i * size : (i + 1) * size]
+            part[: len(pictures)] = pictures
+            write_tensor(x, part)
+        launches = [launch for _, launch in used]
+        if len(used) == 1:
+            results = [launches[0]()]
+        else:
+            results = list(self._threads.map(lambda launch: launch(), launches))
+        return np.concatenate([result.numpy() for result in results])[: len(batch)]
+
+    @property
+    def _lane_shape(self) -> tuple[int, int, int, int]:
+        """The input of one program. tinygrad's CPU device uses one core, so there a batch is
+        spread over as many copies of a smaller program as there are cores."""
+        lanes = _cores() if on_cpu(self.device) else 1
+        return -(-self.batch_size // lanes), 3, self.image_size, self.image_size
+
+    def _arguments(self) -> tuple[Tensor, list[Tensor]]:
+        zeros = np.zeros(self._lane_shape, np.float32)
+        return tensor_from_numpy(zeros, self.device), self.network.weights
+
+    def _use(self, program: Callable) -> None:
+        """Makes the lanes: each has the program's kernels and the weights in common with the
+        others, and its own input and intermediates."""
+        self._program, self._lanes = program, []
+        for _ in range(-(-self.batch_size // self._lane_shape[0])):
+            x, weights = self._arguments()
+            copy = program_cache.with_own_buffers(program)
+            self._lanes.append((x, Launcher(copy, x, weights)))
+        self._threads = ThreadPoolExecutor(len(self._lanes))
+
+    def _key(self) -> dict[str, Any]:
+        """What the program depends on, beside the device and the versions."""
+        network = asdict(self.config)
+        return {"network": network, "input": self._lane_shape, "dtype": self.dtype}
+
+    def tune(self, beam: int = 2) -> tuple[float, float]:
+        """Searches for faster kernels and keeps the program if it is faster than the present one.
+
+        `beam` is how many candidates of each kernel are followed: 2 takes minutes, 4 longer.
+        Returns the seconds of one run before and after.
+        """
+        before, old = self._seconds(), self._program
+        assert old is not None  # _seconds has compiled or loaded it
+        program = program_cache.compile_program(
+            self.network.forward, *self._arguments(), progress=self.progress, beam=beam
+        )
+        self._use(program)
+        after = self._seconds()
+        if after < before:
+            program_cache.replace_entry(self._key(), program, self.device)
+            return before, after
+        self._use(old)
+        return before, before
+
+    def _seconds(self, repeats: int = 5) -> float:
+        """The shortest of several runs, after one that compiles or loads."""
+        batch = np.zeros((self.batch_size, 3, self.image_size, self.image_size), np.float32)
+        self.run(batch)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.run(batch)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the classes: (N, num_classes) -> the same shape, rows that sum to 1."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map(read, items)`, in order, computed by threads a little ahead of what is asked for."""
+    workers = _cores()
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,260 @@
+"""Captured programs on disk: compile once, start in a second ever after.
+
+A captured `TinyJit` is the list of compiled kernels in the order of launch; tinygrad can pickle
+it. Weights are arguments of the program and stay out of the file. A pickle is code, so entries are
+read only from the user's own cache folder, only if they are regular files that the user owns and
+nobody else can write, and only if the name, the key inside and the checksum all agree. Anything
+else is compiled anew and overwritten: a bad entry is never trusted and never fatal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+import secrets
+import sqlite3
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tinygrad import Context, Device, Tensor, TinyJit
+from tinygrad.codegen import to_program_config
+from tinygrad.dtype import AddrSpace
+from tinygrad.engine import realize
+from tinygrad.uop.ops import Ops, UOp
+from tqdm.auto import tqdm
+
+from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
+from tinygmf.files import is_private, replacing
+
+MAGIC = b"tinygmf program 1\n"
+SUFFIX = ".program"
+
+Program = Callable[..., Any]
+
+
+def load_or_compile(
+    key: Mapping[str, Any],
+    function: Program,
+    *arguments: Any,
+    device: str,
+    progress: bool = True,
+) -> Program:
+    """The compiled form of `function` at these arguments' shapes, from the cache if it is there.
+
+    `key` names all that shaped the program (architecture, sizes, dtype, options); device,
+    versions and compiler settings are added here. `arguments` are realized tensors or lists of
+    them, and stay arguments of the program. `function` runs once if there is no entry.
+    """
+    full_key = dict(key) | environment(device)
+    path = entry_path(full_key)
+    if path is not None and (program := load(path, full_key)) is not None:
+        return program
+    program = compile_program(function, *arguments, progress=progress)
+    if path is not None:
+        save(path, full_key, program)
+    return program
+
+
+def compile_program(
+    function: Program, *arguments: Any, progress: bool = True, beam: int = 0
+) -> Program:
+    """Traces, schedules and compiles; `beam` above 0 searches for faster kernels by timing them."""
+    with compile_progress(disable=not progress), Context(BEAM=beam):
+        try:
+            return _capture(function, *arguments)
+        except sqlite3.Error as error:
+            if not do_without_kernel_cache(error):
+                raise
+            return _capture(function, *arguments)
+
+
+def _capture(function: Program, *arguments: Any) -> Program:
+    program = TinyJit(function)
+    program.cnt = 1  # capture at the first call: one trace and one schedule, not two
+    program(*arguments)
+    return with_own_buffers(program)
+
+
+def replace_entry(key: Mapping[str, Any], program: Program, device: str) -> None:
+    """Keeps this program in place of the one that is kept under the key."""
+    full_key = dict(key) | environment(device)
+    if (path := entry_path(full_key)) is not None:
+        save(path, full_key, program)
+
+
+def with_own_buffers(program: Any) -> Any:
+    """The captured program with fresh buffers for its results and intermediates.
+
+    tinygrad tells buffers apart by a number that restarts in every process, so a program unpickled
+    beside live tensors could write into theirs: here the numbers are random and long. The fresh
+    buffers are not allocated yet and add nothing to the file. Raises ValueError if the program
+    holds on to data of its own, which belongs in the arguments.
+    """
+    captured = program.captured
+    results = [captured.ret] if isinstance(captured.ret, Tensor) else list(captured.ret)
+    sink = UOp.sink(captured._linear, *(tensor.uop for tensor in results))
+    own = [node for node in sink.toposort() if _is_device_buffer(node)]
+    if held := [node for node in own if node not in captured._written_uops]:
+        raise ValueError(
+            f"the function must take all its data as arguments, it holds {len(held)} tensors"
+        )
+    fresh = {b: b.replace(arg=replace(b.arg, slot=secrets.randbits(62))) for b in own}
+    linear, *uops = sink.substitute(fresh, walk=True).src
+    tensors = [Tensor(uop) for uop in uops]
+    result = tensors[0] if isinstance(captured.ret, Tensor) else tuple(tensors)
+    names, inputs = captured.expected_names, captured.expected_input_info
+    return type(program)(None, type(captured)(result, linear, names, inputs))
+
+
+def _is_device_buffer(node: UOp) -> bool:
+    return node.op is Ops.BUFFER and node.arg.addrspace is AddrSpace.GLOBAL  # not a register
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a program depends on beside its function: hardware, compiler settings, versions."""
+    opened = Device[device]
+    return {
+        "device": device,
+        "target": str(opened.renderer.target),
+        "processor": _processor() if device.startswith("CPU") else "",
+        "settings": {variable.key: variable.value for variable in to_program_config},
+        "tinygrad": version("tinygrad"),
+        "tinygmf": _source_digest(),
+        "python": platform.python_version(),
+    }
+
+
+@cache
+def _processor() -> str:
+    """The CPU's model and abilities: its code is compiled for this very machine."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        wanted = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+        return hashlib.sha256("\n".join(sorted(set(wanted))).encode()).hexdigest()[:16]
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _source_digest() -> str:
+    """A digest of this package's source: another version, or an edit, makes other programs."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def programs_directory() -> Path:
+    """The folder of the entries, created with mode 0700; CacheError if it cannot be had."""
+    folder = cache_directory() / "programs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def entry_path(key: Mapping[str, Any]) -> Path | None:
+    """Where the program of this key is kept; None, with a warning, where nothing can be kept."""
+    try:
+        folder = programs_directory()
+    except OSError as error:
+        warnings.warn(f"compiled programs will not be kept: {error}", stacklevel=3)
+        return None
+    return folder / (hashlib.sha256(_key_line(key)).hexdigest()[:32] + SUFFIX)
+
+
+def _key_line(key: Mapping[str, Any]) -> bytes:
+    return json.dumps(key, sort_keys=True).encode()
+
+
+def load(path: Path, key: Mapping[str, Any]) -> Program | None:
+    """The program in this entry, or None if there is none that can be trusted and used."""
+    content = _read_own_file(path)
+    if content is None or not content.startswith(MAGIC):
+        return None
+    digest, _, body = content[len(MAGIC) :].partition(b"\n")
+    key_line, _, payload = body.partition(b"\n")
+    if key_line != _key_line(key) or digest != hashlib.sha256(body).hexdigest().encode():
+        return None
+    try:
+        program = pickle.loads(payload)
+    except Exception as error:  # whatever another version of tinygrad may have left
+        warnings.warn(f"{path}: not usable ({error!r}); compiling again", stacklevel=3)
+        return None
+    with suppress(OSError):
+        os.utime(path)  # `tinygmf cache` shows when an entry was last used
+    return with_own_buffers(program)  # so that the same entry may be loaded twice
+
+
+def _read_own_file(path: Path) -> bytes | None:
+    """The content of a regular file that this user owns and nobody else can write; else None."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with suppress(OSError), open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
+        if is_private(os.fstat(file.fileno())):
+            return file.read()
+    return None
+
+
+def save(path: Path, key: Mapping[str, Any], program: Any) -> None:
+    """Write an entry beside its place and rename it: no other process ever sees half of one."""
+    body = _key_line(key) + b"\n" + pickle.dumps(program)
+    try:
+        with replacing(path, mode=0o600) as file:
+            file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    except OSError as error:
+        warnings.warn(f"the compiled program was not kept: {error}", stacklevel=3)
+
+
+def list_entries() -> list[tuple[Path, dict[str, Any]]]:
+    """Every entry that can be read, with its key, the most recently used first."""
+    entries = []
+    for path in programs_directory().glob("*" + SUFFIX):
+        content = _read_own_file(path) or b""
+        with suppress(ValueError, IndexError):
+            entries.append((path, json.loads(content[len(MAGIC) :].split(b"\n", 2)[1])))
+    return sorted(entries, key=lambda entry: -entry[0].stat().st_mtime)
+
+
+def clear() -> int:
+    """Remove every entry, and what interrupted processes left; returns how many files."""
+    files = [path for path in programs_directory().iterdir() if path.is_file()]
+    for path in files:
+        path.unlink(missing_ok=True)
+    return len(files)
+
+
+@contextmanager
+def compile_progress(disable: bool = False) -> Iterator[None]:
+    """Shows tinygrad's own progress through the kernels, and says that it happens once."""
+    if disable:
+        yield
+        return
+    _say_that_it_happens_once()
+    shown = realize.tqdm
+    realize.tqdm = _kernel_bar
+    try:
+        yield
+    finally:
+        realize.tqdm = shown
+
+
+@cache
+def _say_that_it_happens_once() -> None:
+    print("compiling for this device, once: the result is kept", file=sys.stderr)
+
+
+def _kernel_bar(*, total: int, desc: str, disable: bool) -> tqdm:
+    """Stands in for tinygrad's bar, which shows itself only when debugging."""
+    return _KernelBar(total=total, desc="kernels", unit="", leave=False, disable=None)
+
+
+class _KernelBar(tqdm):
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        """tinygrad names each kernel, in colours; the count says more to a user."""

@@ -1,0 +1,85 @@
+"""The folder where compiled kernels and programs are kept, private to the user.
+
+What lies there is run as code, so nothing is read that others could have written.
+"""
+
+import os
+import sqlite3
+import sys
+import warnings
+from pathlib import Path
+
+from tinygmf.files import is_private
+
+
+class CacheError(OSError):
+    """The cache folder cannot be used; the message is one line that says what to do."""
+
+
+def cache_directory() -> Path:
+    """Return the user's own folder for tinygmf's caches, created with mode 0700.
+
+    It is `tinygmf` below `XDG_CACHE_HOME` or ~/.cache, ~/Library/Caches, `LOCALAPPDATA`. What lies
+    there is run as code: CacheError if the folder cannot be written or is another user's.
+    """
+    usual = {"darwin": "~/Library/Caches", "win32": "~/AppData/Local"}.get(sys.platform, "~/.cache")
+    named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    folder = Path(named if os.path.isabs(named) else usual).expanduser() / "tinygmf"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "geteuid") and folder.stat().st_uid != os.geteuid():
+            raise PermissionError("it belongs to another user")
+        folder.chmod(0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+        raise PermissionError("it cannot be written")
+    except (OSError, RuntimeError) as error:
+        reason = str(error)
+    raise CacheError(f"no cache in {folder}: {reason}; set XDG_CACHE_HOME to a folder of your own")
+
+
+def keep_kernels_private() -> None:
+    """Have tinygrad keep its compiled kernels in our folder: it unpickles what it finds there.
+
+    Its workers learn of it from the environment. Kernels that others could have written are not
+    read, and none are kept.
+    """
+    from tinygrad import helpers
+
+    try:
+        path = cache_directory() / "kernels.db"
+        path.touch(mode=0o600)
+        files = path.parent.glob(path.name + "*")  # SQLite keeps a log beside it
+        shared = [file for file in files if not is_private(file.lstat())]
+    except OSError:  # `program_cache` says so when it has something to keep
+        _keep_no_kernels()
+        return
+    if shared:
+        _keep_no_kernels()
+        warnings.warn(
+            f"{shared[0]}: expected a file that only you can write, found that others can: no "
+            "kernels are read from it or kept; remove it",
+            stacklevel=2,
+        )
+        return
+    os.environ["CACHEDB"] = helpers.CACHEDB = str(path)
+    helpers._db_connection = None
+
+
+def _keep_no_kernels() -> None:
+    from tinygrad.helpers import CACHELEVEL
+
+    os.environ["CACHELEVEL"], CACHELEVEL.value = "0", 0
+
+
+def do_without_kernel_cache(error: sqlite3.Error) -> bool:
+    """Leave tinygrad's database of kernels alone, which a full disk breaks; False if it was."""
+    from tinygrad.engine.worker import terminate_worker_pool
+    from tinygrad.helpers import CACHEDB, CACHELEVEL
+
+    if not CACHELEVEL.value:
+        return False
+    _keep_no_kernels()
+    terminate_worker_pool()  # new workers read the environment again
+    warnings.warn(f"kernels are not kept: {CACHEDB} cannot be used ({error})", stacklevel=2)
+    return True

@@ -1,0 +1,1 @@
+"""Loop nests for the CPU device: kernels as one would write them in C."""

@@ -1,0 +1,58 @@
+"""Loop nests of training: the products and the softmax of linear attention."""
+
+from __future__ import annotations
+
+from tinygrad.uop.ops import UOp
+
+from tinygmf.loops.nest import (
+    MOST_CHANNELS,
+    MOST_TOKENS,
+    Nest,
+    divisor,
+    kernel,
+    load,
+    name_of,
+    put,
+    total,
+)
+from tinygmf.loops.values import ZERO
+
+
+def softmax_back(out: UOp, s: UOp, g: UOp, *, to: int) -> UOp:
+    """out, from channel `to` on, = the gradient for the input of a softmax s over the tokens, given
+    its own, g: both (B, N, C)."""
+    batch, n, channels = s.shape
+    out = out.reshape((batch, n, -1))
+    nest, c = Nest(), divisor(channels, MOST_CHANNELS)
+    around = b, c0 = nest.loops(batch, channels // c)
+    sums = total(
+        nest, around, n, c, lambda t, j: load(s, b, t, c0 * c + j) * load(g, b, t, c0 * c + j)
+    )
+    t, j = nest.loops(n, c)
+    here = c0 * c + j
+    value = load(s, b, t, here) * (load(g, b, t, here) - sums[j].load())
+    stored = put(out, (b, t, to + here), value).end(*around, t, j)
+    return kernel(name_of("softmax_back", s), stored)
+
+
+def outer(
+    out: UOp, x: UOp, y: UOp, *, head_dim: int, scale: float, channel: int = 0, at: int = 0
+) -> UOp:
+    """out (B, C, C) = scale * xᵀ y, of C channels of x (B, N, …) and of y (B, N, …); zero where the
+    two channels are not of one head."""
+    batch, channels, _ = out.shape
+    x, y = (t.reshape((batch, -1, t.shape[-1])) for t in (x, y))
+    nest, m, c = Nest(), divisor(channels, MOST_TOKENS), divisor(channels, MOST_CHANNELS)
+    around = b, i0, j0 = nest.loops(batch, channels // m, channels // c)
+    acc = nest.fill(around, (m, c), lambda i, j: ZERO)
+    over = (t,) = nest.loops(x.shape[1])
+    acc = nest.accumulate(
+        acc,
+        over,
+        lambda i, j: load(x, b, t, channel + i0 * m + i) * load(y, b, t, at + j0 * c + j),
+    )
+    i, j = nest.loops(m, c)
+    one = ((i0 * m + i) // head_dim).eq((j0 * c + j) // head_dim)
+    value = one.where(acc[i, j].load() * scale, ZERO)
+    stored = put(out, (b, i0 * m + i, j0 * c + j), value).end(*around, i, j)
+    return kernel(name_of("outer", out, x, numbers=(channel, at)), stored)

@@ -1,0 +1,220 @@
+"""The language of the loop nests: loops, registers, tiles and the windows of convolutions.
+
+A kernel is written as one would write it in C. A tile of outputs stays in a small local array, and
+clang makes vector instructions of the innermost loop, which runs over neighbouring channels.
+tinygrad lowers such a kernel in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from tinygrad import dtypes
+from tinygrad.dtype import AddrSpace
+from tinygrad.uop.ops import AxisType, KernelInfo, UOp
+
+from tinygmf.loops.values import ZERO, add
+
+Index = Any  # a UOp or an int
+MOST_TOKENS, MOST_CHANNELS = 8, 40  # in a tile of outputs, in training
+
+
+class Nest:
+    """The loops of one kernel, numbered from the outermost, and its registers."""
+
+    def __init__(self) -> None:
+        self.axes, self.slots = count(), count()
+
+    def loops(self, *sizes: int) -> list[UOp]:
+        return [UOp.range(size, next(self.axes), AxisType.LOOP) for size in sizes]
+
+    def fill(self, around: list[UOp], shape: tuple[int, ...], value: Callable[..., UOp]) -> UOp:
+        """New registers, set inside the loops `around` to a function of their indices."""
+        registers = UOp.placeholder(shape, dtypes.float32, next(self.slots), AddrSpace.REG)
+        registers, loops = registers.after(*around), self.loops(*shape)
+        return registers.after(registers[tuple(loops)].store(value(*loops)).end(*loops[::-1]))
+
+    def accumulate(
+        self,
+        registers: UOp,
+        over: list[UOp],
+        term: Callable[..., UOp],
+        combine: Callable[[UOp, UOp], UOp] = add,
+    ) -> UOp:
+        """Adds to every register a function of its indices, once for every turn of `over`."""
+        loops = self.loops(*registers.shape)
+        place = registers.after(*over)[tuple(loops)]
+        turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1], *over[::-1])
+        return registers.after(turn)
+
+    def mean(self, around: list[UOp], size: int, lanes: int, of: Callable[[UOp], UOp]) -> UOp:
+        """The mean of a function of 0 … size - 1, in as many partial sums as there are lanes."""
+        sums = self.fill(around, (lanes,), lambda lane: ZERO)
+        (k,) = over = self.loops(size // lanes)
+        sums = self.accumulate(sums, over, lambda lane: of(k * lanes + lane))
+        return sum(sums[lane].load() for lane in range(lanes)) * (1 / size)
+
+
+def tile(size: int, choices: tuple[int, ...]) -> int:
+    """The first of `choices` that divides `size`; else the first, or `size` where it is smaller."""
+    return next((c for c in choices if size % c == 0), min(size, choices[0]))
+
+
+def start(index: UOp, width: int, size: int) -> UOp:
+    """Where a tile starts; the last one overlaps its neighbour where `width` does not divide."""
+    return index * width if size % width == 0 else (index * width).minimum(size - width)
+
+
+def load(buffer: UOp, *index: Index) -> UOp:
+    return buffer[index].load().cast(dtypes.float32)
+
+
+def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp) -> UOp:
+    """The kernel: the value stored at the index, in all the loops from the outermost."""
+    stored = out[index].store(value.cast(out.dtype)).end(*loops[::-1])
+    return stored.sink(arg=KernelInfo(name=name, opts_to_apply=()))
+
+
+def divisor(size: int, most: int) -> int:
+    """The largest divisor of `size` that is not above `most`."""
+    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
+
+
+def kernel(name: str, stored: UOp) -> UOp:
+    """The kernel that makes these stores, its loops as they are written."""
+    return UOp.sink(stored, arg=KernelInfo(name=name, opts_to_apply=()))
+
+
+def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False) -> UOp:
+    """Stores a value, or adds it to what is there."""
+    value = load(out, *index) + value if adding else value
+    return out[index].store(value.cast(out.dtype))
+
+
+def learn(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:
+    """Adds to a weight's gradient."""
+    return put(out, index, value * load(share, 0), adding=True)
+
+
+def flat(x: UOp) -> UOp:
+    """(…, C) -> (rows, C)."""
+    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def name_of(what: str, *buffers: UOp, numbers: tuple[int, ...] = ()) -> str:
+    """A kernel's name; it holds what tells two kernels of a kind apart at a glance."""
+    shapes = ["x".join(map(str, buffer.shape)) for buffer in buffers]
+    return "_".join([what, *shapes, *map(str, numbers)])
+
+
+@dataclass(frozen=True)
+class Window:
+    """How one axis of a convolution maps places of its output to places of its input, or with
+    `back` the other way round, as its gradient does.
+
+    With `back` and a stride, an output's place is seen by few taps, which are the same for every
+    stride-th place: these `phases` are loops of their own, and the taps that miss are left out.
+    """
+
+    kernel: int
+    stride: int
+    back: bool
+    size: int  # of what is read
+    out: int  # of what is written
+
+    @property
+    def phases(self) -> int:
+        return self.stride if self.back and self.out % self.stride == 0 else 1
+
+    @property
+    def taps(self) -> int:
+        return -(-self.kernel // self.phases)
+
+    def tap(self, phase: UOp, number: UOp) -> UOp:
+        if self.phases == 1:
+            return number
+        return ((phase + self.kernel // 2) % self.phases + self.phases * number).minimum(
+            self.kernel - 1
+        )
+
+    def read(self, place: UOp, phase: UOp, number: UOp) -> tuple[UOp, UOp]:
+        """The place that a tap reads, and whether it is one."""
+        rim, tap = self.kernel // 2, self.tap(phase, number)
+        if not self.back:
+            at = place * self.stride + tap - rim
+            return at.maximum(0).minimum(self.size - 1), (at >= 0) & (at < self.size)
+        at = place + rim - tap
+        inside = (at >= 0) & (at < self.size * self.stride)
+        if self.stride > 1:
+            inside = inside & (at % self.stride).eq(0)
+            at = at.maximum(0) // self.stride
+        if self.phases > 1:
+            inside = inside & ((phase + rim) % self.phases + self.phases * number < self.kernel)
+        return at.maximum(0).minimum(self.size - 1), inside
+
+
+class Grid:
+    """The loops of a convolution over tiles of its outputs, and what one of them reads of x.
+
+    around: picture, row and column (each with its phase), part, and tile of channels; a tile is
+    `tokens` along a row by `columns`.
+    """
+
+    def __init__(
+        self,
+        nest: Nest,
+        out: UOp,
+        x: UOp,
+        kernel: tuple[int, int],
+        parts: int,
+        channels: int,
+        stride: int,
+        back: bool,
+    ) -> None:
+        batch, height, width, _ = out.shape
+        self.x = x
+        self.down = Window(kernel[0], stride, back, x.shape[1], height)
+        self.across = Window(kernel[1], stride, back, x.shape[2], width)
+        py, px = self.down.phases, self.across.phases
+        self.tokens, self.columns = (
+            divisor(width // px, MOST_TOKENS),
+            divisor(channels, MOST_CHANNELS),
+        )
+        tiles = width // px // self.tokens, px, parts, channels // self.columns
+        self.around = nest.loops(batch, height // py, py, *tiles)
+        self.b, y0, self.phase_y, self.x0, self.phase_x, self.part, c0 = self.around
+        self.row, self.channel = y0 * py + self.phase_y, c0 * self.columns
+
+    def column(self, i: UOp) -> UOp:
+        """Of token i in the tile."""
+        return (self.x0 * self.tokens + i) * self.across.phases + self.phase_x
+
+    def tap(self, ky: UOp, kx: UOp) -> tuple[UOp, UOp]:
+        return self.down.tap(self.phase_y, ky), self.across.tap(self.phase_x, kx)
+
+    def read(self, ky: UOp, kx: UOp, i: UOp, channel: UOp) -> UOp:
+        """What a tap of token i reads."""
+        down = self.down.read(self.row, self.phase_y, ky)
+        across = self.across.read(self.column(i), self.phase_x, kx)
+        return load_inside(self.x, self.b, down, across, channel)
+
+
+def load_inside(
+    x: UOp, b: UOp, down: tuple[UOp, UOp], across: tuple[UOp, UOp], channel: UOp
+) -> UOp:
+    """A value of a map, or zero: row and column come with whether they are inside."""
+    (y, inside_y), (z, inside_z) = down, across
+    return (inside_y & inside_z).where(load(x, b, y, z, channel), ZERO)
+
+
+def total(
+    nest: Nest, around: list[UOp], turns: int, width: int, of: Callable[[UOp, UOp], UOp]
+) -> UOp:
+    """`width` sums of a function of the turn and the number of the sum."""
+    sums = nest.fill(around, (width,), lambda j: ZERO)
+    (turn,) = over = nest.loops(turns)
+    return nest.accumulate(sums, over, lambda j: of(turn, j))

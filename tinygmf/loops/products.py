@@ -1,0 +1,278 @@
+"""Loop nests of training: convolutions and products, forward and backward, on the CPU.
+
+Maps have their channels last, (B, H, W, C). Nothing is padded: a place outside the map counts as
+zero. Many kernels read or write some channels of a wider map alone, from `channel` or `to` on. Each
+function builds one kernel: first come the buffers it writes, then those it reads. What a weight
+learns is added to the gradient that is there, times `share[0]`
+(`training.gradient.GradientProgram`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from tinygrad.uop.ops import UOp
+
+from tinygmf.loops.nest import (
+    MOST_CHANNELS,
+    MOST_TOKENS,
+    Grid,
+    Nest,
+    Window,
+    divisor,
+    flat,
+    kernel,
+    learn,
+    load,
+    load_inside,
+    name_of,
+    put,
+    total,
+)
+from tinygmf.loops.values import ZERO
+
+# Convolutions and products
+
+
+def dense(
+    out: UOp,
+    x: UOp,
+    weight: UOp,
+    *rest: UOp,
+    bias: bool = False,
+    times: bool = False,
+    plus: bool = False,
+    back: bool = False,
+    stride: int = 1,
+    parts: int = 1,
+    channel: int = 0,
+    to: int = 0,
+    adding: bool = False,
+) -> UOp:
+    """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x times] [+ plus].
+
+    A weight (B, 1, 1, K, E) is each picture's own; (S, K, E) means S products side by side, of K
+    channels each. `parts` maps lie side by side and share the weight. With `back` it is the
+    gradient for the input: x is that of the result, and the weight's last two axes are swapped.
+    """
+    rest_of = iter(rest)
+    biases = next(rest_of) if bias else None
+    factors = next(rest_of) if times else None
+    others = next(rest_of) if plus else None
+    pointwise = len(weight.shape) == 3 or (weight.shape[-4:-2] == (1, 1) and stride == 1)
+    if pointwise:
+        out, x = (rows(t, weight, parts) for t in (out, x))
+        factors, others = (t if t is None else rows(t, weight, parts) for t in (factors, others))
+    groups = weight.shape[0] if len(weight.shape) == 3 else 1
+    size = (1, 1) if pointwise else weight.shape[-4:-2]
+    depth, columns = weight.shape[-2:]
+    nest = Nest()
+    grid = Grid(nest, out, x, size, groups, columns, stride, back)
+    b, s, tile = grid.b, grid.part, (grid.tokens, grid.columns)
+
+    def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
+        if len(weight.shape) == 3:
+            return load(weight, s, k, e)
+        return load(weight, *((b,) if len(weight.shape) == 5 else ()), ky, kx, k, e)
+
+    def term(i: UOp, j: UOp) -> UOp:
+        ky, kx, k = over
+        e, place = grid.channel + j, channel + s * depth + k
+        if pointwise:
+            return load(x, b, grid.row, grid.column(i), place) * weigh(ky, kx, k, e)
+        return grid.read(ky, kx, i, place) * weigh(*grid.tap(ky, kx), k, e)
+
+    acc = nest.fill(
+        grid.around, tile, lambda i, j: ZERO if biases is None else load(biases, grid.channel + j)
+    )
+    over = nest.loops(grid.down.taps, grid.across.taps, depth)
+    acc = nest.accumulate(acc, over, term)
+    i, j = nest.loops(*tile)
+    place, e = (b, grid.row, grid.column(i)), s * columns + grid.channel + j
+    value = acc[i, j].load()
+    if factors is not None:
+        value = value + load(x, *place, channel + e) * load(factors, *place, e)
+    if others is not None:
+        value = value + load(others, *place, e)
+    name = name_of("dense", out, weight, numbers=(stride, back, channel, to))
+    return kernel(name, put(out, (*place, to + e), value, adding).end(*grid.around, i, j))
+
+
+def rows(x: UOp, weight: UOp, parts: int) -> UOp:
+    """(B, H, W, parts * C) as rows of C channels, for a product: (1, 1, rows, C), or (B, 1, rows,
+    C) where each picture has a weight of its own."""
+    batch = x.shape[0] if len(weight.shape) == 5 else 1
+    channels = x.shape[3] // parts
+    return x.reshape((batch, 1, math.prod(x.shape) // batch // channels, channels))
+
+
+def dense_weight(
+    out: UOp,
+    x: UOp,
+    g: UOp,
+    share: UOp,
+    *,
+    stride: int = 1,
+    parts: int = 1,
+    channel: int = 0,
+    at: int = 0,
+) -> UOp:
+    """out (k, k, K, E) or (S, K, E) += the gradient of `dense` for its weight."""
+    pointwise = len(out.shape) == 3 or (out.shape[:2] == (1, 1) and stride == 1)
+    if pointwise:
+        x, g = rows(x, out, parts), rows(g, out, parts)
+    batch, height, width, _ = g.shape
+    groups = out.shape[0] if len(out.shape) == 3 else 1
+    kh, kw = (1, 1) if pointwise else out.shape[:2]
+    depth, columns = out.shape[-2:]
+    down = Window(kh, stride, False, x.shape[1], height)
+    across = Window(kw, stride, False, x.shape[2], width)
+    nest, m, c = Nest(), divisor(depth, MOST_TOKENS), divisor(columns, MOST_CHANNELS)
+    around = ky, kx, s, k0, e0 = nest.loops(kh, kw, groups, depth // m, columns // c)
+
+    def term(i: UOp, j: UOp) -> UOp:
+        b, h, w = over
+        c_in, c_out = channel + s * depth + k0 * m + i, at + s * columns + e0 * c + j
+        if pointwise:
+            return load(x, b, h, w, c_in) * load(g, b, h, w, c_out)
+        rows_in, columns_in = down.read(h, h, ky), across.read(w, w, kx)
+        return load_inside(x, b, rows_in, columns_in, c_in) * load(g, b, h, w, c_out)
+
+    acc = nest.fill(around, (m, c), lambda i, j: ZERO)
+    over = nest.loops(batch, height, width)
+    acc = nest.accumulate(acc, over, term)
+    i, j = nest.loops(m, c)
+    matrix = (s,) if len(out.shape) == 3 else (ky, kx)
+    place = (*matrix, k0 * m + i, e0 * c + j)
+    stored = learn(out, place, acc[i, j].load(), share).end(*around, i, j)
+    return kernel(name_of("dense_weight", out, g, numbers=(stride, channel, at)), stored)
+
+
+def column_sum(out: UOp, g: UOp, share: UOp) -> UOp:
+    """out (C,) += the sum of g (…, C) over all its places."""
+    g = flat(g)
+    nest, c = Nest(), divisor(out.shape[0], MOST_CHANNELS)
+    around = (c0,) = nest.loops(out.shape[0] // c)
+    acc = total(nest, around, g.shape[0], c, lambda r, j: load(g, r, c0 * c + j))
+    (j,) = nest.loops(c)
+    stored = learn(out, (c0 * c + j,), acc[j].load(), share).end(*around, j)
+    return kernel(name_of("column_sum", out, g), stored)
+
+
+def transpose(out: UOp, x: UOp) -> UOp:
+    """Swaps the last two axes."""
+    *place, i, j = loops = Nest().loops(*out.shape)
+    stored = put(out, tuple(loops), load(x, *place, j, i)).end(*loops)
+    return kernel(name_of("transpose", out), stored)
+
+
+def depthwise(
+    out: UOp,
+    x: UOp,
+    weight: UOp,
+    *rest: UOp,
+    parts: int = 1,
+    bias: bool = False,
+    plus: bool = False,
+    back: bool = False,
+    stride: int = 1,
+    first: int = 0,
+    channel: int = 0,
+    to: int = 0,
+    adding: bool = False,
+) -> UOp:
+    """out = x convolved with weight (k, k, C), or (k, k, S, C), channel by channel, [+ bias, from
+    number `first` on] [+ plus].
+
+    Both maps consist of `parts` S maps side by side, (B, H, W, S * …), which share the weight
+    unless it has one for each. With `back` the gradient of that for its input.
+    """
+    size, columns = weight.shape[0], weight.shape[-1]
+    out_wide, x_wide = out.shape[3] // parts, x.shape[3] // parts
+    rest_of = iter(rest)
+    biases = next(rest_of) if bias else None
+    others = next(rest_of) if plus else None
+    nest = Nest()
+    grid = Grid(nest, out, x, (size, size), parts, columns, stride, back)
+    s, c0, tile = grid.part, grid.channel, (grid.tokens, grid.columns)
+    own = (s,) if len(weight.shape) == 4 else ()
+
+    def term(i: UOp, j: UOp) -> UOp:
+        ky, kx = over
+        value = grid.read(ky, kx, i, s * x_wide + channel + c0 + j)
+        return value * load(weight, *grid.tap(ky, kx), *own, c0 + j)
+
+    acc = nest.fill(
+        grid.around, tile, lambda i, j: ZERO if biases is None else load(biases, first + c0 + j)
+    )
+    over = nest.loops(grid.down.taps, grid.across.taps)
+    acc = nest.accumulate(acc, over, term)
+    i, j = nest.loops(*tile)
+    value, place = acc[i, j].load(), (grid.b, grid.row, grid.column(i))
+    if others is not None:
+        value = value + load(others, *place, c0 + j)
+    here = (*place, s * out_wide + to + c0 + j)
+    name = name_of("depthwise", out, weight, numbers=(stride, back, channel, to))
+    return kernel(name, put(out, here, value, adding).end(*grid.around, i, j))
+
+
+def depthwise_weight(
+    out: UOp,
+    x: UOp,
+    g: UOp,
+    share: UOp,
+    *,
+    parts: int = 1,
+    stride: int = 1,
+    channel: int = 0,
+    at: int = 0,
+) -> UOp:
+    """out (k, k, C) or (k, k, S, C) += the gradient of `depthwise` for its weight."""
+    batch, height, width, _ = g.shape
+    size, columns, own = out.shape[0], out.shape[-1], len(out.shape) == 4
+    x_wide, g_wide = x.shape[3] // parts, g.shape[3] // parts
+    down = Window(size, stride, False, x.shape[1], height)
+    across = Window(size, stride, False, x.shape[2], width)
+    nest, c = Nest(), divisor(columns, MOST_CHANNELS)
+    around = ky, s1, c0 = nest.loops(size, parts if own else 1, columns // c)
+
+    def term(kx: UOp, j: UOp) -> UOp:
+        b, h, w, s2 = over
+        s = s1 if own else s2
+        rows_in, columns_in = down.read(h, h, ky), across.read(w, w, kx)
+        value = load_inside(x, b, rows_in, columns_in, s * x_wide + channel + c0 * c + j)
+        return value * load(g, b, h, w, s * g_wide + at + c0 * c + j)
+
+    acc = nest.fill(around, (size, c), lambda i, j: ZERO)
+    over = nest.loops(batch, height, width, 1 if own else parts)
+    acc = nest.accumulate(acc, over, term)
+    kx, j = nest.loops(size, c)
+    here = (ky, kx, s1, c0 * c + j) if own else (ky, kx, c0 * c + j)
+    stored = learn(out, here, acc[kx, j].load(), share).end(*around, kx, j)
+    return kernel(name_of("depthwise_weight", out, g, numbers=(stride,)), stored)
+
+
+def copy(out: UOp, x: UOp, *, channels: int, parts: int, to: int = 0) -> UOp:
+    """The first channels of each of the `parts` of x, to those of out from `to` on."""
+    out, x = flat(out), flat(x)
+    wide, x_wide = out.shape[1] // parts, x.shape[1] // parts
+    r, s, j = loops = Nest().loops(out.shape[0], parts, channels)
+    stored = put(out, (r, s * wide + to + j), load(x, r, s * x_wide + j)).end(*loops)
+    return kernel(name_of("copy", out, x), stored)
+
+
+def product(out: UOp, x: UOp, y: UOp) -> UOp:
+    """out (…, C) = the first C channels of x times those of y."""
+    out, x, y = flat(out), flat(x), flat(y)
+    place = Nest().loops(*out.shape)
+    value = load(x, *place) * load(y, *place)
+    return kernel(name_of("product", out), put(out, tuple(place), value).end(*place))
+
+
+def scale(out: UOp, x: UOp, factors: UOp, *rest: UOp, number: int) -> UOp:
+    """out (B, H, W, C) = x times each picture's factor, row `number` of (…, B) [+ another map]."""
+    b, *place = loops = Nest().loops(*out.shape)
+    value = load(x, b, *place) * load(factors, number, b)
+    if rest:
+        value = value + load(rest[0], b, *place)
+    return kernel(name_of("scale", out), put(out, (b, *place), value).end(*loops))

@@ -1,0 +1,1 @@
+"""What one looks at: maps, figures, ablations, costs, kernels."""

@@ -1,0 +1,215 @@
+"""Taking Group-Mix Attention apart: networks that lack one thing each, trained alike and compared.
+
+What is taken away is a value of `AttentionConfig`; everything else, recipe and seeds included, is
+the same for all. The networks are small and so is the data: a difference that is no larger than
+the spread over seeds says nothing, and what holds here need not hold for ImageNet.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tinygrad import Tensor
+
+from tinygmf.config import AttentionConfig, GroupMixFormerConfig
+from tinygmf.data.dataset import Dataset
+from tinygmf.engine.program_cache import load_or_compile
+from tinygmf.model import GroupMixFormer
+from tinygmf.study.summary import summarize
+from tinygmf.tensors import tensor_from_numpy
+from tinygmf.training.programs import Programs
+from tinygmf.training.recipe import Recipe
+from tinygmf.training.state import TrainingState, network_arrays
+from tinygmf.training.update import update_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ABLATIONS = {
+    "published": AttentionConfig(),
+    "average": AttentionConfig(aggregator="average"),
+    "maximum": AttentionConfig(aggregator="maximum"),
+    "minimum": AttentionConfig(aggregator="minimum"),
+    "tokens": AttentionConfig(kernels=(1, 1, 1)),  # no groups, all else as published
+    "kernels-3": AttentionConfig(kernels=(3, 3, 3)),
+    "kernels-5-7-9": AttentionConfig(kernels=(5, 7, 9)),
+    "no-branch": AttentionConfig(non_attention=False),
+    "no-cpe": AttentionConfig(cpe=False),
+    "no-crpe": AttentionConfig(crpe=False),
+    "no-position": AttentionConfig(cpe=False, crpe=False),  # what the article describes
+    "softmax": AttentionConfig(softmax=True),
+    # multi-head self-attention of the same width, with nothing that knows of neighbours
+    "plain": AttentionConfig("none", non_attention=False, cpe=False, crpe=False, softmax=True),
+    "plain-cpe": AttentionConfig("none", non_attention=False, crpe=False, softmax=True),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an ablation came to."""
+
+    name: str
+    parameters: int
+    flops: int  # for one picture, as in `tinygmf info`
+    accuracies: tuple[float, ...]  # top-1, a share of the held-out pictures, for each seed
+    seconds: float  # of training and evaluating one seed, without compiling
+
+    @property
+    def accuracy(self) -> float:
+        return mean(self.accuracies)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation over seeds; 0 for a single one."""
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+class Bench:
+    """A network's compiled programs for one recipe, used for every seed.
+
+    The trained network is evaluated as it stands: only the published form can be folded.
+    """
+
+    def __init__(
+        self, config: GroupMixFormerConfig, data: Dataset, recipe: Recipe, device: str
+    ) -> None:
+        self.config, self.data, self.recipe, self.device = config, data, recipe, device
+        self.state = TrainingState(
+            config,
+            self._fresh(seed=0),
+            device,
+            recipe.weight_decay,
+            recipe.layer_decay,
+        )
+        self.programs = Programs(
+            config, self.state, recipe.batch_size, recipe.size, device, progress=False
+        )
+        paths = 2 * sum(config.serial_depths)
+        self.kept = np.ones((paths, recipe.batch_size), np.float32)  # no stochastic depth
+        self.forward = self._compile_forward()
+
+    def _tensor(self, array: Any) -> Tensor:
+        return tensor_from_numpy(np.asarray(array), self.device)
+
+    def _compile_forward(self) -> Any:
+        model, recipe = GroupMixFormer(self.config, seed=None), self.recipe
+        layout = self.state.layout
+
+        def forward(weights: Tensor, statistics: Tensor, counters: Tensor, x: Tensor) -> Tensor:
+            layout.bind(model, weights, statistics, counters)
+            return model(x)
+
+        shape = (recipe.batch_size, 3, recipe.size, recipe.size)
+        key = {"network": asdict(self.config), "input": shape, "program": "plain forward"}
+        arguments = (*self._network(), self._tensor(np.zeros(shape, np.float32)))
+        return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
+
+    def _fresh(self, seed: int) -> dict[str, np.ndarray]:
+        return network_arrays(GroupMixFormer(self.config, seed))
+
+    def _network(self) -> list[Tensor]:
+        return [self.state[name] for name in ("weights", "statistics", "counters")]
+
+    def run(self, seed: int) -> float:
+        """Train from fresh weights; the share of held-out pictures that are then right."""
+        recipe, step = replace(self.recipe, seed=seed), 0
+        self.state.restart(self._fresh(seed))
+        steps_per_epoch = len(self.data.train) // recipe.batch_size
+        for epoch in range(recipe.epochs):
+            batches = self.data.batches(recipe, epoch)
+            for _, (pictures, targets) in zip(range(steps_per_epoch), batches, strict=False):
+                self.programs.gradient(1, pictures, targets, self.kept)
+                rate = recipe.rate(step, steps_per_epoch)
+                self.programs.update(update_schedule(rate, step, recipe.clip, ema=0.0))
+                step += 1
+        return self.evaluate()
+
+    def evaluate(self) -> float:
+        """Top-1 accuracy on the held-out pictures."""
+        right, count, batch = 0, 0, self.recipe.batch_size
+        for pictures, labels in self.data.validation(self.recipe.size, batch):
+            padded = np.zeros((batch, *pictures.shape[1:]), np.float32)
+            padded[: len(pictures)] = pictures
+            logits = self.forward(*self._network(), self._tensor(padded)).numpy()
+            right += int((logits[: len(labels)].argmax(1) == labels).sum())
+            count += len(labels)
+        return right / count
+
+
+def ablate(
+    names: Sequence[str],
+    config: GroupMixFormerConfig,
+    data: Dataset,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    device: str,
+) -> Iterator[Outcome]:
+    """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done.
+
+    Raises ValueError for a name that is not there.
+    """
+    for name in names:
+        if name not in ABLATIONS:
+            raise ValueError(f"ablation: expected {', '.join(ABLATIONS)}, found {name!r}")
+    for name in names:
+        changed = replace(
+            config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
+        )
+        bench = Bench(changed, data, recipe, device)
+        rows = summarize(changed, (recipe.size, recipe.size))
+        start = time.perf_counter()
+        accuracies = tuple(bench.run(seed) for seed in seeds)
+        seconds = (time.perf_counter() - start) / len(seeds)
+        parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
+        yield Outcome(name, parameters, flops, accuracies, seconds)
+
+
+HEADING = f"{'':14} {'parameters':>10} {'FLOPs':>8} {'top-1':>7} {'spread':>7} {'seconds':>8}"
+
+
+def format_outcome(outcome: Outcome) -> str:
+    """A row of the table under `HEADING`."""
+    return (
+        f"{outcome.name:14} {outcome.parameters:10,} {outcome.flops / 1e6:7.2f}M "
+        f"{outcome.accuracy:7.2%} {outcome.spread:7.2%} {outcome.seconds:8.1f}"
+    )
+
+
+def save_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Write outcomes as JSON; `load_outcomes` reads them back."""
+    path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+
+
+def load_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes in a file of `save_outcomes`."""
+    rows = json.loads(path.read_text())
+    return [Outcome(**row | {"accuracies": tuple(row["accuracies"])}) for row in rows]
+
+
+def draw_outcomes(outcomes: Sequence[Outcome]) -> Figure:
+    """Every seed a dot, the mean a line, one row for each ablation."""
+    from tinygmf.study.figures import require_matplotlib
+
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.3 * len(outcomes)), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    for i, outcome in enumerate(outcomes):
+        accuracies = [100 * accuracy for accuracy in outcome.accuracies]
+        axis.plot(accuracies, [i] * len(accuracies), "o", color="#4477aa", alpha=0.6)
+        middle = 100 * outcome.accuracy
+        axis.plot([middle, middle], [i - 0.35, i + 0.35], color="black")
+    axis.set_yticks(range(len(outcomes)), [outcome.name for outcome in outcomes])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("top-1 accuracy on held-out pictures, % (a dot: a seed; the line: their mean)")
+    axis.set_title("Ablations of Group-Mix Attention")
+    return figure

@@ -1,0 +1,246 @@
+"""The figures of `observe.py`, and a drawing of the network. They need matplotlib (`plots`).
+
+Every function returns a matplotlib figure: a notebook shows it, `.savefig("name.png")` saves it.
+The colour map, viridis, keeps its order for the colour-blind and in grey print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
+from tinygmf.model import GroupMixFormer
+from tinygmf.study.observe import (
+    Observation,
+    Position,
+    effective_kernel,
+    head_label,
+    receptive_field,
+    rms,
+)
+from tinygmf.study.summary import StageSummary, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL = 2.3  # inches
+STRENGTH, MARK = "viridis", "#d95f02"
+STEM, STAGE, HEAD = "#bbbbbb", "#9ecae1", "#fdd0a2"
+
+
+def require_matplotlib() -> None:
+    """ValueError, in one line, where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError(
+            "figures need matplotlib: run pip install 'tinygmf[plots]', or save arrays (.npz)"
+        ) from None
+
+
+def make_panels(rows: int, columns: int, width: float = PANEL, height: float = PANEL) -> Any:
+    """A figure and its axes, an array (rows, columns), without ticks; sizes in inches."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure, axes
+
+
+def draw_map(axis: Axes, values: np.ndarray, title: str, unit: str, cmap: str = STRENGTH) -> None:
+    """A map (h, w) with its title and a colour bar that says what the colours measure."""
+    image = axis.imshow(values, cmap=cmap, interpolation="nearest")
+    axis.set_title(title, fontsize=9)
+    _add_bar(axis, image, unit)
+
+
+def _add_bar(axis: Axes, image: Any, unit: str) -> None:
+    """Below the map; the least and the greatest value say enough, and always find room."""
+    bar = axis.figure.colorbar(image, ax=axis, location="bottom", fraction=0.05, pad=0.03)
+    low, high = image.get_clim()
+    bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"], fontsize=8)
+    left, right = bar.ax.get_xticklabels()
+    left.set_horizontalalignment("left")
+    right.set_horizontalalignment("right")
+    bar.set_label(unit, fontsize=8)
+
+
+def _heading(seen: Observation) -> str:
+    tokens = f"{seen.size[0]}x{seen.size[1]} tokens of {seen.stride}x{seen.stride} pixels"
+    return f"stage {seen.stage}, block {seen.block}: {tokens}"
+
+
+def draw_responses(pictures: Sequence[Image.Image], seen: Sequence[Observation]) -> Figure:
+    """The article's figure, a row for each picture: the picture, the ensemble layer, the four
+    pre-attention branches, the non-attention branch."""
+    rows = [one.responses() for one in seen]
+    figure, axes = make_panels(len(seen), 1 + len(rows[0]), 1.9, 2.5)
+    for line, picture, maps in zip(axes, pictures, rows, strict=True):
+        line[0].imshow(picture)
+        line[0].set_title("(a) picture", fontsize=9)
+        for letter, axis, (name, values) in zip("bcdefg", line[1:], maps.items(), strict=True):
+            draw_map(axis, values, f"({letter}) {name}", "RMS over channels")
+    figure.suptitle(f"Responses, {_heading(seen[0])}", fontsize=11)
+    return figure
+
+
+def draw_attention(
+    pictures: Sequence[Image.Image], seen: Sequence[Observation], query: Position
+) -> Figure:
+    """What one place attends to, head by head, laid over the picture; two rows for each picture,
+    a column for each branch with its two heads.
+
+    The weights are those of Q softmax(K)ᵀ: they can be negative, and a row sums to whatever the
+    query's channels sum to.
+    """
+    figure, axes = make_panels(2 * len(seen), 1 + NUM_HEADS // 2, 2.2, 2.7)
+    for i, (picture, one) in enumerate(zip(pictures, seen, strict=True)):
+        plain, below = axes[2 * i : 2 * i + 2, 0]
+        below.set_axis_off()
+        plain.imshow(picture)
+        plain.set_title(f"query at y={query[0]}, x={query[1]}", fontsize=9)
+        _mark(plain, query)
+        panels = axes[2 * i : 2 * i + 2, 1:].T  # (branches, 2)
+        rows = one.attention_rows([query])[0]  # (heads, h, w)
+        for head, axis in enumerate(panels.flat):
+            draw_over_picture(axis, picture, rows[head], query, head_label(head))
+    figure.suptitle(f"Attention of the marked place, {_heading(seen[0])}", fontsize=11)
+    return figure
+
+
+def draw_over_picture(
+    axis: Axes, picture: Image.Image, row: np.ndarray, query: Position, title: str
+) -> None:
+    """A row of the attention map (h, w), slightly transparent over the picture in grey."""
+    extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
+    axis.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255)
+    image = axis.imshow(row, cmap=STRENGTH, alpha=0.8, extent=extent, interpolation="nearest")
+    _mark(axis, query)
+    axis.set_title(title, fontsize=8)
+    _add_bar(axis, image, "attention weight")
+
+
+def _mark(axis: Axes, query: Position) -> None:
+    y, x = query
+    axis.plot(x, y, marker="P", markersize=10, color="white", markeredgecolor="black")
+
+
+def draw_proxies(
+    pictures: Sequence[Image.Image],
+    seen: Sequence[Observation],
+    model: GroupMixFormer,
+    kernel: int,
+) -> Figure:
+    """One group aggregator: its window on the picture, its kernel, its input and its output."""
+    from matplotlib.patches import Rectangle
+
+    first = seen[0]
+    taps = effective_kernel(model, first.stage, first.block, kernel)
+    field = receptive_field(first.stage, first.block, kernel, model.config.serial_depths)
+    figure, axes = make_panels(len(seen), 4, 2.4, 2.9)
+    for line, picture, one in zip(axes, pictures, seen, strict=True):
+        line[0].imshow(picture)
+        y, x = ((side // 2 + 0.5) * one.stride - 0.5 for side in one.size)
+        for side, style in ((kernel * one.stride, "-"), (field, "--")):
+            corner = (x - side / 2, y - side / 2)
+            line[0].add_patch(Rectangle(corner, side, side, fill=False, color=MARK, ls=style, lw=2))
+        _show_all(line[0], picture, (y, x), field)
+        sides = f"a group, {kernel * one.stride} pixels\n(dashed: it sees {field} pixels)"
+        line[0].set_title(sides, fontsize=9)
+        draw_map(line[1], rms(taps, (0, 1)), f"kernel {kernel}x{kernel}", "RMS over channels")
+        before, after = one.before_and_after(kernel)
+        draw_map(line[2], before, "before: tokens", "RMS over Q, K, V, channels")
+        draw_map(line[3], after, "after: group proxies", "RMS over Q, K, V, channels")
+    figure.suptitle(f"Aggregator {kernel}x{kernel}, {_heading(first)}", fontsize=11)
+    return figure
+
+
+def _show_all(axis: Axes, picture: Image.Image, middle: tuple[float, float], side: int) -> None:
+    """Limits that hold the picture and a square around `middle`: outside, the network has zeros."""
+    (y, x), half = middle, side / 2 + 1
+    axis.set_facecolor("lightgrey")
+    axis.set_xlim(min(-0.5, x - half), max(picture.width - 0.5, x + half))
+    axis.set_ylim(max(picture.height - 0.5, y + half), min(-0.5, y - half))
+
+
+def draw_architecture(
+    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
+) -> Figure:
+    """The network from its configuration: a box for each part, as high as its map (in the square
+    root of pixels), as wide as its channels (likewise), with what it costs."""
+    from matplotlib.patches import Rectangle
+
+    rows = summarize(config, image_size)
+    figure, axes = make_panels(1, 1, 10, 3.4)
+    axis, right = axes[0, 0], 0.0
+    for i, row in enumerate(rows):
+        colour = {"stem": STEM, "head": HEAD}.get(row.name, STAGE)
+        channels = 0 if row.name == "head" else row.channels
+        width, height = 0.3 + np.sqrt(channels) / 25, 0.4 + np.sqrt(row.height) / 4
+        left = 1.8 * i - width / 2
+        axis.add_patch(Rectangle((left, -height / 2), width, height, fc=colour, ec="black"))
+        for k in range(1, row.blocks):  # a line between one block and the next
+            x = left + k * width / row.blocks
+            axis.plot([x, x], [-height / 2, height / 2], color="white", lw=1)
+        axis.text(1.8 * i, 1.45, row.name, ha="center", fontsize=10, weight="bold")
+        axis.text(1.8 * i, -1.3, _caption(row), ha="center", va="top", fontsize=8)
+        if i:
+            axis.annotate("", (left, 0), (right, 0), arrowprops={"arrowstyle": "->"})
+        right = left + width
+    axis.set(xlim=(-0.9, 1.8 * len(rows) - 0.9), ylim=(-2.9, 1.8), frame_on=False)
+    height, width = image_size
+    axis.set_title(f"GroupMixFormer on a picture of {height}x{width} pixels", fontsize=11)
+    return figure
+
+
+def _caption(row: StageSummary) -> str:
+    if row.name == "head":
+        lines = ["", f"{row.channels} classes", ""]
+    else:
+        blocks = f"{row.blocks} block{'s' if row.blocks > 1 else ''}" if row.blocks else ""
+        lines = [f"{row.height}x{row.width} tokens", f"{row.channels} channels", blocks]
+    costs = [f"{row.parameters / 1e6:.2f} M parameters", f"{row.flops / 1e9:.3f} G FLOPs"]
+    return "\n".join(lines + costs)
+
+
+def draw_head(picture: Image.Image, seen: Observation, query: Position, head: int) -> Figure:
+    """The picture, and what one head (0 to 7) makes the query attend to."""
+    figure, axes = make_panels(1, 2, 3, 3.5)
+    axes[0, 0].imshow(picture)
+    axes[0, 0].set_title(_heading(seen).split(":")[0], fontsize=9)
+    _mark(axes[0, 0], query)
+    row = seen.attention_rows([query])[0, head]
+    draw_over_picture(axes[0, 1], picture, row, query, head_label(head))
+    return figure
+
+
+def explore_attention(
+    pictures: Sequence[Image.Image], blocks: dict[str, Sequence[Observation]]
+) -> Any:
+    """Sliders, in a notebook, for picture, block, query and head; `draw_head` is what they move.
+
+    `blocks` holds observations of the same pictures, by the names to choose from.
+    """
+    from ipywidgets import IntSlider, interactive
+
+    def show(picture: int, block: str, y: int, x: int, head: int) -> Figure:
+        return draw_head(pictures[picture], blocks[block][picture], (y, x), head - 1)
+
+    height, width = next(iter(blocks.values()))[0].picture_size
+    return interactive(
+        show,
+        picture=IntSlider(0, 0, len(pictures) - 1),
+        block=list(blocks),
+        y=IntSlider(height // 2, 0, height - 1),
+        x=IntSlider(width // 2, 0, width - 1),
+        head=IntSlider(1, 1, NUM_HEADS),
+    )

@@ -1,0 +1,180 @@
+"""The gradient of a batch, by tinygrad's autograd: for any device and any ablation.
+
+tinygrad plans a step in time that grows with the square of its size, so the network is handed over
+part by part: each part is a `function`, planned by itself and once for all parts that are alike.
+What a part computes is kept for its gradient, as the program runs forward and backward only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tinygrad import Context, Tensor, dtypes
+from tinygrad.dtype import DType
+from tinygrad.function import function
+from tinygrad.nn.state import get_state_dict
+
+from tinygmf.config import GroupMixFormerConfig
+from tinygmf.gma import Size, to_map
+from tinygmf.layers import (
+    GELU,
+    BatchNorm,
+    Conv2d,
+    Hardswish,
+    LayerNorm,
+    Linear,
+    Module,
+    Statistics,
+    branch_factors,
+    record,
+    record_statistics,
+)
+from tinygmf.model import GMABlock, GroupMixFormer
+from tinygmf.training.state import Layout
+
+NORMS = LayerNorm, BatchNorm
+KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
+
+
+def run_part(
+    part: Callable[..., Tensor], modules: Sequence[Module], *inputs: Tensor
+) -> tuple[Tensor, Statistics]:
+    """`part(*inputs)`, whose weights are those of `modules`, and its BatchNorms' statistics."""
+    statistics: Statistics = []
+
+    def body(modules: Sequence[Module], *inputs: Tensor) -> tuple[Tensor, ...]:
+        kept: list[Tensor] = []
+
+        def keep(module: Module, output: Any) -> Tensor | None:
+            if not isinstance(module, KEPT):
+                return None
+            # tinygrad takes a parameter of shape (…, …, 4) for an image and reads float32 from it.
+            flat = output.ndim == 3 and output.shape[-1] == 4
+            kept.append((output.flatten() if flat else output).contiguous())
+            return kept[-1].reshape(output.shape).contiguous_backward()
+
+        with record(keep), record_statistics() as found:
+            output = part(*inputs).contiguous()
+        statistics.extend(found)
+        numbers = [number for _, mean, var, _ in found for number in (mean, var)]
+        return output, *numbers, *(value for value in kept if value.uop is not output.uop)
+
+    output, *rest = function(body, precompile=True, precompile_backward=True)(modules, *inputs)
+    numbers = iter(rest)
+    return output, [(norm, next(numbers), next(numbers), n) for norm, _, _, n in statistics]
+
+
+def run_block(block: GMABlock, size: Size, x: Tensor, *factors: Tensor) -> Tensor:
+    with branch_factors(iter(factors)):
+        return block(x, size)
+
+
+def run_network(
+    model: GroupMixFormer, pictures: Tensor, factors: Tensor
+) -> tuple[Tensor, Statistics]:
+    """The logits (B, num_classes), part by part, and the statistics of every BatchNorm.
+
+    factors (2 * blocks, B): stochastic depth's, of each block's attention and MLP.
+    """
+    statistics: Statistics = []
+    rows = iter(range(int(factors.shape[0])))
+
+    def run(part: Callable[..., Tensor], modules: Sequence[Module], *inputs: Tensor) -> Tensor:
+        output, found = run_part(part, modules, *inputs)
+        statistics.extend(found)
+        return output
+
+    x = run(model.conv_stem, [model.conv_stem], pictures)
+    for embed, stage in zip(model.patch_embed_layers, model.groupmixformer_backbone, strict=True):
+        stride = embed.proj.conv1.stride
+        size = -(-int(x.shape[2]) // stride), -(-int(x.shape[3]) // stride)
+        x = run(lambda x, embed=embed: embed(x)[0], [embed], x)
+        for block in stage.gma_stage:
+            branches = [factors[next(rows)].contiguous() for _ in range(2)]
+            if not block.drop_path_rate:
+                branches = []
+            x = run(partial(run_block, block, size), [block], x, *branches)
+        x = to_map(x, size)
+    last = [module for module in (model.norm4, model.head) if module is not None]
+    return run(model.forward_head, last, x), statistics
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch; logits and targets (B, classes), where each row of targets sums to 1."""
+    return -(logits.log_softmax() * targets).sum(1).mean()
+
+
+class GradientProgram:
+    """Forward and backward of one batch, as a function of nothing but tensors.
+
+    share (2,): the loss is multiplied by `share[1]` before its gradient is taken, so that float16
+    can hold the small ones; what is added to `gradient` is that times `share[0]`. BatchNorm's
+    statistics and counters are updated; the loss and the logits (B, classes) returned.
+
+    `dtype` is that of maps and products; weights, norms, softmax and loss stay float32.
+    """
+
+    def __init__(self, config: GroupMixFormerConfig, dtype: DType = dtypes.float32) -> None:
+        self.model, self.dtype = GroupMixFormer(config, seed=None), dtype
+        self.layout = Layout(self.model)
+
+    def __call__(
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        statistics: Tensor,
+        counters: Tensor,
+        share: Tensor,
+        pictures: Tensor,
+        targets: Tensor,
+        factors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        self.layout.bind(self.model, weights, statistics, counters)
+        masters = self.lower_precision()
+        with Context(TRAINING=1):
+            logits, found = run_network(self.model, pictures.cast(self.dtype), factors)
+            loss = cross_entropy(logits.float(), targets)
+            new = self.flat_gradient(loss * share[1], masters)
+            batch = self.flat_statistics(found)
+        logits = logits.float() + 0.0  # a tensor of its own: the part's result belongs to the part
+        Tensor.realize(loss, logits, new, batch)
+        gradient.assign(gradient + share[0] * new)
+        statistics.assign(0.9 * statistics + 0.1 * batch)
+        counters.assign(counters + 1)
+        Tensor.realize(gradient, statistics, counters)
+        return loss, logits
+
+    def lower_precision(self) -> dict[str, Tensor]:
+        """Casts the weights of products and convolutions; returns all weights as they were."""
+        state = get_state_dict(self.model)
+        masters = {name: Tensor(state[name].uop) for name in self.layout.weights.shapes}
+        norms = {id(m): m for _, m in self.model.named_modules() if isinstance(m, NORMS)}
+        kept = {id(t) for norm in norms.values() for t in (norm.weight, norm.bias)}
+        for name in masters:
+            if id(state[name]) not in kept and self.dtype != dtypes.float32:
+                state[name].replace(masters[name].cast(self.dtype))
+        return masters
+
+    def flat_gradient(self, loss: Tensor, masters: dict[str, Tensor]) -> Tensor:
+        """The gradient of all weights."""
+        gradients = loss.gradient(*masters.values())
+        return self.layout.weights.join_tensors(dict(zip(masters, gradients, strict=True)))
+
+    def flat_statistics(self, found: Statistics) -> Tensor:
+        """The batch's means and unbiased variances, in the order of the flat statistics."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        numbers = {}
+        for norm, mean, var, count in found:
+            numbers[f"{names[id(norm)]}.running_mean"] = mean
+            numbers[f"{names[id(norm)]}.running_var"] = var * (count / max(count - 1, 1))
+        return self.layout.statistics.join_tensors(numbers)
+
+
+def draw_factors(config: GroupMixFormerConfig, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """Stochastic depth's factors for a batch, (2 * blocks, B): 0, or 1 / (1 - rate)."""
+    rates = np.repeat([rate for stage in config.drop_path_rates() for rate in stage], 2)[:, None]
+    kept = rng.random((len(rates), batch)) >= rates
+    return (kept / (1 - rates)).astype(np.float32)

@@ -1,0 +1,201 @@
+"""The training loop: batches in, a better network out, every epoch measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tinygmf.config import GroupMixFormerConfig
+from tinygmf.data.dataset import BRANCHES, Dataset
+from tinygmf.engine.predictor import Predictor
+from tinygmf.model import GroupMixFormer
+from tinygmf.training.gradient import draw_factors
+from tinygmf.training.head import HEAD, HeadPrograms
+from tinygmf.training.programs import Programs
+from tinygmf.training.recipe import Recipe
+from tinygmf.training.state import Devices, TrainingState, network_arrays
+from tinygmf.training.update import update_schedule
+from tinygmf.weights.checkpoint import load_state_dict
+
+LARGEST_SCALE, GROWTH = 2.0**14, 500  # the loss scale of float16; steps until it is tried again
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch came to. Accuracies are shares of the validation pictures."""
+
+    epoch: int  # from 1
+    step: int  # steps made so far
+    loss: float  # mean over the epoch's steps
+    learning_rate: float
+    top1: float
+    top5: float
+    pictures_per_second: float  # since the epoch began, or was gone on with
+    seconds: float  # of the whole epoch
+
+
+class Trainer:
+    """Trains a network by a recipe, epoch by epoch: `run_epoch()` while `step < steps`.
+
+    `model` gives the first weights and gets the trained ones (`finish`). Several devices share
+    every batch; the first of them evaluates. Raises DataError where there is too little data,
+    TrainingError where the loss is no number any more.
+    """
+
+    def __init__(
+        self,
+        model: GroupMixFormer,
+        data: Dataset,
+        recipe: Recipe,
+        device: Devices,
+        progress: bool = True,
+    ) -> None:
+        data.check(recipe.batch_size * recipe.accumulate)
+        self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
+        self.model, self.config = model, training_config(model.config, recipe)
+        self.state = TrainingState(
+            self.config,
+            network_arrays(model),
+            device,
+            recipe.weight_decay,
+            recipe.layer_decay,
+            recipe.head_only,
+        )
+        programs: Any = HeadPrograms if recipe.head_only else Programs
+        self.programs = programs(
+            self.config,
+            self.state,
+            recipe.batch_size,
+            recipe.size,
+            device,
+            progress,
+            recipe.dtype,
+        )
+        self.predictor = Predictor(
+            model,
+            recipe.size,
+            batch_size=min(recipe.batch_size, 64),
+            device=device if isinstance(device, str) else device[0],
+            progress=progress,
+        )
+        batches = len(data.train) // recipe.batch_size
+        self.steps_per_epoch = batches // recipe.accumulate
+        self.step = 0  # steps made
+        self.scale = LARGEST_SCALE if recipe.dtype == "float16" else 1.0  # of the loss
+        self.losses, self.seconds = 0.0, 0.0  # sums over the present epoch
+        self.stop = False  # set it, from a signal handler say, to end after the present step
+        self.pause = math.inf  # seconds after which `run_epoch` returns, so that a run can be saved
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def run_epoch(self) -> EpochReport | None:
+        """Train to the end of the present epoch and measure.
+
+        None if it returned before the end, because `stop` was set or `pause` seconds had passed:
+        the next call goes on where it stopped.
+        """
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        if not done:
+            self.losses, self.seconds = 0.0, 0.0
+        rate, speed, before, start = 0.0, 0.0, self.seconds, time.perf_counter()
+        batches = self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=done,
+            desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
+            unit=" steps",
+            disable=not self.progress,
+            leave=False,
+        )
+        with bar:
+            for made in range(1, self.steps_per_epoch - done + 1):
+                rate = self.recipe.rate(self.step, self.steps_per_epoch)
+                loss = self.run_step(batches, rate)
+                self.losses += loss
+                passed = time.perf_counter() - start
+                self.seconds = before + passed
+                speed = made * self.recipe.batch_size * self.recipe.accumulate / passed
+                bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}")
+                bar.update()
+                if (self.stop or passed > self.pause) and self.step % self.steps_per_epoch:
+                    return None
+        top1, top5 = self.evaluate()
+        self.seconds = before + time.perf_counter() - start
+        mean = self.losses / self.steps_per_epoch
+        return EpochReport(epoch + 1, self.step, mean, rate, top1, top5, speed, self.seconds)
+
+    def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
+        """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
+        recipe, total = self.recipe, 0.0
+        for turn in range(recipe.accumulate):
+            rng = np.random.default_rng([recipe.seed, BRANCHES, self.step, turn])
+            arrays = *next(batches), draw_factors(self.config, recipe.batch_size, rng)
+            share = 1 / recipe.accumulate
+            total += share * self.programs.gradient(share, *arrays, scale=self.scale)
+        schedule = update_schedule(rate, self.step, recipe.clip, recipe.ema_decay(self.step))
+        norm = self.programs.update(schedule)
+        self.step += 1
+        if math.isfinite(total) and math.isfinite(norm):
+            if recipe.dtype == "float16" and self.step % GROWTH == 0:
+                self.scale = min(2 * self.scale, LARGEST_SCALE)
+        elif math.isfinite(total) and self.scale > 1:
+            self.scale /= 2  # float16 was too small for the gradient: the step changed nothing
+        else:
+            with_loss = math.isfinite(total)
+            wrong = f"the gradient's norm is {norm}" if with_loss else f"the loss is {total}"
+            raise TrainingError(
+                f"{wrong} at step {self.step}: the last checkpoint is intact; try a lower "
+                "--learning-rate"
+            )
+        return total
+
+    def evaluate(self) -> tuple[float, float]:
+        """Top-1 and top-5 accuracy of the averaged weights on the validation pictures."""
+        self.finish()
+        self.predictor.use_weights(self.model)
+        best, five, count = 0, 0, 0
+        for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
+            order = (-self.predictor.run(pictures)).argsort(axis=1, kind="stable")
+            hits = order[:, :5] == labels[:, None]
+            best, five, count = (
+                best + hits[:, 0].sum(),
+                five + hits.any(1).sum(),
+                count + len(labels),
+            )
+        return float(best / count), float(five / count)
+
+    def finish(self) -> GroupMixFormer:
+        """The network with its present weights, averaged if the recipe says so."""
+        arrays = self.state.network("average")
+        if self.recipe.head_only:  # averaging would round even what stands still
+            head = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
+            arrays = self.state.network() | head
+        load_state_dict(self.model, arrays)
+        return self.model
+
+
+def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFormerConfig:
+    """The network's configuration with the recipe's stochastic depth, if it has one.
+
+    Raises ValueError for dropout: a compiled step draws no random numbers of its own.
+    """
+    if config.drop_rate:
+        raise ValueError(
+            f"drop_rate: expected 0 in training, found {config.drop_rate}: take --drop-path instead"
+        )
+    if recipe.drop_path is None:
+        return config
+    return replace(config, drop_path_rate=recipe.drop_path)

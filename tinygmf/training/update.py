@@ -1,0 +1,50 @@
+"""AdamW's step on flat tensors, one number for each weight: clip, step, moving average."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from tinygrad import Tensor
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+def update_schedule(rate: float, step: int, clip: float, ema: float) -> np.ndarray:
+    """The numbers that `update` takes for a step, counted from 0."""
+    corrections = 1 / (1 - BETA1 ** (step + 1)), 1 / (1 - BETA2 ** (step + 1))
+    return np.array([rate, *corrections, clip, ema], np.float32)
+
+
+def update(
+    weights: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    average: Tensor,
+    decay: Tensor,
+    rates: Tensor,
+    schedule: Tensor,
+) -> Tensor:
+    """Clips the gradient, makes AdamW's step in place and clears the gradient for the next one.
+
+    All but `schedule` are flat, one number for each weight: `first` and `second` are AdamW's
+    averages, `average` the moving average of the weights, `decay` the weight decay, `rates` the
+    factor of the learning rate. Returns the gradient's norm before clipping; where that is no
+    finite number, nothing else changes.
+    """
+    rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
+    norm = gradient.square().sum().sqrt().contiguous()
+    good = norm < math.inf  # not so for NaN either
+    clipped = good.where(gradient * (clip / (norm + 1e-6)).minimum(1), 0.0)
+    first.assign(good.where(BETA1 * first + (1 - BETA1) * clipped, first))
+    second.assign(good.where(BETA2 * second + (1 - BETA2) * clipped.square(), second))
+    Tensor.realize(norm, first, second)
+    direction = (first * correction1) / ((second * correction2).sqrt() + EPS)
+    step = rate * rates * (direction + decay * weights)
+    weights.assign(weights - good.where(step, 0.0))
+    Tensor.realize(weights)
+    average.assign(good.where(ema * average + (1 - ema) * weights, average))
+    gradient.assign(gradient.zeros_like())
+    Tensor.realize(average, gradient)
+    return norm

@@ -1,0 +1,1 @@
+"""Files of weights, hostile until proven otherwise."""
