@@ -16,6 +16,7 @@ from tinygmf.study.observe import (
     BRANCHES,
     KERNELS,
     PANELS,
+    attention_rows,
     choose_block,
     effective_kernel,
     head_label,
