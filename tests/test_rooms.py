@@ -10,7 +10,7 @@ GROUND = {
     "config": set(),
     "files": set(),
     "tensors": set(),
-    "image": {"files"},
+    "image": {"config", "files"},
     "layers": {"tensors"},
     "gma": {"config", "layers"},
     "model": {"config", "gma", "layers"},

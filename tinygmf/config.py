@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 STAGES = 4
 NUM_HEADS = 8  # always, in every published configuration
 STRIDES = (4, 8, 16, 32)  # of the four stages' maps, in pixels
+
+# The published evaluation: ImageNet's mean and standard deviation of red, green and blue, on a scale
+# of 0 to 1, and the share of the shorter side that the central crop keeps.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP = 224 / 256
 
 AGGREGATORS = ("convolution", "average", "maximum", "minimum", "none")
 
@@ -129,6 +136,50 @@ class GroupMixFormerConfig:
         )
         name = variant_name(config)
         return replace(config, drop_path_rate=VARIANTS[name].drop_path_rate) if name else config
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint says of its network beside the weights. Nothing here shapes a tensor."""
+
+    image_size: int | None = None  # side of the pictures it was trained on, in pixels
+    classes: tuple[str, ...] = ()  # names in class order; empty where unknown
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    crop: float = CROP
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+        """The settings among the values of a checkpoint's metadata; others are passed over.
+
+        Raises ValueError, in one line, for a value of the wrong kind.
+        """
+        known: dict[str, Any] = {}
+        for name, expected, holds in (
+            ("image_size", "a number of pixels", lambda v: v is None or (type(v) is int and v > 0)),
+            ("classes", "a list of names", lambda v: _is_list(v, lambda x: isinstance(x, str))),
+            ("mean", "three positive numbers", lambda v: _is_list(v, _is_positive) and len(v) == 3),
+            ("std", "three positive numbers", lambda v: _is_list(v, _is_positive) and len(v) == 3),
+            ("crop", "a positive number", _is_positive),
+        ):
+            if name not in values:
+                continue
+            value = values[name]
+            if not holds(value):
+                raise ValueError(f"metadata: expected {expected} in {name}, found {value!r}")
+            known[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**known)
+
+
+def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(holds, value))
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
 def _block_key(stage: int, block: int, name: str) -> str:

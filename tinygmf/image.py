@@ -12,10 +12,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tinygmf.config import IMAGENET_MEAN, IMAGENET_STD
 from tinygmf.files import one_line
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red, green, blue, on 0 to 1
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+MEAN, STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 # Pillow knows others, and hands some to programs: PostScript to Ghostscript.
 MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
-from tinygmf.config import STAGES, STRIDES, VARIANTS, AttentionConfig, GroupMixFormerConfig
+from tinygmf.config import (
+    STAGES,
+    STRIDES,
+    VARIANTS,
+    AttentionConfig,
+    GroupMixFormerConfig,
+    Settings,
+)
 from tinygmf.gma import GroupMixAttention, SeparableConv2d, Size, to_map, to_tokens
 from tinygmf.layers import (
     GELU,
@@ -126,7 +133,7 @@ class GroupMixFormer(Module):
     def __init__(self, config: GroupMixFormerConfig, seed: int | None = 0) -> None:
         rng = None if seed is None else np.random.default_rng(seed)
         dims, rates = config.embedding_dims, config.drop_path_rates()
-        self.config = config
+        self.config, self.settings = config, Settings()
         self.conv_stem = ConvStem(rng, dims[0])
         self.patch_embed_layers = [
             PatchEmbedLayer(rng, dims[max(i - 1, 0)], dims[i], stride=1 if i == 0 else 2)

@@ -39,7 +39,7 @@ from folder_inputs import ERRORS, READ, FolderInputs
 from PIL import Image
 
 from tinygmf.image import ImageError, decode, preprocess
-from tinygmf.weights.checkpoint import CheckpointError, parse_tensors
+from tinygmf.weights.checkpoint import CheckpointError, parse_checkpoint
 from tinygmf.weights.pth import write_pth
 from tinygmf.weights.safetensors import write_safetensors
 
@@ -62,7 +62,7 @@ TENSORS = {
 
 def file_of(write: Callable, tensors: dict[str, np.ndarray]) -> bytes:
     content = io.BytesIO()
-    write(tensors, content)
+    write(tensors, content, {"tinygmf": "{}"})
     return content.getvalue()
 
 
@@ -280,7 +280,7 @@ def _with_png_checksums(data: bytes) -> bytes:
 def read_weights(data: bytes) -> int:
     """The bytes of what was read; ValueError as a user's error."""
     try:
-        tensors = parse_tensors(io.BytesIO(data), len(data))
+        tensors = parse_checkpoint(io.BytesIO(data), len(data)).tensors
     except ValueError as error:
         raise CheckpointError(f"fuzz: {error}") from None
     return sum(array.nbytes for array in tensors.values()) // 4

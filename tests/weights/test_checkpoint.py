@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
+from tinygmf.config import Settings
 from tinygmf.files import MAX_MESSAGE
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights import pth, safetensors
@@ -130,7 +131,8 @@ def test_a_saved_model_is_the_published_file_again(tmp_path, suffix):
 
 
 def test_a_half_precision_model_is_saved_in_float32(tmp_path):
-    half = SimpleNamespace(weight=Tensor([1.0, 2.0], dtype=dtypes.bfloat16))
+    weight = Tensor([1.0, 2.0], dtype=dtypes.bfloat16)
+    half = SimpleNamespace(weight=weight, settings=Settings())
     save_model(half, tmp_path / "half.pth")
     assert_identical(read_tensors(tmp_path / "half.pth"), {"weight": np.float32([1, 2])})
 

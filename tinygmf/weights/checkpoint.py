@@ -5,18 +5,19 @@ it, and whatever is wrong with it becomes one `CheckpointError` of one line. Fil
 their content, not by their name.
 """
 
+import json
 import os
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tinygrad import Context, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
-from tinygmf.config import GroupMixFormerConfig
+from tinygmf.config import GroupMixFormerConfig, Settings
 from tinygmf.files import one_line, replacing
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy
@@ -30,6 +31,7 @@ from tinygmf.weights.safetensors import (
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
 BLOCK_TENSORS = 40  # a block has 50: names alone must not cost the time to build blocks
+METADATA = "tinygmf"  # the entry, in either format, that holds the metadata
 SHOWN = 3  # keys of each kind that an error lists
 
 
@@ -40,6 +42,14 @@ class CheckpointError(ValueError):
         super().__init__(one_line(message))
 
 
+class Checkpoint(NamedTuple):
+    """What a file of weights holds: arrays by name, and what was noted beside them, as JSON has
+    it."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+
 def load_model(path: str | os.PathLike[str], device: str | None = None) -> GroupMixFormer:
     """Return the network that a weight file holds, its architecture inferred from keys and shapes.
 
@@ -48,9 +58,10 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Group
     Raises:
         CheckpointError: the file cannot be read or is no GroupMixFormer.
     """
-    tensors = read_tensors(path)
+    tensors, metadata = read_checkpoint(path)
     try:
         config = GroupMixFormerConfig.from_state_dict({k: a.shape for k, a in tensors.items()})
+        settings = Settings.from_json(metadata)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if (blocks := sum(config.serial_depths)) * BLOCK_TENSORS > len(tensors):
@@ -61,13 +72,15 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Group
     with Context(DEV=device) if device else nullcontext():
         model = GroupMixFormer(config, seed=None)
         load_state_dict(model, tensors, str(path))
+    model.settings = settings
     return model
 
 
 def save_model(model: GroupMixFormer, path: str | os.PathLike[str]) -> None:
     """Write the network's weights in the published layout: `.pth` or `.safetensors` by suffix.
 
-    PyTorch's `torch.load(path, weights_only=True)["model"]` fits the published code strictly.
+    `model.settings` go into the metadata. PyTorch's `torch.load(path, weights_only=True)["model"]`
+    fits the published code strictly.
 
     Raises:
         CheckpointError: another suffix, or the file cannot be written; an older one stays whole.
@@ -76,7 +89,8 @@ def save_model(model: GroupMixFormer, path: str | os.PathLike[str]) -> None:
     state = get_state_dict(model)
     plain = {k: t.float() if dtypes.is_float(t.dtype) else t for k, t in state.items()}
     Tensor.realize(*plain.values())  # at once: one plan for whatever is still to be computed
-    write_tensors({key: tensor.numpy() for key, tensor in plain.items()}, path)
+    arrays = {key: tensor.numpy() for key, tensor in plain.items()}
+    write_tensors(arrays, path, model.settings.to_json())
 
 
 def load_state_dict(
@@ -114,10 +128,16 @@ def _list(kind: str, keys: list[str]) -> str:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return the state dict of a PyTorch (zip) or safetensors file, in the file's order.
+    """Return the arrays of `read_checkpoint` alone."""
+    return read_checkpoint(path).tensors
 
-    Of a training checkpoint that is the part under "model". Prefixes `module.` are taken off.
-    Floating point becomes float32, integers keep their type. The arrays are writable and own their
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Return the state dict of a PyTorch (zip) or safetensors file, in the file's order, and the
+    metadata that `write_tensors` left there.
+
+    Of a training checkpoint the state dict is the part under "model". Prefixes `module.` are taken
+    off. Floating point becomes float32, integers keep their type. The arrays are writable and own their
     memory.
 
     Raises:
@@ -126,22 +146,23 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         size = _regular_size(Path(path))
         with open(path, "rb") as file:
-            return parse_tensors(file, size)
+            return parse_checkpoint(file, size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def parse_tensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """Return what `read_tensors` does, of an open file of `size` bytes.
+def parse_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
+    """Return what `read_checkpoint` does, of an open file of `size` bytes.
 
     Raises:
         ValueError: anything wrong with its content.
         OSError: the disk does not give it.
     """
     try:
-        tensors = _read(file, size)
+        tensors, notes = _read(file, size)
+        metadata = json.loads(notes.get(METADATA, "{}"))
         result = {key.removeprefix("module."): _own(array) for key, array in tensors.items()}
     except OSError:
         raise
@@ -151,7 +172,9 @@ def parse_tensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         raise ValueError(str(error) if type(error) is ValueError else _damage(error)) from None
     if len(result) != len(tensors):
         raise ValueError("some names stand twice, with and without 'module.'")
-    return result
+    if not isinstance(metadata, dict):
+        raise ValueError(f"expected an object in its metadata {METADATA!r}, found another value")
+    return Checkpoint(result, metadata)
 
 
 def _damage(error: Exception) -> str:
@@ -172,7 +195,7 @@ def _regular_size(path: Path) -> int:
     return status.st_size
 
 
-def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
+def _read(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Recognise the format by the first bytes and read it."""
     start = file.read(16)
     file.seek(0)
@@ -201,8 +224,14 @@ def _own(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32 if array.dtype.kind == "f" else array.dtype, order="C")
 
 
-def write_tensors(tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+def write_tensors(
+    tensors: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
     """Write a state dict as `.pth` ({"model": ...}) or `.safetensors`, by the path's suffix.
+
+    The metadata is kept beside it as JSON text, which the published code passes over.
 
     The file is written beside its place and then renamed: there is never half a file under `path`.
 
@@ -212,9 +241,10 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str
     path = Path(path)
     write = _writer(path)
     arrays = {key: np.asarray(array) for key, array in tensors.items()}
+    notes = {METADATA: json.dumps(metadata, allow_nan=False)} if metadata else {}
     try:
         with replacing(path) as file:
-            write(arrays, file)
+            write(arrays, file, notes)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error.strerror or error}: nothing was changed; make "
@@ -224,7 +254,9 @@ def write_tensors(tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str
         raise CheckpointError(f"{path}: the format has no type {error}; convert to one") from None
 
 
-def _writer(path: Path) -> Callable[[Mapping[str, np.ndarray], BinaryIO], None]:
+def _writer(
+    path: Path,
+) -> Callable[[Mapping[str, np.ndarray], BinaryIO, Mapping[str, str]], None]:
     """Return the function that writes the format of the path's suffix."""
     if path.suffix not in WRITERS:
         raise CheckpointError(f"{path}: expected a name that ends in .pth or .safetensors")

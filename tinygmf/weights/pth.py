@@ -255,8 +255,9 @@ INSTRUCTIONS: dict[bytes, Callable[[PickleMachine], None]] = {
 }
 
 
-def read_pth(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """Return the state dict of an open file of `size` bytes, as read-only views.
+def read_pth(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the state dict of an open file of `size` bytes, as read-only views, and its metadata:
+    the entries beside it that are text.
 
     The state dict stands under "model" (published files and training checkpoints), under
     "state_dict" or "model_ema", or is the whole file. Other parts of a training checkpoint are
@@ -269,13 +270,16 @@ def read_pth(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(reader) as archive:
         reader.limit = size
         root = _check_archive(archive, size)
-        notes = _state_dict(PickleMachine(archive.read(f"{root}/data.pkl")).run())
+        content = PickleMachine(archive.read(f"{root}/data.pkl")).run()
+        notes = _state_dict(content)
+        metadata = {key: value for key, value in content.items() if type(value) is str}
         if sum(prod(n.shape) * n.storage.dtype.itemsize for n in notes.values()) > 2 * size:
             raise ValueError("its tensors hold more numbers than the file")
         storages = {note.storage.key: b"" for note in notes.values()}
         for key in storages:
             storages[key] = archive.read(f"{root}/data/{key}")
-    return {key: _view(note, storages[note.storage.key]) for key, note in notes.items()}
+    tensors = {key: _view(note, storages[note.storage.key]) for key, note in notes.items()}
+    return tensors, metadata
 
 
 class _Reader:
@@ -336,10 +340,12 @@ def _view(note: TensorNote, data: bytes) -> np.ndarray:
     return np.ndarray(note.shape, note.storage.dtype, data, note.offset * width, strides)
 
 
-def write_pth(tensors: Mapping[str, np.ndarray], file: BinaryIO) -> None:
-    """Write {"model": tensors} to an open file as torch.save does: PyTorch reads it."""
+def write_pth(
+    tensors: Mapping[str, np.ndarray], file: BinaryIO, metadata: Mapping[str, str]
+) -> None:
+    """Write {"model": tensors, **metadata} to an open file as torch.save does: PyTorch reads it."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _write_record(archive, file, "archive/data.pkl", _pickle(tensors))
+        _write_record(archive, file, "archive/data.pkl", _pickle(tensors, metadata))
         _write_record(archive, file, "archive/byteorder", b"little")
         for index, array in enumerate(tensors.values()):
             _write_record(archive, file, f"archive/data/{index}", array.tobytes())
@@ -355,15 +361,15 @@ def _write_record(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: byt
     archive.writestr(record, data)
 
 
-def _pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Write the program that builds {"model": OrderedDict(tensors)}: PROTO 2 ... STOP."""
+def _pickle(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Write the program that builds {"model": OrderedDict(tensors), **metadata}: PROTO 2 … STOP."""
     items = b"".join(
         _text(key) + _tensor(array, str(index))
         for index, (key, array) in enumerate(tensors.items())
     )
-    return (
-        b"\x80\x02}" + _text("model") + _global("collections.OrderedDict") + b")R(" + items + b"us."
-    )
+    model = _text("model") + _global("collections.OrderedDict") + b")R(" + items + b"us"
+    others = b"".join(_text(key) + _text(value) + b"s" for key, value in metadata.items())
+    return b"\x80\x02}" + model + others + b"."
 
 
 def _tensor(array: np.ndarray, key: str) -> bytes:

@@ -39,8 +39,9 @@ def looks_like_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
 
 
-def read_safetensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """Return the tensors of an open file of `size` bytes as read-only views, in its order.
+def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors of an open file of `size` bytes, as read-only views in its order, and its
+    metadata.
 
     Raises:
         ValueError: the header is not what the format prescribes, or contradicts the file's size.
@@ -50,17 +51,20 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         raise ValueError(f"its header claims {length} bytes, the file has {size}; copy it again")
     text = file.read(length).decode("utf-8")  # json would accept, and import, other encodings
     header = json.loads(text, object_pairs_hook=_without_duplicates)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata holds something other than text")
     for key, entry in header.items():
         _check_entry(key, entry)
     _check_spans([entry["data_offsets"] for entry in header.values()], size - 8 - length)
     data = memoryview(file.read(size - 8 - length))
-    return {
+    tensors = {
         key: np.frombuffer(data[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]).reshape(
             entry["shape"]
         )
         for key, entry in header.items()
     }
+    return tensors, metadata
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,8 +96,10 @@ def _check_spans(spans: list[list[int]], size: int) -> None:
         raise ValueError(f"its tensors need {position} bytes, the file has {size} for them")
 
 
-def write_safetensors(tensors: Mapping[str, np.ndarray], file: BinaryIO) -> None:
-    """Write the tensors to an open file, with the metadata that PyTorch's readers expect.
+def write_safetensors(
+    tensors: Mapping[str, np.ndarray], file: BinaryIO, metadata: Mapping[str, str]
+) -> None:
+    """Write the tensors to an open file, with this metadata and what PyTorch's readers expect.
 
     The header keeps the tensors' order. Their bytes lie widest type first, so that all are aligned.
     """
@@ -106,7 +112,8 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], file: BinaryIO) -> None
         name = NAMES[array.dtype]
         entries[key] = {"dtype": name, "shape": list(array.shape), "data_offsets": span}
         position += array.nbytes
-    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":"))
+    about = {"format": "pt", **metadata}
+    header = json.dumps({"__metadata__": about, **entries}, separators=(",", ":"))
     encoded = header.encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -1,0 +1,58 @@
+"""What a checkpoint says beside its weights comes back, and no nonsense in it is believed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tinygmf import create_model, load_model, save_model
+from tinygmf.config import Settings
+from tinygmf.weights.checkpoint import CheckpointError, read_checkpoint, write_tensors
+
+SUFFIXES = [".pth", ".safetensors"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("groupmixformer_nano", num_classes=3)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_and_size_travel_inside_the_file(model, tmp_path, suffix):
+    model.settings = Settings(image_size=64, classes=("Äpfel", "two words", "c,d"), crop=1.0)
+    path = tmp_path / f"mine{suffix}"
+    save_model(model, path)
+    assert load_model(path).settings == model.settings
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_without_metadata_has_the_usual_settings(tmp_path, suffix):
+    write_tensors({"x": np.zeros(2, np.float32)}, tmp_path / f"x{suffix}")
+    assert read_checkpoint(tmp_path / f"x{suffix}").metadata == {}
+    assert Settings.from_json({}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": "large"},
+        {"image_size": -1},
+        {"classes": "cat"},
+        {"classes": [1]},
+        {"mean": [0.5, float("nan"), 0.5]},
+        {"std": 0.2},
+        {"crop": [[]]},
+    ],
+)
+def test_nonsense_in_the_metadata_is_one_line(model, tmp_path, wrong):
+    path = tmp_path / "x.safetensors"
+    save_model(model, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"]["tinygmf"] = json.dumps(Settings().to_json() | wrong)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: metadata: expected") as error:
+        load_model(path)
+    assert "\n" not in str(error.value)
