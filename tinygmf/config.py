@@ -16,8 +16,8 @@ STAGES = 4
 NUM_HEADS = 8  # always, in every published configuration
 STRIDES = (4, 8, 16, 32)  # of the four stages' maps, in pixels
 
-# The published evaluation: ImageNet's mean and standard deviation of red, green and blue, on a scale
-# of 0 to 1, and the share of the shorter side that the central crop keeps.
+# The published evaluation: ImageNet's mean and standard deviation of red, green and blue, on a
+# scale of 0 to 1, and the share of the shorter side that the central crop keeps.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP = 224 / 256

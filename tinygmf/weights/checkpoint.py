@@ -137,8 +137,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     metadata that `write_tensors` left there.
 
     Of a training checkpoint the state dict is the part under "model". Prefixes `module.` are taken
-    off. Floating point becomes float32, integers keep their type. The arrays are writable and own their
-    memory.
+    off. Floating point becomes float32, integers keep their type. The arrays are writable and own
+    their memory.
 
     Raises:
         CheckpointError: no such file, not a regular file, or anything wrong with its content.
