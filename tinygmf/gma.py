@@ -192,6 +192,14 @@ class ConvRelPosEnc(Module):
         return q * encoding.transpose(2, 3)
 
 
+def attention_scale(dim: int) -> float:
+    """What linear attention is multiplied by.
+
+    The published code rounds D / 8 down and takes it for the head's width, which is D / 10.
+    """
+    return (dim // NUM_HEADS) ** -0.5
+
+
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Q (softmax(K)ᵀ V), the softmax over the tokens: three of (B, heads, N, head_dim) -> the same.
 
@@ -224,8 +232,7 @@ class GroupMixAttention(Module):
         if dim <= 0 or dim % 10:
             raise ValueError(f"dim: expected a positive multiple of 10, found {dim}")
         rng = np.random.default_rng(rng) if isinstance(rng, int) else rng
-        # The published code rounds D / 8 down and takes it for the head's width, which is D / 10.
-        self.scale = (dim // NUM_HEADS) ** -0.5
+        self.scale = attention_scale(dim)
         self.drop_rate, self.softmax = drop_rate, config.softmax
         self.qkv = Linear(rng, dim, 3 * dim)
         self.proj = Linear(rng, dim, dim)

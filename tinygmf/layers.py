@@ -188,8 +188,10 @@ class BatchNorm(Module, nn.BatchNorm):
     Parameters and statistics stay float32 in every precision.
     """
 
+    EPS = 1e-5
+
     def __init__(self, rng: Rng, channels: int) -> None:
-        self.eps, self.momentum, self.track_running_stats = 1e-5, 0.1, True
+        self.eps, self.momentum, self.track_running_stats = self.EPS, 0.1, True
         self.weight, self.bias = _filled(rng, 1, channels), _filled(rng, 0, channels)
         self.running_mean = _filled(rng, 0, channels).is_param_(False)
         self.running_var = _filled(rng, 1, channels).is_param_(False)

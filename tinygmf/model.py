@@ -6,12 +6,15 @@ part stands in its docstring. Shapes: B pictures, N = H * W tokens, D channels o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import (
     STAGES,
@@ -206,6 +209,13 @@ class GroupMixFormer(Module):
         with record(note):
             self(x)
         return trace
+
+
+@cache
+def state_shapes(config: GroupMixFormerConfig) -> Mapping[str, tuple[int, ...]]:
+    """The names and shapes of the state dict of a network of this configuration."""
+    state = get_state_dict(GroupMixFormer(config, seed=None))
+    return MappingProxyType({name: tuple(map(int, t.shape)) for name, t in state.items()})
 
 
 def list_models() -> list[str]:

@@ -9,6 +9,7 @@ from strategies import normal
 from tinygmf import Predictor, load_model
 from tinygmf.engine.predictor import chunks, probabilities, read_ahead
 from tinygmf.image import ImageError, normalize
+from tinygmf.weights.checkpoint import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,13 @@ def test_files_images_and_arrays_are_the_same_picture(predict, tmp_path):
     answers = [predict(form) for form in forms]
     assert all(answer.shape == (1, 10) for answer in answers)
     assert all((answer == answers[0]).all() for answer in answers)
+
+
+def test_a_file_gives_the_same_logits_without_a_module_as_with_one(predict):
+    weights = load_weights(DATA / "nano.pth")
+    direct = Predictor(weights, 32, batch_size=2, device="CPU", progress=False)
+    x = normal(0, 2, 3, 32, 32)
+    assert (direct.run(x) == predict.run(x)).all()
 
 
 def test_a_later_change_of_the_model_does_not_reach_it(model):

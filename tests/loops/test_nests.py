@@ -13,7 +13,8 @@ from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training.gradient import draw_factors
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import TrainingState, network_arrays
+from tinygmf.training.state import TrainingState
+from tinygmf.weights.checkpoint import state_arrays
 
 RNG = np.random.default_rng(0)
 ONE = tensor_from_numpy(np.ones(2, np.float32), "CPU")
@@ -99,7 +100,7 @@ def test_a_slope_is_that_of_its_function(function):
 def test_the_loss_changes_as_the_gradient_says_at_an_odd_size_with_branches_dropped():
     config = replace(VARIANTS["groupmixformer_nano"], num_classes=3, drop_path_rate=0.5)
     batch, size = 2, 40  # maps of 10, 5, 3 and 2 tokens a side
-    arrays = network_arrays(GroupMixFormer(config, seed=0))
+    arrays = state_arrays(GroupMixFormer(config, seed=0))
     state = TrainingState(config, arrays, "CPU")
     programs = Programs(config, state, batch, size, "CPU", progress=False)
     factors = draw_factors(config, batch, np.random.default_rng(1))

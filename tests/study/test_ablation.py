@@ -20,6 +20,7 @@ from tinygmf.study import ablation
 from tinygmf.study.ablation import ABLATIONS, Outcome, format_outcome, load_outcomes, save_outcomes
 from tinygmf.study.observe import observe
 from tinygmf.study.summary import summarize
+from tinygmf.weights.checkpoint import state_arrays
 
 NANO = GroupMixFormerConfig(**NANO_CONFIG)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -130,7 +131,7 @@ def test_an_ablation_that_cannot_be_is_a_one_line_error(changes):
 def test_what_needs_the_published_form_says_so_in_one_line():
     model = network("tokens")
     for call in (
-        lambda: FoldedGroupMixFormer(model),
+        lambda: FoldedGroupMixFormer(model.config, state_arrays(model)),
         lambda: observe(model, np.zeros((1, 3, 32, 32))),
     ):
         with pytest.raises(ValueError, match="expected the published attention") as error:

@@ -51,6 +51,7 @@ from tinygmf.engine.folded import FoldedGroupMixFormer, fold
 from tinygmf.study.lowering import kernels
 from tinygmf.training.gradient import GradientProgram
 from tinygmf.training.update import update
+from tinygmf.weights.checkpoint import state_arrays
 
 PACKAGE = str(Path(tinygmf.__file__).parent)
 LINES = 3  # of the model, that are named for a kernel
@@ -147,7 +148,7 @@ def inference_kernels(network: Network, device: str) -> list[UOp]:
         Tensor.empty(
             *a.shape, dtype=network.dtype if a.ndim == 4 else dtypes.float32, device=device
         )
-        for a in fold(model)
+        for a in fold(model.config, state_arrays(model))
     ]
     x = Tensor.empty(1, 3, network.size, network.size, device=device)
     return kernels(folded.forward(x, weights))

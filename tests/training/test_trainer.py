@@ -28,10 +28,10 @@ from tinygmf.study.lowering import kernels
 from tinygmf.training.gradient import run_part
 from tinygmf.training.recipe import Recipe
 from tinygmf.training.run_file import ABOUT, load_run, read_about, save_run
-from tinygmf.training.state import Devices, network_arrays, place
+from tinygmf.training.state import Devices, place
 from tinygmf.training.trainer import Trainer, TrainingError
 from tinygmf.weights import checkpoint
-from tinygmf.weights.checkpoint import CheckpointError, load_model, read_tensors
+from tinygmf.weights.checkpoint import CheckpointError, load_model, read_tensors, state_arrays
 
 # The network, batch and size of the parity tests: all tests share one compiled program.
 RECIPE = Recipe(
@@ -194,9 +194,9 @@ def test_pauses_change_nothing_but_how_often_the_run_is_saved(tmp_path, monkeypa
 
 def test_the_head_alone_moves_nothing_else_whatever_is_averaged():
     running = trainer(replace(RECIPE, head_only=True, ema=0.9, epochs=1))
-    before = {name: array.copy() for name, array in network_arrays(running.model).items()}
+    before = {name: array.copy() for name, array in state_arrays(running.model).items()}
     running.run_epoch()
-    after = network_arrays(running.finish())
+    after = state_arrays(running.finish())
     changed = {name for name in before if (after[name] != before[name]).any()}
     assert changed == {"head.weight", "head.bias"}
 

@@ -12,8 +12,7 @@ from tinygmf.engine.devices import device_description, open_device
 from tinygmf.engine.predictor import Predictor, probabilities
 from tinygmf.files import replacing
 from tinygmf.image import load_image, normalize, resize_and_crop
-from tinygmf.model import GroupMixFormer
-from tinygmf.weights.checkpoint import load_model
+from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 
 ASSETS = Path(__file__).parents[1] / "assets"
 DIGITS_WEIGHTS = ASSETS / "digits.safetensors"  # groupmixformer_nano, 10 classes
@@ -28,8 +27,8 @@ def run_demo(out: str, device: str | None) -> int:
     paths = sorted((ASSETS / "digits").glob("*.png"))
     crops = [resize_and_crop(load_image(path), SIZE) for path in paths]
     truths = [int(path.name[0]) for path in paths]  # a file is CLASS_NUMBER.png
-    model = load_model(DIGITS_WEIGHTS)
-    predict = Predictor(model, SIZE, batch_size=len(paths), device=device)
+    network = load_weights(DIGITS_WEIGHTS)
+    predict = Predictor(network, SIZE, batch_size=len(paths), device=device)
     logits = predict([normalize(crop) for crop in crops])
     rows = probabilities(logits)
 
@@ -43,16 +42,16 @@ def run_demo(out: str, device: str | None) -> int:
     with replacing(out) as file:
         draw_predictions(crops, rows, truths).save(file, "PNG")
     print(f"picture: {out}")
-    return _check_one(model, crops[0], logits[0])
+    return _check_one(network, crops[0], logits[0])
 
 
-def _check_one(model: GroupMixFormer, crop: Image.Image, logits: np.ndarray) -> int:
+def _check_one(network: NetworkWeights, crop: Image.Image, logits: np.ndarray) -> int:
     """Compares the first picture's logits with the pure-Python reference, if it is at hand."""
     folder = find_reference()
     if folder is None:
         print("check: the pure-Python reference is not at hand (it is in the project's repository)")
         return 0
-    expected = run_reference(folder, model, crop)[-1]
+    expected = run_reference(folder, network, crop)[-1]
     difference = float(abs(expected - logits).max() / abs(expected).max())
     tolerance = TOLERANCES["float32"]
     same = difference <= tolerance

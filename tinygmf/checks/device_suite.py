@@ -34,9 +34,9 @@ from tinygmf.engine.probe import list_devices
 from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training.programs import Programs
-from tinygmf.training.state import TrainingState, network_arrays
+from tinygmf.training.state import TrainingState
 from tinygmf.training.update import update_schedule
-from tinygmf.weights.checkpoint import load_model
+from tinygmf.weights.checkpoint import load_weights
 
 SUITE_SECONDS = 1800  # for one device
 BATCH = 4  # pictures in the training step
@@ -90,7 +90,7 @@ class Suite:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.model = load_model(DIGITS_WEIGHTS)
+        self.weights = load_weights(DIGITS_WEIGHTS)
         paths = sorted((ASSETS / "digits").glob("*.png"))
         self.pictures = [resize_and_crop(load_image(path), SIZE) for path in paths]
         self.classes = [int(path.name[0]) for path in paths]  # a file is CLASS_NUMBER.png
@@ -138,70 +138,66 @@ class Suite:
     def half(self) -> tuple[float, float]:
         if dtypes.half not in Device[self.device].renderer.supported_dtypes():
             raise NotRun("the device has no float16")
-        predict = Predictor(self.model, SIZE, dtype="float16", device=self.device, progress=False)
+        predict = Predictor(self.weights, SIZE, dtype="float16", device=self.device, progress=False)
         return ratio(predict(normalize(self.pictures[0]))[0], self._expected[-1]), TOLERANCES[
             "float16"
         ]
 
     def slope(self) -> tuple[float, float]:
         """How far the loss's slope in the gradient's direction is from the gradient's length."""
-        _, gradient = self._gradient(self._weights)
+        _, gradient = self._gradient(self._flat_weights)
         length = float(np.linalg.norm(gradient))
         way = gradient * np.float32(0.01 / length**2)  # the loss should change by 0.01
-        up, down = (self._gradient(self._weights + sign * way)[0] for sign in (1, -1))
+        up, down = (self._gradient(self._flat_weights + sign * way)[0] for sign in (1, -1))
         return abs((up - down) / 0.02 - 1), SLOPE
 
     def same_gradient(self) -> tuple[float, float]:
-        first, second = (self._gradient(self._weights)[1] for _ in range(2))
+        first, second = (self._gradient(self._flat_weights)[1] for _ in range(2))
         return ratio(first, second), 0
 
     def step(self) -> tuple[float, float]:
         """What the loss grows by, as a share of itself: it must fall."""
-        before, _ = self._gradient(self._weights)
+        before, _ = self._gradient(self._flat_weights)
         self._programs.update(update_schedule(rate=1e-4, step=0, clip=1.0, ema=0.0))
         after, _ = self._gradient(self._state["weights"].numpy())
         return after / before - 1, -1e-3
 
     def _gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """The loss of four digits that are called by the next one's name, and its gradient."""
-        self._state.restart(self._arrays)
+        self._state.restart(self.weights.arrays)
         write_tensor(self._state["weights"], weights)
         wrong = (np.array(self.classes[:BATCH]) + 1) % 10
         loss = self._programs.gradient(
             1,
             np.stack([normalize(picture) for picture in self.pictures[:BATCH]]),
             targets(wrong, 10, 0.1),
-            np.ones((2 * sum(self.model.config.serial_depths), BATCH), np.float32),
+            np.ones((2 * sum(self.weights.config.serial_depths), BATCH), np.float32),
         )
         return loss, self._state["gradient"].numpy().copy()
 
     @cached_property
     def _state(self) -> TrainingState:
-        return TrainingState(self.model.config, self._arrays, self.device)
+        return TrainingState(self.weights.config, self.weights.arrays, self.device)
 
     @cached_property
     def _programs(self) -> Programs:
-        config = self.model.config
+        config = self.weights.config
         return Programs(config, self._state, BATCH, SIZE, self.device, progress=False)
 
-    @cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return network_arrays(self.model)
-
     @property
-    def _weights(self) -> np.ndarray:
-        return self._state.layout.weights.join(self._arrays)
+    def _flat_weights(self) -> np.ndarray:
+        return self._state.layout.weights.join(self.weights.arrays)
 
     @cached_property
     def _expected(self) -> list[np.ndarray]:
         folder = find_reference()
         if folder is None:
             raise NotRun("the pure-Python reference is in the project's repository")
-        return run_reference(folder, self.model, self.pictures[0])
+        return run_reference(folder, self.weights, self.pictures[0])
 
     @cached_property
     def _network(self) -> FoldedGroupMixFormer:
-        return FoldedGroupMixFormer(self.model, device=self.device)
+        return FoldedGroupMixFormer(self.weights.config, self.weights.arrays, device=self.device)
 
     @cached_property
     def _x(self) -> Tensor:
@@ -210,7 +206,7 @@ class Suite:
     @property
     def _key(self) -> dict[str, object]:
         """What `verify.run_engine` compiles too."""
-        network = asdict(self.model.config)
+        network = asdict(self.weights.config)
         return {
             "network": network,
             "input": self._x.shape,

@@ -21,9 +21,9 @@ from tinygmf.engine.devices import open_device
 from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.program_cache import load_or_compile
 from tinygmf.image import normalize
-from tinygmf.model import MIN_SIZE, GroupMixFormer
+from tinygmf.model import MIN_SIZE
 from tinygmf.tensors import DTYPES, tensor_from_numpy
-from tinygmf.weights.checkpoint import load_model, save_model
+from tinygmf.weights.checkpoint import NetworkWeights, load_weights, write_tensors
 
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of an output's largest value
 
@@ -36,11 +36,11 @@ def find_reference() -> Path | None:
     return None
 
 
-def run_reference(folder: Path, model: GroupMixFormer, picture: Image.Image) -> list[np.ndarray]:
+def run_reference(folder: Path, network: NetworkWeights, picture: Image.Image) -> list[np.ndarray]:
     """Four maps (D_i, h, w) and the logits, in float64, of an RGB picture at its own size."""
     with tempfile.TemporaryDirectory() as scratch:
         weights, image = Path(scratch, "weights.safetensors"), Path(scratch, "image.ppm")
-        save_model(model, weights)
+        write_tensors(network.arrays, weights)
         picture.save(image)
         command = [sys.executable, "-m", "reference", str(weights), str(image), "--json"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -51,12 +51,12 @@ def run_reference(folder: Path, model: GroupMixFormer, picture: Image.Image) -> 
 
 
 def run_engine(
-    model: GroupMixFormer, picture: Image.Image, device: str, dtype: str
+    weights: NetworkWeights, picture: Image.Image, device: str, dtype: str
 ) -> list[np.ndarray]:
     """The same outputs from the compiled network that classifies a user's pictures."""
-    network = FoldedGroupMixFormer(model, DTYPES[dtype], device)
+    network = FoldedGroupMixFormer(weights.config, weights.arrays, DTYPES[dtype], device)
     x = tensor_from_numpy(normalize(picture)[None], device)
-    key = {"network": asdict(model.config), "input": x.shape, "dtype": dtype, "outputs": "all"}
+    key = {"network": asdict(weights.config), "input": x.shape, "dtype": dtype, "outputs": "all"}
     arguments = x, network.weights
     program = load_or_compile(key, network.outputs, *arguments, device=device)
     return [output.numpy()[0] for output in program(*arguments)]
@@ -84,9 +84,9 @@ def verify_network(
     if size < MIN_SIZE:
         raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")
     device = open_device(device)
-    model, picture = load_model(weights), sample_picture(size)
-    expected = run_reference(folder, model, picture)
-    found = run_engine(model, picture, device, dtype)
+    network, picture = load_weights(weights), sample_picture(size)
+    expected = run_reference(folder, network, picture)
+    found = run_engine(network, picture, device, dtype)
     names = [f"stage {i}" for i in range(1, len(expected))] + ["logits"]
     print(f"{'':8} {'shape':>14} {'largest value':>14} {'largest difference':>19} {'ratio':>9}")
     good = True

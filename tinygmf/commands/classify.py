@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinygmf.engine.predictor import Predictor, probabilities
     from tinygmf.image import load_image
-    from tinygmf.weights.checkpoint import load_model
+    from tinygmf.weights.checkpoint import load_weights
 
     pictures = [load_image(path) for path in args.images]  # mistakes first, compiling later
-    predict = Predictor(load_model(args.weights), args.size, device=args.device, dtype=args.dtype)
+    predict = Predictor(load_weights(args.weights), args.size, device=args.device, dtype=args.dtype)
     if not predict.config.num_classes:
         raise ValueError(f"{args.weights}: expected a network with a head, found one without")
     names = class_names(predict.config.num_classes, Path(args.weights), args.classes)

@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinygmf.data.evaluation import evaluate, find_pictures
     from tinygmf.engine.predictor import Predictor
-    from tinygmf.weights.checkpoint import load_model
+    from tinygmf.weights.checkpoint import load_weights
 
-    model = load_model(args.weights)
-    samples = find_pictures(args.folder, model.config.num_classes, args.labels)
+    weights = load_weights(args.weights)
+    samples = find_pictures(args.folder, weights.config.num_classes, args.labels)
     predict = Predictor(
-        model, args.size, batch_size=args.batch_size, dtype=args.dtype, device=args.device
+        weights, args.size, batch_size=args.batch_size, dtype=args.dtype, device=args.device
     )
     result = evaluate(predict, samples)
     for line in result.unreadable:

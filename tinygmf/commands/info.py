@@ -28,10 +28,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _file_config(path: str) -> GroupMixFormerConfig:
-    from tinygmf.weights.checkpoint import load_model
+    from tinygmf.weights.checkpoint import load_weights
 
     if not Path(path).exists():
         raise ValueError(
             f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
         )
-    return load_model(path).config
+    return load_weights(path).config

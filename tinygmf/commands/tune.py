@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tinygmf.engine.predictor import Predictor
-    from tinygmf.weights.checkpoint import load_model
+    from tinygmf.weights.checkpoint import load_weights
 
     predict = Predictor(
-        load_model(args.weights),
+        load_weights(args.weights),
         args.size,
         batch_size=args.batch_size,
         dtype=args.dtype,

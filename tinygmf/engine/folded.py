@@ -1,6 +1,7 @@
 """GroupMixFormer folded for inference: the function of `model.py` in fewer, plainer steps.
 
-Folding happens in NumPy, in float64, when a `FoldedGroupMixFormer` is built:
+Folding goes from the arrays of a state dict straight to those that the steps use, in NumPy and in
+float64, when a `FoldedGroupMixFormer` is built:
 
 * a BatchNorm after a convolution scales its outputs and shifts them: both go into its weights. The
   last one comes before an average and a product, and goes into the product;
@@ -18,7 +19,7 @@ transposed; every operation writes its result to memory, so nothing is computed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,12 +29,12 @@ from tinygrad.device import Buffer
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
-from tinygmf.config import NUM_HEADS
-from tinygmf.gma import Aggregator, ConvRelPosEnc, GroupMixAttention
-from tinygmf.layers import BatchNorm, LayerNorm, Linear
+from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
+from tinygmf.gma import ConvRelPosEnc, attention_scale
+from tinygmf.layers import BatchNorm
 from tinygmf.loops.inference import apply, dense, depthwise, layernorm, outer, pad, softmax
 from tinygmf.loops.values import add, add_product, gelu, hardswish
-from tinygmf.model import MIN_SIZE, GMABlock, GroupMixFormer
+from tinygmf.model import MIN_SIZE
 from tinygmf.tensors import tensor_from_numpy
 
 WINDOW = 7  # the largest kernel of the aggregator and of crpe
@@ -70,17 +71,22 @@ class BlockWeights(NamedTuple):
 class FoldedGroupMixFormer:
     """A `GroupMixFormer` for inference: pictures (B, 3, H, W), at least 32x32 -> logits.
 
-    `dtype` (float32, float16 or bfloat16) is that of the products' operands; sums, norms, softmax
-    and the tokens between blocks stay float32. The weights are copies: a later change of `model`
-    does not reach them. `forward(x, weights)` depends on nothing but its arguments and the
-    configuration, so a captured program can be kept without weights and run with others.
+    `arrays` is the state dict of a network of this configuration. `dtype` (float32, float16 or
+    bfloat16) is that of the products' operands; sums, norms, softmax and the tokens between blocks
+    stay float32. `forward(x, weights)` depends on nothing but its arguments and the configuration,
+    so a captured program can be kept without weights and run with others. Raises ValueError for an
+    ablation.
     """
 
     def __init__(
-        self, model: GroupMixFormer, dtype: DType = dtypes.float32, device: str | None = None
+        self,
+        config: GroupMixFormerConfig,
+        arrays: Mapping[str, Array],
+        dtype: DType = dtypes.float32,
+        device: str | None = None,
     ) -> None:
-        self.config, self.dtype = model.config, dtype
-        self.weights = [place(array, dtype, device) for array in fold(model)]
+        self.config, self.dtype = config, dtype
+        self.weights = [place(array, dtype, device) for array in fold(config, arrays)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> logits (B, num_classes), or pooled features (B, D4)."""
@@ -179,100 +185,115 @@ def place(array: Array, dtype: DType, device: str | None) -> Tensor:
 # Folding: every function gives arrays in the order in which `forward` uses them
 
 
-def fold(model: GroupMixFormer) -> Iterator[Array]:
-    model.config.require_published_form("folding")
-    stem = model.conv_stem
-    for conv, norm in ((stem.proj1, stem.norm1), (stem.proj2, stem.norm2)):
+class Part:
+    """The entries of a state dict below a name, in float64."""
+
+    def __init__(self, arrays: Mapping[str, Array], name: str = "") -> None:
+        self.arrays, self.name = arrays, name
+
+    def __getitem__(self, name: str) -> Array:
+        return self.arrays[self.name + name].astype(np.float64)
+
+    def below(self, name: str) -> Part:
+        return Part(self.arrays, f"{self.name}{name}.")
+
+
+def fold(config: GroupMixFormerConfig, arrays: Mapping[str, Array]) -> Iterator[Array]:
+    config.require_published_form("folding")
+    network = Part(arrays)
+    for i in (1, 2):
+        conv, norm = network.below(f"conv_stem.proj{i}"), network.below(f"conv_stem.norm{i}")
         scale, shift = scale_and_shift(norm)
-        yield from (kernels(conv.weight) * scale, read(conv.bias) * scale + shift)
-    for embed, stage in zip(model.patch_embed_layers, model.groupmixformer_backbone, strict=True):
-        scale, shift = scale_and_shift(embed.norm)
-        yield kernels(embed.proj.conv1.weight)
-        yield from (kernels(embed.proj.pointwise_conv.weight) * scale, shift)
-        yield head_mask(stage.gma_stage[0].att)
-        for gma_block in stage.gma_stage:
-            yield from fold_block(gma_block)
-    yield from fold_head(model.norm4, model.head)
+        yield from (kernels(conv) * scale, conv["bias"] * scale + shift)
+    for stage, depth in enumerate(config.serial_depths):
+        embed = network.below(f"patch_embed_layers.{stage}")
+        scale, shift = scale_and_shift(embed.below("norm"))
+        yield kernels(embed.below("proj.conv1"))
+        yield from (kernels(embed.below("proj.pointwise_conv")) * scale, shift)
+        yield head_mask(config.embedding_dims[stage])
+        for i in range(depth):
+            yield from fold_block(network.below(f"groupmixformer_backbone.{stage}.gma_stage.{i}"))
+    yield from fold_head(network, config.num_classes)
 
 
-def fold_head(norm: BatchNorm, head: Linear | None) -> tuple[Array, Array]:
+def fold_head(network: Part, num_classes: int) -> tuple[Array, Array]:
     """The product after the average; without a head it is the BatchNorm's scale alone."""
-    scale, shift = scale_and_shift(norm)
-    weight, bias = (
-        (np.eye(len(scale)), 0.0) if head is None else (read(head.weight).T, read(head.bias))
-    )
+    scale, shift = scale_and_shift(network.below("norm4"))
+    weight, bias = np.eye(len(scale)), np.zeros(len(scale))
+    if num_classes:
+        weight, bias = network["head.weight"].T, network["head.bias"]
     return (scale[:, None] * weight)[None, None], shift @ weight + bias
 
 
-def fold_block(gma_block: GMABlock) -> BlockWeights:
-    attention = gma_block.att
-    cpe = kernels(gma_block.cpe.proj.weight)
+def fold_block(block: Part) -> BlockWeights:
+    cpe = kernels(block.below("cpe.proj"))
     cpe[1, 1] += 1
-    proj, proj_bias = fold_linear(attention.proj)
+    proj, proj_bias = fold_linear(block.below("att.proj"))
     most = 4 * len(proj_bias) // 5
     return BlockWeights._make(
         (
-            *(cpe, read(gma_block.cpe.proj.bias)),
-            *fold_linear(attention.qkv, gma_block.norm1),
-            *fold_aggregator(attention.aggregator),
-            *fold_crpe(attention.crpe),
+            *(cpe, block["cpe.proj.bias"]),
+            *fold_linear(block.below("att.qkv"), block.below("norm1")),
+            *fold_aggregator(block.below("att.aggregator")),
+            *fold_crpe(block.below("att.crpe")),
             *(proj[:, :, most:], proj_bias, proj[:, :, :most]),
-            *fold_linear(gma_block.mlp.fc1, gma_block.norm2),
-            *fold_linear(gma_block.mlp.fc2),
+            *fold_linear(block.below("mlp.fc1"), block.below("norm2")),
+            *fold_linear(block.below("mlp.fc2")),
         )
     )
 
 
-def fold_linear(linear: Linear, norm: LayerNorm | None = None) -> tuple[Array, Array]:
-    """The matrix (1, 1, in, out) and bias of a product, with those of a norm before it."""
-    weight, bias = read(linear.weight).T, read(linear.bias)
+def fold_linear(linear: Part, norm: Part | None = None) -> tuple[Array, Array]:
+    """The matrix (1, 1, in, out) and bias of a product, with those of a LayerNorm before it."""
+    weight, bias = linear["weight"].T, linear["bias"]
     if norm is not None:
-        weight, bias = read(norm.weight)[:, None] * weight, bias + read(norm.bias) @ weight
+        weight, bias = norm["weight"][:, None] * weight, bias + norm["bias"] @ weight
     return weight[None, None], bias
 
 
-def fold_aggregator(aggregator: Aggregator) -> Iterator[Array]:
-    branch = aggregator.agg0
-    groups = (aggregator.agg1, aggregator.agg2, aggregator.agg3)
-    norms = (aggregator.norm0, aggregator.norm1, aggregator.norm2, aggregator.norm3)
+def fold_aggregator(aggregator: Part) -> Iterator[Array]:
+    branch = aggregator.below("agg0")
+    groups = [aggregator.below(f"agg{i}") for i in (1, 2, 3)]
+    norms = [aggregator.below(f"norm{i}") for i in (0, 1, 2, 3)]
     scales, shifts = zip(*map(scale_and_shift, norms), strict=True)
     segment = len(scales[0])
 
     own = np.ones((1, 1, segment))
-    windows = [widen(k) for k in (own, *(kernels(group.conv1.weight) for group in groups))]
-    fifths = np.split(widen(kernels(branch.conv.conv1.weight)), 3, axis=2)
+    windows = [widen(k) for k in (own, *(kernels(group.below("conv1")) for group in groups))]
+    fifths = np.split(widen(kernels(branch.below("conv.conv1"))), 3, axis=2)
     yield np.concatenate([k for fifth in fifths for k in (*windows, fifth)], axis=2)
 
     mix = np.zeros((1, 1, 4 * segment, 4 * segment))
-    matrices = [np.eye(segment), *(kernels(group.pointwise_conv.weight) for group in groups)]
+    matrices = [np.eye(segment), *(kernels(group.below("pointwise_conv")) for group in groups)]
     for i, (matrix, scale) in enumerate(zip(matrices, scales, strict=True)):
         here = slice(i * segment, (i + 1) * segment)
         mix[:, :, here, here] = matrix * scale
     yield from (mix, np.concatenate(shifts))
-    yield kernels(branch.conv.pointwise_conv.weight).reshape(1, 3, segment, segment)
-    yield from (read(branch.norm.weight), read(branch.norm.bias))
+    yield kernels(branch.below("conv.pointwise_conv")).reshape(1, 3, segment, segment)
+    yield from (branch["norm.weight"], branch["norm.bias"])
 
 
-def fold_crpe(crpe: ConvRelPosEnc) -> tuple[Array, Array]:
-    windows = [widen(kernels(conv.weight)) for conv in crpe.conv_list]
-    return np.concatenate(windows, axis=2), np.concatenate([read(c.bias) for c in crpe.conv_list])
+def fold_crpe(crpe: Part) -> tuple[Array, Array]:
+    convs = [crpe.below(f"conv_list.{i}") for i in range(len(ConvRelPosEnc.KERNELS))]
+    windows = [widen(kernels(conv)) for conv in convs]
+    return np.concatenate(windows, axis=2), np.concatenate([conv["bias"] for conv in convs])
 
 
-def head_mask(attention: GroupMixAttention) -> Array:
+def head_mask(dim: int) -> Array:
     """(4D/5, 4D/5): the attention's scale where both channels are of one head, else 0."""
-    head_dim = int(attention.proj.weight.shape[0]) // 10
-    return np.kron(np.eye(NUM_HEADS), np.full((head_dim, head_dim), attention.scale))
+    head_dim = dim // 10
+    return np.kron(np.eye(NUM_HEADS), np.full((head_dim, head_dim), attention_scale(dim)))
 
 
-def scale_and_shift(norm: BatchNorm) -> tuple[Array, Array]:
+def scale_and_shift(norm: Part) -> tuple[Array, Array]:
     """What a BatchNorm in inference multiplies by and adds."""
-    scale = read(norm.weight) / np.sqrt(read(norm.running_var) + norm.eps)
-    return scale, read(norm.bias) - scale * read(norm.running_mean)
+    scale = norm["weight"] / np.sqrt(norm["running_var"] + BatchNorm.EPS)
+    return scale, norm["bias"] - scale * norm["running_mean"]
 
 
-def kernels(weight: Tensor) -> Array:
+def kernels(conv: Part) -> Array:
     """(out, in, kh, kw) -> (kh, kw, in, out); of a depthwise convolution (kh, kw, channels)."""
-    array = read(weight).transpose(2, 3, 1, 0)
+    array = conv["weight"].transpose(2, 3, 1, 0)
     return array[:, :, 0] if array.shape[2] == 1 else array
 
 
@@ -280,8 +301,3 @@ def widen(windows: Array) -> Array:
     """Depthwise kernels (k, k, channels) -> (7, 7, channels), with a rim of zeros."""
     rim = (WINDOW - len(windows)) // 2
     return np.pad(windows, ((rim, rim), (rim, rim), (0, 0)))
-
-
-def read(tensor: Tensor | None) -> Array:
-    assert tensor is not None
-    return tensor.numpy().astype(np.float64)

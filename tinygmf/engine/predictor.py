@@ -29,6 +29,7 @@ from tinygmf.engine.launcher import Launcher
 from tinygmf.image import load_image, preprocess
 from tinygmf.model import MIN_SIZE, GroupMixFormer
 from tinygmf.tensors import DTYPES, on_cpu, tensor_from_numpy, write_tensor
+from tinygmf.weights.checkpoint import NetworkWeights
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 Item = TypeVar("Item")
@@ -38,6 +39,7 @@ Result = TypeVar("Result")
 class Predictor:
     """Runs a network on pictures: `Predictor(model, image_size=224)(["cat.jpg"])` -> logits.
 
+    `model` is a `GroupMixFormer`, or what `load_weights` read of one: then no module is built.
     `image_size` is the side of the square, in pixels, that pictures are resized and cropped to;
     `batch_size` the number of pictures in one run; `dtype` that of the products ("float32",
     "float16" or "bfloat16": sums and norms stay float32); `device` a tinygrad device, by default
@@ -47,7 +49,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: GroupMixFormer,
+        model: GroupMixFormer | NetworkWeights,
         image_size: int = 224,
         *,
         batch_size: int = 1,
@@ -68,14 +70,17 @@ class Predictor:
         self._lock = Lock()  # the lanes hold one batch at a time
         self.use_weights(model)
 
-    def use_weights(self, model: GroupMixFormer) -> None:
-        """Takes the weights of a model of the same configuration; the program stays.
+    def use_weights(self, model: GroupMixFormer | NetworkWeights) -> None:
+        """Takes the weights of a network of the same configuration; the program stays.
 
         A later change of the model does not reach the predictor until this is called again.
         """
         if replace(model.config, drop_path_rate=0) != replace(self.config, drop_path_rate=0):
             raise ValueError(f"model: expected {self.config}, found {model.config}")
-        self.network = FoldedGroupMixFormer(model, DTYPES[self.dtype], self.device)
+        weights = model if isinstance(model, NetworkWeights) else NetworkWeights.of(model)
+        self.network = FoldedGroupMixFormer(
+            weights.config, weights.arrays, DTYPES[self.dtype], self.device
+        )
         if self._program is not None:
             self._use(self._program)
 

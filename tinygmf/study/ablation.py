@@ -26,8 +26,9 @@ from tinygmf.study.summary import summarize
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.state import TrainingState, network_arrays
+from tinygmf.training.state import TrainingState
 from tinygmf.training.update import update_schedule
+from tinygmf.weights.checkpoint import state_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +113,7 @@ class Bench:
         return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
 
     def _fresh(self, seed: int) -> dict[str, np.ndarray]:
-        return network_arrays(GroupMixFormer(self.config, seed))
+        return state_arrays(GroupMixFormer(self.config, seed))
 
     def _network(self) -> list[Tensor]:
         return [self.state[name] for name in ("weights", "statistics", "counters")]

@@ -9,11 +9,10 @@ from tinygrad import Tensor
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.predictor import Predictor
-from tinygmf.model import GroupMixFormer
 from tinygmf.training.gradient import cross_entropy
 from tinygmf.training.programs import Input, Update, bind
 from tinygmf.training.state import Devices, TrainingState
-from tinygmf.weights.checkpoint import load_state_dict
+from tinygmf.weights.checkpoint import NetworkWeights
 
 HEAD = "head."  # what its weights' names begin with
 
@@ -74,11 +73,10 @@ class HeadPrograms:
 
     def _predictor(self) -> Predictor:
         """The state's network without its head."""
-        model = GroupMixFormer(replace(self.config, num_classes=0), seed=None)
-        arrays = self.state.network()
-        load_state_dict(model, {n: a for n, a in arrays.items() if not n.startswith(HEAD)})
+        arrays = self.state.network().items()
+        rest = {name: array for name, array in arrays if not name.startswith(HEAD)}
         return Predictor(
-            model,
+            NetworkWeights(replace(self.config, num_classes=0), rest),
             self.size,
             batch_size=self.batch,
             dtype=self.dtype,

@@ -152,7 +152,7 @@ class TrainingState:
     `weights`, `statistics` and `counters` are the network; `first` and `second` AdamW's averages;
     `average` the moving average of the weights, which is evaluated and saved; `gradient` is zero
     between steps; `decay` and `rates` are each weight's decay and factor of the learning rate.
-    They start from `arrays`, a whole state dict: `network_arrays` of a model, say.
+    They start from `arrays`, a whole state dict: `state_arrays` of a model, say.
     """
 
     CHANGING = "weights", "gradient", "first", "second", "average", "statistics", "counters"
@@ -215,11 +215,6 @@ class TrainingState:
         for name, pieces in zip(names, parts, strict=True):
             arrays |= pieces.split(self.tensors[name].numpy())
         return arrays
-
-
-def network_arrays(model: GroupMixFormer) -> dict[str, np.ndarray]:
-    """The state dict as arrays."""
-    return {name: tensor.numpy() for name, tensor in get_state_dict(model).items()}
 
 
 def decays(weights: Pieces, decay: float) -> np.ndarray:

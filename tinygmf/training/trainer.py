@@ -19,9 +19,9 @@ from tinygmf.training.gradient import draw_factors
 from tinygmf.training.head import HEAD, HeadPrograms
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.state import Devices, TrainingState, network_arrays
+from tinygmf.training.state import Devices, TrainingState
 from tinygmf.training.update import update_schedule
-from tinygmf.weights.checkpoint import load_state_dict
+from tinygmf.weights.checkpoint import NetworkWeights, load_state_dict
 
 LARGEST_SCALE, GROWTH = 2.0**14, 500  # the loss scale of float16; steps until it is tried again
 
@@ -63,9 +63,10 @@ class Trainer:
         data.check(recipe.batch_size * recipe.accumulate)
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
         self.model, self.config = model, training_config(model.config, recipe)
+        weights = NetworkWeights.of(model)
         self.state = TrainingState(
             self.config,
-            network_arrays(model),
+            weights.arrays,
             device,
             recipe.weight_decay,
             recipe.layer_decay,
@@ -82,7 +83,7 @@ class Trainer:
             recipe.dtype,
         )
         self.predictor = Predictor(
-            model,
+            weights,
             recipe.size,
             batch_size=min(recipe.batch_size, 64),
             device=device if isinstance(device, str) else device[0],
@@ -164,8 +165,7 @@ class Trainer:
 
     def evaluate(self) -> tuple[float, float]:
         """Top-1 and top-5 accuracy of the averaged weights on the validation pictures."""
-        self.finish()
-        self.predictor.use_weights(self.model)
+        self.predictor.use_weights(NetworkWeights(self.model.config, self.arrays()))
         best, five, count = 0, 0, 0
         for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
             order = (-self.predictor.run(pictures)).argsort(axis=1, kind="stable")
@@ -177,13 +177,17 @@ class Trainer:
             )
         return float(best / count), float(five / count)
 
-    def finish(self) -> GroupMixFormer:
-        """The network with its present weights, averaged if the recipe says so."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The present state dict, its weights averaged if the recipe says so."""
         arrays = self.state.network("average")
         if self.recipe.head_only:  # averaging would round even what stands still
             head = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
             arrays = self.state.network() | head
-        load_state_dict(self.model, arrays)
+        return arrays
+
+    def finish(self) -> GroupMixFormer:
+        """The model, given its present weights."""
+        load_state_dict(self.model, self.arrays())
         return self.model
 
 

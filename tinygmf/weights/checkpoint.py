@@ -5,6 +5,8 @@ it, and whatever is wrong with it becomes one `CheckpointError` of one line. Fil
 their content, not by their name.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import stat
@@ -19,7 +21,7 @@ from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import GroupMixFormerConfig, Settings
 from tinygmf.files import one_line, replacing
-from tinygmf.model import GroupMixFormer
+from tinygmf.model import GroupMixFormer, state_shapes
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights.pth import OLD_FORMAT, read_pth, write_pth
 from tinygmf.weights.safetensors import (
@@ -50,14 +52,48 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
-def load_model(path: str | os.PathLike[str], device: str | None = None) -> GroupMixFormer:
+class NetworkWeights(NamedTuple):
+    """A network without modules: its configuration, its state dict as arrays, its settings."""
+
+    config: GroupMixFormerConfig
+    arrays: Mapping[str, np.ndarray]
+    settings: Settings = Settings()
+
+    @classmethod
+    def of(cls, model: GroupMixFormer) -> NetworkWeights:
+        """Copy a model's present weights."""
+        return cls(model.config, state_arrays(model), model.settings)
+
+
+def load_weights(path: str | os.PathLike[str]) -> NetworkWeights:
     """Return the network that a weight file holds, its architecture inferred from keys and shapes.
+
+    Raises:
+        CheckpointError: the file cannot be read or is no GroupMixFormer.
+    """
+    weights = _read_network(path)
+    check_state(weights.arrays, state_shapes(weights.config), GroupMixFormer.__name__, str(path))
+    return weights
+
+
+def load_model(path: str | os.PathLike[str], device: str | None = None) -> GroupMixFormer:
+    """Return what `load_weights` does, as a module.
 
     `device` is the tinygrad device of its weights; None is the default device.
 
     Raises:
         CheckpointError: the file cannot be read or is no GroupMixFormer.
     """
+    weights = _read_network(path)
+    with Context(DEV=device) if device else nullcontext():
+        model = GroupMixFormer(weights.config, seed=None)
+        load_state_dict(model, weights.arrays, str(path))
+    model.settings = weights.settings
+    return model
+
+
+def _read_network(path: str | os.PathLike[str]) -> NetworkWeights:
+    """Read a file and infer the configuration; other names and shapes may still be wrong."""
     tensors, metadata = read_checkpoint(path)
     try:
         config = GroupMixFormerConfig.from_state_dict({k: a.shape for k, a in tensors.items()})
@@ -69,11 +105,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> Group
             f"{path}: expected {BLOCK_TENSORS} tensors and more for each of its {blocks} blocks, "
             f"found {len(tensors)} in all: the file is not whole"
         )
-    with Context(DEV=device) if device else nullcontext():
-        model = GroupMixFormer(config, seed=None)
-        load_state_dict(model, tensors, str(path))
-    model.settings = settings
-    return model
+    return NetworkWeights(config, tensors, settings)
 
 
 def save_model(model: GroupMixFormer, path: str | os.PathLike[str]) -> None:
@@ -85,12 +117,16 @@ def save_model(model: GroupMixFormer, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: another suffix, or the file cannot be written; an older one stays whole.
     """
-    _writer(Path(path))
+    _writer(Path(path))  # a wrong name is found before anything is computed
+    write_tensors(state_arrays(model), path, model.settings.to_json())
+
+
+def state_arrays(model: Any) -> dict[str, np.ndarray]:
+    """Return a module's state dict as arrays, floating point as float32."""
     state = get_state_dict(model)
     plain = {k: t.float() if dtypes.is_float(t.dtype) else t for k, t in state.items()}
     Tensor.realize(*plain.values())  # at once: one plan for whatever is still to be computed
-    arrays = {key: tensor.numpy() for key, tensor in plain.items()}
-    write_tensors(arrays, path, model.settings.to_json())
+    return {key: tensor.numpy() for key, tensor in plain.items()}
 
 
 def load_state_dict(
@@ -103,22 +139,33 @@ def load_state_dict(
             The message names `source` and the first few keys of each kind.
     """
     state = get_state_dict(model)
-    missing = [key for key in state if key not in tensors]
-    unexpected = [key for key in tensors if key not in state]
+    shapes = {key: tuple(map(int, parameter.shape)) for key, parameter in state.items()}
+    check_state(tensors, shapes, type(model).__name__, source)
+    for key, parameter in state.items():
+        array = tensors[key].astype(parameter.dtype.fmt or np.float32, copy=False)
+        parameter.replace(tensor_from_numpy(array, parameter.device).cast(parameter.dtype))
+
+
+def check_state(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+    source: str,
+) -> None:
+    """Raise CheckpointError unless `tensors` have these names and shapes, all and no other."""
+    missing = [key for key in shapes if key not in tensors]
+    unexpected = [key for key in tensors if key not in shapes]
     misshapen = [
-        f"{key} (expected {state[key].shape}, found {tensors[key].shape})"
-        for key in state
-        if key in tensors and state[key].shape != tensors[key].shape
+        f"{key} (expected {shape}, found {tensors[key].shape})"
+        for key, shape in shapes.items()
+        if key in tensors and shape != tensors[key].shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     if problems := [_list(kind, keys) for kind, keys in kinds.items() if keys]:
         raise CheckpointError(
-            f"{source}: expected the {len(state)} tensors of this {type(model).__name__}; "
+            f"{source}: expected the {len(shapes)} tensors of this {what}; "
             f"{'; '.join(problems)}. Use the weights of this very architecture"
         )
-    for key, parameter in state.items():
-        array = tensors[key].astype(parameter.dtype.fmt or np.float32, copy=False)
-        parameter.replace(tensor_from_numpy(array, parameter.device).cast(parameter.dtype))
 
 
 def _list(kind: str, keys: list[str]) -> str:

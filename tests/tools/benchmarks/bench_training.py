@@ -44,13 +44,14 @@ def training_step(options: argparse.Namespace) -> Callable[[], None]:
 
     from tinygmf.engine.devices import open_device
     from tinygmf.model import GroupMixFormer
-    from tinygmf.training.gradient import update_schedule
     from tinygmf.training.programs import Programs
-    from tinygmf.training.state import TrainingState, network_arrays
+    from tinygmf.training.state import TrainingState
+    from tinygmf.training.update import update_schedule
+    from tinygmf.weights.checkpoint import state_arrays
 
     config = small_or(options.variant, options.classes)
     device = open_device(options.device)
-    arrays = network_arrays(GroupMixFormer(config, seed=0))
+    arrays = state_arrays(GroupMixFormer(config, seed=0))
     state = TrainingState(config, arrays, device, weight_decay=0.05)
     programs = Programs(
         config, state, options.batch, options.size, device, progress=False, dtype=options.dtype
