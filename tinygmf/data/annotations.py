@@ -1,0 +1,56 @@
+"""What is known of one picture.
+
+Boxes are (x0, y0, x1, y1) in pixels: the picture's left upper corner is (0, 0), its right lower
+one (W, H), and the pixel in row y, column x reaches from (x, y) to (x + 1, y + 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+TASKS = "segment", "detect", "instance"
+BACKGROUND = "background"
+IGNORE = 255  # in a class map: a pixel that counts neither way
+
+
+class AnnotationError(ValueError):
+    """An annotation of no use; the message says what was expected and found."""
+
+
+@dataclass
+class Annotations:
+    """The n objects of a picture, or the class of each of its pixels, as the task asks.
+
+    boxes (n, 4) float32; labels (n,) int64, places among the classes, of which 0 is the background;
+    ignored (n,) bool: a crowd, or too difficult: neither to be found nor wrong where it is found;
+    areas (n,) float32 in pixels, by which COCO tells small from large; masks (n, H, W) bool for
+    instances; class_map (H, W) uint8, `IGNORE` where unknown, for semantic segmentation.
+    """
+
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    ignored: np.ndarray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    areas: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    masks: np.ndarray | None = None
+    class_map: np.ndarray | None = None
+
+    def take(self, chosen: np.ndarray) -> Annotations:
+        """Those of the objects that are chosen, by places or by a mask (n,)."""
+        return replace(
+            self,
+            boxes=self.boxes[chosen],
+            labels=self.labels[chosen],
+            ignored=self.ignored[chosen],
+            areas=self.areas[chosen],
+            masks=None if self.masks is None else self.masks[chosen],
+        )
+
+
+def paint_classes(masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Masks (n, H, W) and labels (n,) -> class map (H, W) uint8, small objects over large ones."""
+    class_map = np.zeros(masks.shape[1:], np.uint8)
+    for i in np.argsort(-np.count_nonzero(masks, (1, 2)), kind="stable"):
+        class_map[masks[i]] = labels[i]
+    return class_map

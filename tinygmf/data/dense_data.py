@@ -1,0 +1,98 @@
+"""Data sets for segmentation and detection: pictures with what is known of them, and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.data.annotations import Annotations
+from tinygmf.data.dataset import ORDER, PICTURE, DataError
+from tinygmf.data.dense_augment import DenseAugment
+from tinygmf.engine.predictor import chunks, read_ahead
+from tinygmf.image import ImageError, normalize
+
+SHOWN = 5  # of what is broken, in a report
+
+
+@dataclass
+class DenseDataset:
+    """Pictures to train and to validate on, with what is known of them.
+
+    `classes[0]` is the background where objects are annotated. `load(source)` gives an RGB picture
+    and its annotations, or raises ImageError. `broken` says what was passed over, when the data
+    set was opened or since, and why: file and id -> reason.
+    """
+
+    name: str
+    task: str  # one of TASKS
+    classes: list[str]
+    train: list[Any]
+    val: list[Any]
+    load: Callable[[Any], tuple[Image.Image, Annotations]]
+    broken: dict[str, str] = field(default_factory=dict)
+    category_ids: list[int] = field(default_factory=list)  # of COCO, one a class
+
+    def __post_init__(self) -> None:
+        self.category_ids = self.category_ids or list(range(len(self.classes)))
+
+    def check(self) -> None:
+        """Raises DataError where nothing is left to train or to validate on."""
+        if len(self.classes) < 2:
+            raise DataError(f"{self.name}: expected two classes or more, found {self.classes}")
+        for sources, part in ((self.train, "train"), (self.val, "validate")):
+            if not any(True for _ in self._readable(sources)):
+                found = next(reversed(self.broken.items()), ("the folder", "it is empty"))
+                raise DataError(
+                    f"{self.name}: expected pictures to {part} on, found none that is whole; the "
+                    f"last: {found[0]}: {found[1]}"
+                )
+
+    def report(self) -> list[str]:
+        """Lines that count and name what is broken; none where nothing is."""
+        if not self.broken:
+            return []
+        first = list(self.broken.items())[:SHOWN]
+        named = [f"  {name}: {why.removeprefix(f'{name}: ')}" for name, why in first]
+        more = [f"  and {len(self.broken) - SHOWN} more"] if len(self.broken) > SHOWN else []
+        return [f"{self.name}: {len(self.broken)} bad annotations or pictures", *named, *more]
+
+    def _readable(self, sources: Iterable[Any]) -> Iterator[tuple[Any, Image.Image, Annotations]]:
+        for source in sources:
+            try:
+                yield source, *self.load(source)
+            except ImageError as error:
+                self.broken[str(source)] = str(error)
+
+    def read(self, index: int, augment: DenseAugment, rng: np.random.Generator) -> tuple:
+        """Picture `index`, augmented, (3, S, S) normalised, and its annotations; for a broken one
+        the next. Raises DataError where all are broken."""
+        count = len(self.train)
+        sources = (self.train[(index + i) % count] for i in range(count))
+        for _, picture, known in self._readable(sources):
+            picture, known = augment(picture, known, rng)
+            return normalize(picture), known
+        raise DataError(f"{self.name}: expected pictures to train on, found none that can be read")
+
+    def batches(
+        self, augment: DenseAugment, batch_size: int, seed: int, epoch: int, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, list[Annotations]]]:
+        """The batches of an epoch from number `first` on: pictures (B, 3, S, S), annotations.
+
+        They depend on the arguments alone. Threads decode them a little ahead.
+        """
+        order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(self.train))
+        wanted = order[first * batch_size : len(order) // batch_size * batch_size]
+
+        def read(index: int) -> tuple[np.ndarray, Annotations]:
+            return self.read(index, augment, np.random.default_rng([seed, PICTURE, epoch, index]))
+
+        for batch in chunks(read_ahead(read, map(int, wanted)), batch_size):
+            yield np.stack([picture for picture, _ in batch]), [known for _, known in batch]
+
+    def validation(self) -> Iterator[tuple[Any, Image.Image, Annotations]]:
+        """Source, picture and annotations, as they are, of what is held out and whole."""
+        yield from self._readable(self.val)
