@@ -1,0 +1,217 @@
+"""COCO's JSON: annotations of objects read, and annotations and results written.
+
+Boxes are x, y, width, height in pixels; masks polygons or run-length codes; a crowd is ignored.
+Source: https://cocodataset.org/#format-data and #format-results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygmf.data.annotations import BACKGROUND, AnnotationError
+from tinygmf.data.dataset import DataError
+from tinygmf.data.dense_data import DenseDataset
+from tinygmf.data.dense_files import by_parts, part_of, split
+from tinygmf.data.outlines import encode, read_outline
+from tinygmf.data.things import Sample, Thing, things_dataset
+from tinygmf.image import MAX_PIXELS
+
+MOST_BYTES = 2**30  # COCO's own largest file has 0.45 GB
+
+
+def coco_files(path: Path) -> list[Path]:
+    """The annotation files of a COCO folder."""
+    patterns = "*.json", "annotations/*.json", "*/*.json"
+    found = {file for pattern in patterns for file in path.glob(pattern)}
+    instances = {file for file in found if file.name.startswith("instances")}
+    return sorted(file for file in instances or found if _is_coco(file))
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a file has the words of COCO's, and not one's captions or settings."""
+    if not file.is_file() or file.stat().st_size > MOST_BYTES:
+        return False
+    content = file.read_bytes()
+    return all(word in content for word in (b'"images"', b'"annotations"', b'"categories"'))
+
+
+def coco_dataset(path: Path, files: list[Path], task: str, seed: int = 0) -> DenseDataset:
+    """`annotations/instances_train2017.json` and `…_val2017.json` with `train2017/`, `val2017/`;
+    `train/_annotations.coco.json` and `valid/…`; or one file, of which a fifth is held out.
+
+    Raises DataError for a file that is not COCO's, or where all annotations are bad.
+    """
+    root = path if path.is_dir() else path.parent
+    train_files, val_files = by_parts(files, [part_of(file, root) for file in files])
+    if not (len(train_files) == len(val_files) == 1 or len(files) == 1):
+        raise DataError(
+            f"{path}: expected one annotation file, or one with train and one with val in its "
+            f"name, found {', '.join(file.name for file in files)}: rename them, or name one file"
+        )
+    broken: dict[str, str] = {}
+    train_file = files[0] if len(files) == 1 else train_files[0]
+    content = _read(train_file)
+    names = _categories(train_file, content)
+    samples = _samples(train_file, content, names, broken)
+    if len(files) == 1:
+        parts = split(samples, seed)
+    else:
+        parts = samples, _samples(val_files[0], _read(val_files[0]), names, broken)
+    classes, ids = [BACKGROUND, *names], [0, *names.values()]
+    return things_dataset(str(path), task, classes, parts, broken, ids)
+
+
+def _read(file: Path) -> dict[str, list]:
+    """The three lists of a file, of whatever is in them."""
+    try:
+        size = file.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes; at most {MOST_BYTES:,} are read")
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{file}: expected COCO's JSON, found {error or 'too much'}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{file}: expected COCO's JSON, found no list {key!r} in it")
+    return content
+
+
+def _categories(file: Path, content: dict[str, list]) -> dict[str, int]:
+    """Names and ids, in the order of the ids."""
+    names: dict[str, int] = {}
+    for category in content["categories"]:
+        found = category if isinstance(category, dict) else {}
+        name, number = found.get("name"), found.get("id")
+        if not isinstance(name, str) or type(number) is not int or number in names.values():
+            raise DataError(f"{file}: expected categories with a name and an id, found {category}")
+        if name in names:
+            raise DataError(f"{file}: expected different names, found category {name!r} twice")
+        names[name] = number
+    return dict(sorted(names.items(), key=lambda item: item[1]))
+
+
+def _samples(
+    file: Path, content: dict[str, list], names: dict[str, int], broken: dict[str, str]
+) -> list[Sample]:
+    """A sample for each image, with those of its annotations that can be read."""
+    places = {name: place for place, name in enumerate(names, 1)}
+    labels = {id: places.get(name, 0) for name, id in _categories(file, content).items()}
+    folder = _folder(file, content["images"])
+    samples: dict[Any, Sample] = {}
+    for place, image in enumerate(content["images"], 1):
+        try:
+            if image["id"] in samples:
+                raise ValueError(f"id {image['id']} once more")
+            samples[image["id"]] = _sample(file, folder, image)
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"expected id, file_name, width and height, found {error!r}"
+            broken[f"{file}: image number {place}"] = why
+    for place, note in enumerate(content["annotations"], 1):
+        named = isinstance(note, dict) and "id" in note
+        name = f"annotation {note['id']}" if named else f"annotation number {place}"
+        if why := _add(name, note, labels, samples):
+            broken[f"{file}: {name}"] = why
+    return list(samples.values())
+
+
+def _add(name: str, note: dict, labels: dict[int, int], samples: dict[Any, Sample]) -> str:
+    """Adds an annotation to its image's sample; returns why not, or nothing."""
+    try:
+        sample = samples.get(note["image_id"])
+        if sample is None:
+            return f"expected an image's id, found {note['image_id']!r}"
+        sample.things.append(_thing(name, note, labels, sample.size))
+    except KeyError as error:
+        return f"expected {error}, found none"
+    except AnnotationError as error:
+        return str(error)
+    except (TypeError, ValueError, OverflowError) as error:
+        return f"expected COCO's annotation, found another: {error}"
+    return ""
+
+
+def _sample(file: Path, folder: Path, image: dict) -> Sample:
+    """Without things yet. Raises KeyError, TypeError or ValueError for what is no image."""
+    width, height = image["width"], image["height"]
+    if type(width) is not int or type(height) is not int or not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"size {width}x{height}")
+    return Sample(file, folder / image["file_name"], [], (width, height), image["id"])
+
+
+def _thing(name: str, note: dict, labels: dict[int, int], size: tuple[int, int] | None) -> Thing:
+    """Raises KeyError, TypeError, OverflowError or ValueError for what is no object."""
+    label = labels.get(note["category_id"], 0)
+    if not label:
+        raise AnnotationError(f"expected a known class, found category_id {note['category_id']}")
+    if len(note["bbox"]) != 4:
+        raise AnnotationError(f"expected a box of 4 numbers, found {len(note['bbox'])}")
+    x, y, width, height = map(float, note["bbox"])
+    found = note.get("segmentation")
+    outline = read_outline(found, size) if found else None
+    area, crowd = float(note.get("area", -1)), bool(note.get("iscrowd"))
+    box = (x, y, x + width, y + height)
+    return Thing(name, label, box, outline, crowd, area if 0 <= area < math.inf else None)
+
+
+def _folder(file: Path, images: list) -> Path:
+    """Where the pictures are: the first place that holds one of the first hundred."""
+    names = [image.get("file_name") for image in images[:100] if isinstance(image, dict)]
+    part = file.stem.rpartition("_")[2]  # instances_train2017
+    parent = file.parent
+    places = [parent, parent / "images", parent.parent / part, parent.parent / "images" / part]
+    places += [parent / part, parent / "images" / part, parent.parent / "images", parent.parent]
+    return next(
+        (
+            place
+            for place in places
+            if any(isinstance(name, str) and os.path.isfile(place / name) for name in names)
+        ),
+        parent,
+    )
+
+
+def coco_truth(data: DenseDataset) -> dict[str, list]:
+    """What is held out, as COCO's annotation file has it: with masks for instances.
+
+    Pictures that cannot be read are left out. A box alone has its own area.
+    """
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    for place, (source, picture, known) in enumerate(data.validation()):
+        image_id = getattr(source, "id", place)
+        images.append({"id": image_id, "width": picture.width, "height": picture.height})
+        images[-1]["file_name"] = str(source)
+        for i, result in enumerate(coco_results(image_id, known, data.category_ids)):
+            note = result | {"id": len(notes) + 1, "iscrowd": int(known.ignored[i])}
+            notes.append(note | {"area": float(known.areas[i])})
+    categories = [
+        {"id": id, "name": name}
+        for id, name in zip(data.category_ids[1:], data.classes[1:], strict=True)
+    ]
+    return {"images": images, "annotations": notes, "categories": categories}
+
+
+def coco_results(image_id: Any, found: Any, category_ids: list[int]) -> list[dict[str, Any]]:
+    """What was found in a picture, as COCO's server takes it, one entry an object.
+
+    `found` has `boxes` (n, 4), `labels` (n,), and where there are any `scores` (n,) and `masks`
+    (n, H, W) bool; `category_ids` gives COCO's number of each label.
+    """
+    results = []
+    scores, masks = (getattr(found, name, None) for name in ("scores", "masks"))
+    for i, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
+        x0, y0, x1, y1 = box
+        corners = [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)]
+        result = {"image_id": image_id, "category_id": category_ids[label], "bbox": corners}
+        if scores is not None:
+            result["score"] = float(scores[i])
+        if masks is not None:
+            result["segmentation"] = encode(np.asarray(masks[i], bool))
+        results.append(result)
+    return results

@@ -1,0 +1,180 @@
+"""Folders of masks: for each picture one of class numbers, grey or with a palette.
+
+`images/…/x.jpg` with `masks/…/x.png` (or `annotations`, `labels`), Pascal VOC's
+`SegmentationClass`, ADE20K's and Cityscapes' own layouts. 255 is ignored everywhere.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.data.annotations import BACKGROUND, IGNORE, Annotations
+from tinygmf.data.dataset import DataError
+from tinygmf.data.dense_data import DenseDataset
+from tinygmf.data.dense_files import (
+    PICTURE_FOLDERS,
+    by_parts,
+    class_names,
+    listed,
+    partners,
+    pictures_below,
+    split_by_folder,
+    with_background,
+)
+from tinygmf.engine.predictor import read_ahead
+from tinygmf.image import MAX_PIXELS, ImageError, load_image
+
+MASK_FOLDERS = "masks", "mask", "annotations", "labels", "SegmentationClass", "gt"
+ENDINGS = ".png", "_mask.png", "_seg.png", ".bmp", ".tif", ".gif"
+VOC = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+]
+UNKNOWN = -1  # in a table of classes by value
+CITYSCAPES = {  # the number in `labelIds`: the class that is trained
+    **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole"},
+    **{19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky"},
+    **{24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train"},
+    **{32: "motorcycle", 33: "bicycle"},
+}
+
+
+@dataclass(frozen=True)
+class MaskSample:
+    """A picture's file and its mask's."""
+
+    picture: Path
+    mask: Path
+
+    def __str__(self) -> str:
+        return str(self.picture)
+
+
+def find_masks(root: Path) -> list[MaskSample]:
+    """Pictures below a folder that have a mask, or should: others of their folder have one."""
+    pairs, missing = [], []
+    for picture in pictures_below(root):
+        places = [place for place in _mask_places(picture, root) if place != picture]
+        found = next((place for place in places if place.is_file()), None)
+        if found:
+            pairs.append(MaskSample(picture, found))
+        elif near := next((place for place in places if place.parent.is_dir()), None):
+            missing.append(MaskSample(picture, near))
+    folders = {pair.picture.parent for pair in pairs}
+    masks = {pair.mask for pair in pairs}
+    missing = [pair for pair in missing if pair.picture.parent in folders]
+    return [pair for pair in [*pairs, *missing] if pair.picture not in masks]
+
+
+def _mask_places(picture: Path, root: Path) -> list[Path]:
+    if not picture.stem.endswith("_leftImg8bit"):
+        return partners(picture, PICTURE_FOLDERS, MASK_FOLDERS, ENDINGS)
+    below = picture.relative_to(root).parts
+    folder = root.joinpath(*("gtFine" if part == "leftImg8bit" else part for part in below[:-1]))
+    stem = picture.stem.removesuffix("_leftImg8bit")
+    return [folder / f"{stem}_gtFine_label{kind}.png" for kind in ("TrainIds", "Ids")]
+
+
+def mask_dataset(root: Path, samples: list[MaskSample], seed: int = 0) -> DenseDataset:
+    """Class names come from Cityscapes, `classes.txt` or ADE20K's `objectInfo150.txt`; without
+    them all masks are read, to see how many classes there are. Raises DataError where masks say
+    nothing that can be trained on."""
+    parts = listed(root, "Segmentation")
+    samples = [sample for sample in samples if not parts or sample.picture.stem in parts]
+    if not samples:
+        raise DataError(f"{root}: expected masks of the pictures in ImageSets, found none")
+    names, table = _classes(root, samples)
+    if parts:
+        train, val = by_parts(samples, [parts[sample.picture.stem] for sample in samples])
+    else:
+        train, val = split_by_folder(samples, [sample.picture for sample in samples], root, seed)
+    data = DenseDataset(str(root), "segment", names, train, val, partial(load_masked, table=table))
+    data.broken |= {
+        str(pair): f"expected {pair.mask}, found none"
+        for pair in samples
+        if not pair.mask.is_file()
+    }
+    return data
+
+
+def _classes(root: Path, samples: list[MaskSample]) -> tuple[list[str], np.ndarray]:
+    """Names, and the class of each of the values 0 to 255."""
+    table = np.full(256, UNKNOWN)
+    table[IGNORE] = IGNORE
+    names, first = class_names(root), 0
+    mask = samples[0].mask
+    if mask.name.endswith("labelIds.png"):
+        table[:], names = IGNORE, list(CITYSCAPES.values())
+        table[list(CITYSCAPES)] = range(len(names))
+        return names, table
+    if mask.name.endswith("labelTrainIds.png"):
+        names = list(CITYSCAPES.values())
+    elif mask.parent.name == "SegmentationClass":
+        names = with_background(names or VOC)
+    elif (root / "annotations" / "training").is_dir() and not (root / "classes.txt").is_file():
+        first, table[0] = 1, IGNORE  # ADE20K: 0 is what has no label
+    if not names:
+        values = _values(samples)
+        if values == {0, IGNORE}:  # black and white
+            table[[0, IGNORE]] = 0, 1
+            return [BACKGROUND, "object"], table
+        names = [f"class {value}" for value in range(first, max(values - {IGNORE}, default=0) + 1)]
+    if len(names) > IGNORE:
+        raise DataError(f"{root}: expected at most {IGNORE} classes, found {len(names)}")
+    table[first : first + len(names)] = range(len(names))
+    return names, table
+
+
+def _values(samples: list[MaskSample]) -> set[int]:
+    """All that are found in masks; those that cannot be read say nothing."""
+
+    def read(sample: MaskSample) -> set[int]:
+        try:
+            return set(np.unique(read_mask(sample.mask)).tolist())
+        except ImageError:
+            return set()
+
+    return set().union(*read_ahead(read, samples))
+
+
+def load_masked(sample: MaskSample, table: np.ndarray) -> tuple[Image.Image, Annotations]:
+    """The picture and its class map. Raises ImageError where one cannot be read or does not fit."""
+    picture = load_image(sample.picture)
+    values = read_mask(sample.mask, picture.size)
+    if values.min() < 0 or values.max() >= len(table) or (table[values] == UNKNOWN).any():
+        known = np.flatnonzero(table != UNKNOWN)
+        strange = values[~np.isin(values, known)][0]
+        raise ImageError(f"{sample.mask}: expected a known class, found the value {strange}")
+    return picture, Annotations(class_map=table[values].astype(np.uint8))
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The numbers in a picture of one channel or with a palette, (H, W); the palette's colours do
+    not matter. Raises ImageError, also where it has not `size` (width, height)."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise ImageError(f"{path}: expected a mask, found a folder or device")
+        with Image.open(path, formats=["PNG", "BMP", "GIF", "TIFF"]) as image:
+            expected = size or image.size
+            if image.size != expected or image.width * image.height > MAX_PIXELS:
+                sizes = [f"{width}x{height}" for width, height in (expected, image.size)]
+                raise ImageError(f"{path}: expected a mask of {sizes[0]} pixels, found {sizes[1]}")
+            values = np.asarray(image)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: expected the picture's mask, found none") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise ImageError(f"{path}: expected a mask, found {error}") from None
+    if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():  # grey, saved as colours
+        values = values[..., 0]
+    if values.ndim != 2:
+        raise ImageError(f"{path}: expected one number a pixel, found colours: write a palette PNG")
+    return values.astype(np.uint8) if values.dtype == bool else values

@@ -1,0 +1,172 @@
+"""Objects as annotation files name them: checked, read with their pictures, split for validation.
+
+The readers of COCO's, Pascal VOC's and YOLO's files give samples of things; what becomes of these
+is the same for all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.data.annotations import Annotations, paint_classes
+from tinygmf.data.dataset import DataError
+from tinygmf.data.dense_data import DenseDataset
+from tinygmf.data.mask_folders import read_mask
+from tinygmf.data.outlines import decode, polygon_mask
+from tinygmf.image import ImageError, load_image
+
+MOST_MASKS = 2**31  # bytes of one picture's masks
+PIXEL, SHARE = 1, 0.01  # how far a box may reach outside unnamed: files round, or count from 1
+Outline = list[np.ndarray] | np.ndarray | int | None  # see Thing
+
+
+class Thing(NamedTuple):
+    """An object; `name` says where its file has it. `outline`: polygons (k, 2), run lengths, its
+    value in the sample's mask file, or none. Without `area` it is the mask's, or the box's."""
+
+    name: str
+    label: int
+    box: tuple[float, float, float, float]
+    outline: Outline = None
+    ignored: bool = False
+    area: float | None = None
+
+
+@dataclass
+class Sample:
+    """A picture's file and what is in it, as `file` says. `size`: the width and height that the
+    annotations are made for, None where they are shares of the picture's sides; `id` is COCO's, or
+    else the picture's name."""
+
+    file: Path
+    picture: Path
+    things: list[Thing]
+    size: tuple[int, int] | None
+    id: Any = None
+    mask: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.id = str(self.picture) if self.id is None else self.id
+
+    def __str__(self) -> str:
+        return str(self.picture)
+
+
+def usable(samples: list[Sample], task: str, broken: dict[str, str]) -> list[Sample]:
+    """The samples whose picture exists, with those of their things that can be; `broken` gets the
+    rest. A box that reaches outside is cut to its picture, and named."""
+    kept = []
+    for sample in samples:
+        if not os.path.isfile(sample.picture):
+            where = f"{sample.file}: image {sample.id}"
+            broken[where] = f"expected picture {sample.picture}, found none"
+            continue
+        checked = [_checked(thing, sample, task, broken) for thing in sample.things]
+        sample.things = [thing for thing in checked if thing is not None]
+        kept.append(sample)
+    return kept
+
+
+def _checked(thing: Thing, sample: Sample, task: str, broken: dict[str, str]) -> Thing | None:
+    where, (width, height) = f"{sample.file}: {thing.name}", sample.size or (1, 1)
+    x0, y0, x1, y1 = thing.box
+    corners = "(" + ", ".join(f"{value:g}" for value in thing.box) + ")"
+    cut = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    if not all(map(math.isfinite, thing.box)) or x1 <= x0 or y1 <= y0:
+        broken[where] = f"expected a box with an area, found {corners}"
+    elif cut[2] <= cut[0] or cut[3] <= cut[1]:
+        broken[where] = f"expected a box inside the picture of {width}x{height}, found {corners}"
+    elif task != "detect" and thing.outline is None:
+        broken[where] = "expected a mask, found a box alone"
+    else:
+        slack = PIXEL if sample.size else SHARE
+        if max(abs(a - b) for a, b in zip(cut, thing.box, strict=True)) > slack:
+            broken[where] = f"cut to the picture of {width}x{height}: its box was {corners}"
+        return thing._replace(box=cut)
+    return None
+
+
+def things_dataset(
+    name: str,
+    task: str,
+    classes: list[str],
+    parts: tuple[list[Sample], list[Sample]],
+    broken: dict[str, str],
+    category_ids: list[int] | None = None,
+) -> DenseDataset:
+    """A data set of samples to train and to validate on. Raises DataError where all are bad."""
+    train, val = (usable(samples, task, broken) for samples in parts)
+    for samples, part in ((train, "train"), (val, "validate")):
+        if not any(sample.things for sample in samples):
+            reasons = [f"{where}: {why}" for where, why in broken.items()] or ["there is none"]
+            raise DataError(
+                f"{name}: expected annotated objects to {part} on, found none that can be used; "
+                f"{len(broken)} are bad, the first: {reasons[0]}"
+            )
+    load = partial(load_sample, task=task, broken=broken)
+    return DenseDataset(name, task, classes, train, val, load, broken, category_ids or [])
+
+
+def load_sample(
+    sample: Sample, task: str, broken: dict[str, str]
+) -> tuple[Image.Image, Annotations]:
+    """A sample's picture, and its things as the task wants them. Raises ImageError where the
+    picture or its masks cannot be read, or are of another size."""
+    picture = load_image(sample.picture)
+    if sample.size not in (None, picture.size):
+        expected, found = (f"{width}x{height}" for width, height in (sample.size, picture.size))
+        raise ImageError(
+            f"{sample.picture}: expected {expected} pixels as in {sample.file}, found {found}"
+        )
+    scale = np.array(picture.size if sample.size is None else (1, 1), np.float32)
+    known = _boxes(sample.things, scale)
+    if task == "detect":
+        return picture, known
+    masks = _masks(sample, picture, scale)
+    if task == "segment":
+        return picture, Annotations(class_map=paint_classes(masks, known.labels))
+    known.masks, pixels = masks, np.count_nonzero(masks, (1, 2))
+    known.areas = np.where([thing.area is None for thing in sample.things], pixels, known.areas)
+    for place in np.flatnonzero(pixels == 0):
+        where = f"{sample.file}: {sample.things[place].name}"
+        broken[where] = "expected a mask, found one of no pixel"
+    return picture, known.take(pixels > 0)
+
+
+def _boxes(things: list[Thing], scale: np.ndarray) -> Annotations:
+    """All but their masks."""
+    boxes = np.array([thing.box for thing in things], np.float32).reshape(-1, 4) * np.tile(scale, 2)
+    pairs = zip(things, np.prod(boxes[:, 2:] - boxes[:, :2], 1), strict=True)
+    return Annotations(
+        boxes,
+        np.array([thing.label for thing in things], np.int64),
+        np.array([thing.ignored for thing in things], bool),
+        np.array([own if thing.area is None else thing.area for thing, own in pairs], np.float32),
+    )
+
+
+def _masks(sample: Sample, picture: Image.Image, scale: np.ndarray) -> np.ndarray:
+    """(n, H, W) bool."""
+    width, height = picture.size
+    if len(sample.things) * width * height > MOST_MASKS:
+        raise ImageError(f"{sample.picture}: expected fewer objects, found {len(sample.things)}")
+    values = read_mask(sample.mask, picture.size) if sample.mask else np.zeros((height, width))
+
+    def draw(outline: Outline) -> np.ndarray:
+        if isinstance(outline, list):
+            return polygon_mask([polygon * scale for polygon in outline], height, width)
+        if isinstance(outline, np.ndarray):
+            return decode(outline, height, width)
+        assert outline is not None  # `usable` kept no thing without
+        return np.equal(values, outline)
+
+    masks = [draw(thing.outline) for thing in sample.things]
+    return np.array(masks, bool).reshape(-1, height, width)
