@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from tinygmf.checks.device_suite import NotRun, Suite, print_suites, ratio, run_suite
+from tinygmf.checks.device_suite import NotRun, Suite, print_suites, run_suite
+from tinygmf.checks.verify import relative_difference
 from tinygmf.engine import clang, devices, probe
 
 
@@ -61,6 +62,6 @@ def test_a_check_that_fails_is_told_and_the_others_are_made(monkeypatch):
 def test_a_value_that_is_no_number_is_never_close():
     import numpy as np
 
-    assert ratio(np.array([1.0, np.nan]), np.array([1.0, 2.0])) == float("inf")
-    assert ratio(np.array([1.0]), np.array([1.0, 2.0])) == float("inf")
-    assert ratio(np.array([1.0, 3.0]), np.array([1.0, 4.0])) == 0.25
+    assert relative_difference(np.array([1.0, np.nan]), np.array([1.0, 2.0])) == float("inf")
+    assert relative_difference(np.array([1.0]), np.array([1.0, 2.0])) == float("inf")
+    assert relative_difference(np.array([1.0, 3.0]), np.array([1.0, 4.0])) == 0.25

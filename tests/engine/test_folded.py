@@ -5,7 +5,14 @@ import pickle
 
 import numpy as np
 import pytest
-from parity import NANO_CONFIG, deterministic_state_dict, load_npz, manifest, nano_entries
+from parity import (
+    NANO_CONFIG,
+    deterministic_state_dict,
+    load_npz,
+    manifest,
+    nano_entries,
+    relative_difference,
+)
 from parity import parity_input as measured_input
 from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.dtype import DType
@@ -47,12 +54,6 @@ def fold(model: GroupMixFormer, dtype: DType = dtypes.float32) -> FoldedGroupMix
     return FoldedGroupMixFormer(model.config, state_arrays(model), dtype)
 
 
-def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value."""
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
 def random(*shape: int) -> Tensor:
     return tensor_from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
@@ -64,12 +65,12 @@ def test_logits_and_maps_are_the_published_ones(folded, size):
     x = tensor_from_numpy(measured_input(int(measured["seed"]), shape))
     logits, maps = folded(x), folded.forward_features(x)
     Tensor.realize(logits, *maps)
-    assert difference(logits.numpy(), measured["logits"]) < 1e-5
+    assert relative_difference(logits.numpy(), measured["logits"]) < 1e-5
     for i, found in enumerate(maps):
         batch, dim, height, width = found.shape
         tokens = found.numpy().reshape(batch, dim, height * width).transpose(0, 2, 1)
         expected = measured[f"groupmixformer_backbone.{i}"].reshape(tokens.shape)
-        assert difference(tokens, expected) < 1e-5
+        assert relative_difference(tokens, expected) < 1e-5
 
 
 def test_an_odd_size_that_is_not_square_gives_the_references_logits(folded):
@@ -77,7 +78,7 @@ def test_an_odd_size_that_is_not_square_gives_the_references_logits(folded):
     reference = Network({name: tensor.tolist() for name, tensor in weights.items()})
     picture = measured_input(0, (1, 3, 37, 50))
     expected = np.array([reference(picture[0].tolist())])
-    assert difference(folded(tensor_from_numpy(picture)).numpy(), expected) < 1e-5
+    assert relative_difference(folded(tensor_from_numpy(picture)).numpy(), expected) < 1e-5
 
 
 def test_half_precision_is_close_and_keeps_sums_and_norms_in_float32(nano):
@@ -96,7 +97,7 @@ def check_precision(nano: GroupMixFormer, dtype: DType) -> None:
     assert {w.dtype for w in half.weights} == {dtype, dtypes.float32}
     logits = half(x)
     assert logits.dtype == dtypes.float32
-    assert difference(logits.numpy(), measured["logits"]) < PRECISION[dtype]
+    assert relative_difference(logits.numpy(), measured["logits"]) < PRECISION[dtype]
 
 
 def test_without_a_head_it_gives_the_pooled_features():
@@ -106,7 +107,7 @@ def test_without_a_head_it_gives_the_pooled_features():
     model.reset_classifier(0)
     x = tensor_from_numpy(measured_input(int(measured["seed"]), (1, 3, 64, 64)))
     pooled = fold(model)(x).numpy()
-    assert difference(pooled @ weight.T + bias, measured["logits"]) < 1e-5
+    assert relative_difference(pooled @ weight.T + bias, measured["logits"]) < 1e-5
 
 
 def test_no_batch_norm_is_left_and_changing_the_model_changes_nothing(nano, folded):
@@ -127,7 +128,7 @@ def test_a_captured_program_is_kept_without_weights_and_runs_with_others(nano, f
     program = TinyJit(folded.forward)
     program.cnt = 1  # capture at the first call
     first = program(x, folded.weights).numpy()
-    assert difference(first, measured["logits"]) < 1e-5
+    assert relative_difference(first, measured["logits"]) < 1e-5
 
     program.captured.free_intermediates()
     content = pickle.dumps(program)
@@ -147,7 +148,7 @@ def test_published_variants_give_the_measured_logits(name):
     model = network(manifest()[name]["state_dict"], VARIANTS[f"groupmixformer_{name}"])
     measured = load_npz(f"{name}_224")
     x = tensor_from_numpy(measured_input(int(measured["seed"]), (1, 3, 224, 224)))
-    assert difference(fold(model)(x).numpy(), measured["logits"]) < 1e-5
+    assert relative_difference(fold(model)(x).numpy(), measured["logits"]) < 1e-5
 
 
 # The two forms of every operation
@@ -190,7 +191,7 @@ def test_the_loop_nest_of_an_operation_is_its_tensor_expression(monkeypatch, cas
     operation, shapes, options = CASES[case]
     arguments = [random(*shape) if isinstance(shape, tuple) else shape for shape in shapes]
     found, expected = both(monkeypatch, operation, *arguments, **options)
-    assert difference(found, expected) < 1e-5
+    assert relative_difference(found, expected) < 1e-5
 
 
 def test_gelu_is_the_exact_one(monkeypatch):

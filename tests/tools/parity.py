@@ -48,6 +48,12 @@ def parity_input(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, of the largest value expected."""
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
 def deterministic_state_dict(entries: Iterable[Any]) -> dict[str, np.ndarray]:
     """Each tensor of `entries` (key, shape, dtype), drawn by the rule for its kind of key."""
     return {key: _draw(key, tuple(shape)) for key, shape, _ in entries}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tinygmf.checks.verify import TOLERANCES, find_reference, run_reference
+from tinygmf.checks.verify import TOLERANCES, find_reference, relative_difference, run_reference
 from tinygmf.engine.devices import device_description, open_device
-from tinygmf.engine.predictor import Predictor, probabilities
+from tinygmf.engine.predictor import Predictor, probabilities, ranking
 from tinygmf.files import replacing
 from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
@@ -34,7 +34,7 @@ def run_demo(out: str, device: str | None) -> int:
 
     print(f"\n{'picture':14} {'answer':>6} {'probability':>12}   next best")
     for path, truth, row in zip(paths, truths, rows, strict=True):
-        best, second = (int(i) for i in (-row).argsort()[:2])
+        best, second = (int(i) for i in ranking(row)[:2])
         mark = "" if best == truth else f"   (it is a {truth})"
         print(f"{path.name:14} {best:6} {row[best]:12.2%}   {second} {row[second]:.2%}{mark}")
     right = sum(int(row.argmax()) == truth for row, truth in zip(rows, truths, strict=True))
@@ -52,7 +52,7 @@ def _check_one(network: NetworkWeights, crop: Image.Image, logits: np.ndarray) -
         print("check: the pure-Python reference is not at hand (it is in the project's repository)")
         return 0
     expected = run_reference(folder, network, crop)[-1]
-    difference = float(abs(expected - logits).max() / abs(expected).max())
+    difference = relative_difference(logits, expected)
     tolerance = TOLERANCES["float32"]
     same = difference <= tolerance
     verdict = "the same network" if same else f"NOT the same, more than {tolerance:g}"

@@ -14,17 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from tinygrad import Device, Tensor, dtypes
+from tinygrad import Device, Tensor
 
 from tinygmf import __version__
 from tinygmf.checks.demo import ASSETS, DIGITS_WEIGHTS, SIZE
-from tinygmf.checks.verify import TOLERANCES, find_reference, run_reference
+from tinygmf.checks.verify import TOLERANCES, find_reference, relative_difference, run_reference
 from tinygmf.data.augment import targets
 from tinygmf.engine import program_cache
 from tinygmf.engine.devices import device_description, open_device
@@ -32,7 +32,7 @@ from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.predictor import Predictor
 from tinygmf.engine.probe import list_devices
 from tinygmf.image import load_image, normalize, resize_and_crop
-from tinygmf.tensors import tensor_from_numpy, write_tensor
+from tinygmf.tensors import DTYPES, tensor_from_numpy, write_tensor
 from tinygmf.training.programs import Programs
 from tinygmf.training.state import TrainingState
 from tinygmf.training.update import update_schedule
@@ -113,11 +113,11 @@ class Suite:
         }
 
     def logits(self) -> tuple[float, float]:
-        return ratio(self._outputs(0)[-1], self._expected[-1]), TOLERANCES["float32"]
+        return relative_difference(self._outputs(0)[-1], self._expected[-1]), TOLERANCES["float32"]
 
     def features(self) -> tuple[float, float]:
         found = self._outputs(0)[:-1]
-        return max(map(ratio, found, self._expected[:-1])), TOLERANCES["float32"]
+        return max(map(relative_difference, found, self._expected[:-1])), TOLERANCES["float32"]
 
     def digits(self) -> tuple[float, float]:
         """The share of wrong answers."""
@@ -126,22 +126,22 @@ class Suite:
 
     def repeated(self) -> tuple[float, float]:
         first, second = self._outputs(0), self._outputs(0)
-        return max(map(ratio, first, second)), 0
+        return max(map(relative_difference, first, second)), 0
 
     def cached(self) -> tuple[float, float]:
         """Loaded again, without compiling, the program gives the same bits."""
         first = self._outputs(0)
         program = program_cache.load_or_compile(self._key, _must_not_run, device=self.device)
         found = [output.numpy()[0] for output in program(self._x, self._network.weights)]
-        return max(map(ratio, found, first)), 0
+        return max(map(relative_difference, found, first)), 0
 
     def half(self) -> tuple[float, float]:
-        if dtypes.half not in Device[self.device].renderer.supported_dtypes():
+        if DTYPES["float16"] not in Device[self.device].renderer.supported_dtypes():
             raise NotRun("the device has no float16")
         predict = Predictor(self.weights, SIZE, dtype="float16", device=self.device, progress=False)
-        return ratio(predict(normalize(self.pictures[0]))[0], self._expected[-1]), TOLERANCES[
-            "float16"
-        ]
+        return relative_difference(
+            predict(normalize(self.pictures[0]))[0], self._expected[-1]
+        ), TOLERANCES["float16"]
 
     def slope(self) -> tuple[float, float]:
         """How far the loss's slope in the gradient's direction is from the gradient's length."""
@@ -153,7 +153,7 @@ class Suite:
 
     def same_gradient(self) -> tuple[float, float]:
         first, second = (self._gradient(self._flat_weights)[1] for _ in range(2))
-        return ratio(first, second), 0
+        return relative_difference(first, second), 0
 
     def step(self) -> tuple[float, float]:
         """What the loss grows by, as a share of itself: it must fall."""
@@ -206,13 +206,7 @@ class Suite:
     @property
     def _key(self) -> dict[str, object]:
         """What `verify.run_engine` compiles too."""
-        network = asdict(self.weights.config)
-        return {
-            "network": network,
-            "input": self._x.shape,
-            "dtype": "float32",
-            "outputs": "all",
-        }
+        return program_cache.program_key(self.weights.config, self._x.shape, outputs="all")
 
     @cached_property
     def _program(self) -> program_cache.Program:
@@ -228,13 +222,6 @@ class Suite:
         """The four maps and the logits of one of the pictures."""
         write_tensor(self._x, normalize(self.pictures[picture])[None])
         return [output.numpy()[0] for output in self._program(self._x, self._network.weights)]
-
-
-def ratio(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, of the largest value; infinite where a value is no number."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return float("inf")
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def _must_not_run(*_: object) -> None:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinygmf.engine.predictor import Predictor, probabilities
+    from tinygmf.engine.predictor import Predictor, probabilities, ranking
     from tinygmf.image import load_image
     from tinygmf.weights.checkpoint import load_weights
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     topk = min(args.topk, len(names))
     answers: list[dict[str, Any]] = []
     for path, row in zip(args.images, probabilities(predict(pictures)), strict=True):
-        best = [int(i) for i in (-row).argsort(kind="stable")[:topk]]
+        best = [int(i) for i in ranking(row)[:topk]]
         top = [{"class": i, "name": names[i], "probability": float(row[i])} for i in best]
         answers.append({"image": str(path), "top": top})
     if args.json:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from tinygmf.engine.predictor import Predictor, chunks, read_ahead
+from tinygmf.engine.predictor import Predictor, chunks, ranking, read_ahead
 from tinygmf.image import ImageError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -120,6 +120,11 @@ def evaluate(predict: Predictor, samples: Iterable[Sample], progress: bool = Tru
     return result
 
 
+def count_correct(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> int:
+    """How many rows of logits (N, classes) have their label (N,) among the k likeliest classes."""
+    return int((ranking(logits)[:, :k] == np.asarray(labels)[:, None]).any(1).sum())
+
+
 def _count(
     predict: Predictor, chunk: list[tuple[int, np.ndarray | ImageError]], result: Evaluation
 ) -> None:
@@ -128,6 +133,6 @@ def _count(
     if not readable:
         return
     logits = predict.run(np.stack([array for _, array in readable]))
-    for (label, _), row in zip(readable, logits, strict=True):
-        result.confusion[label, row.argmax()] += 1
-        result.top5 += int(label in (-row).argsort(kind="stable")[:5])
+    labels = np.array([label for label, _ in readable])
+    np.add.at(result.confusion, (labels, ranking(logits)[:, 0]), 1)
+    result.top5 += count_correct(logits, labels, 5)

@@ -146,8 +146,10 @@ def device_description(name: str) -> str:
     """Name an opened device's hardware: "CPU (x86_64, zig clang 22.1)", "H200 (CUDA sm_90)"."""
     from tinygrad.device import Device
 
+    from tinygmf.tensors import on_cpu
+
     device, family = Device[name], name.split(":")[0]
-    if family == "CPU":
+    if on_cpu(name):
         return f"{name} ({platform.machine()}, {compiler_version()})"
     arch = "" if family == "CL" or not device.arch else f" {device.arch}"  # CL's is very long
     hardware = None

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -164,8 +164,7 @@ class Predictor:
 
     def _key(self) -> dict[str, Any]:
         """What the program depends on, beside the device and the versions."""
-        network = asdict(self.config)
-        return {"network": network, "input": self._lane_shape, "dtype": self.dtype}
+        return program_cache.program_key(self.config, self._lane_shape, self.dtype)
 
     def tune(self, beam: int = 2) -> tuple[float, float]:
         """Searches for faster kernels and keeps the program if it is faster than the present one.
@@ -207,6 +206,11 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the classes: (N, num_classes) -> the same shape, rows that sum to 1."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def ranking(logits: np.ndarray) -> np.ndarray:
+    """The classes of each row (…, classes), the likeliest first; of equals the lower number."""
+    return (-logits).argsort(axis=-1, kind="stable")
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

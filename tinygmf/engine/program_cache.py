@@ -18,9 +18,9 @@ import secrets
 import sqlite3
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,13 +33,23 @@ from tinygrad.engine import realize
 from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
+from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing
+from tinygmf.tensors import on_cpu
 
 MAGIC = b"tinygmf program 1\n"
 SUFFIX = ".program"
 
 Program = Callable[..., Any]
+
+
+def program_key(
+    config: GroupMixFormerConfig, shape: Sequence[int], dtype: str = "float32", **more: Any
+) -> dict[str, Any]:
+    """The key of a network's program: its configuration, the shape of its input, the dtype of its
+    products, and whatever else tells it from the network's other programs."""
+    return {"network": asdict(config), "input": list(map(int, shape)), "dtype": dtype, **more}
 
 
 def load_or_compile(
@@ -51,8 +61,8 @@ def load_or_compile(
 ) -> Program:
     """The compiled form of `function` at these arguments' shapes, from the cache if it is there.
 
-    `key` names all that shaped the program (architecture, sizes, dtype, options); device,
-    versions and compiler settings are added here. `arguments` are realized tensors or lists of
+    `key` names all that shaped the program (`program_key`); device, versions and compiler settings
+    are added here. `arguments` are realized tensors or lists of
     them, and stay arguments of the program. `function` runs once if there is no entry.
     """
     full_key = dict(key) | environment(device)
@@ -126,7 +136,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "target": str(opened.renderer.target),
-        "processor": _processor() if device.startswith("CPU") else "",
+        "processor": _processor() if on_cpu(device) else "",
         "settings": {variable.key: variable.value for variable in to_program_config},
         "tinygrad": version("tinygrad"),
         "tinygmf": _source_digest(),

@@ -20,7 +20,8 @@ from tinygrad import Tensor
 
 from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.data.dataset import Dataset
-from tinygmf.engine.program_cache import load_or_compile
+from tinygmf.data.evaluation import count_correct
+from tinygmf.engine.program_cache import load_or_compile, program_key
 from tinygmf.model import GroupMixFormer
 from tinygmf.study.summary import summarize
 from tinygmf.tensors import tensor_from_numpy
@@ -108,7 +109,7 @@ class Bench:
             return model(x)
 
         shape = (recipe.batch_size, 3, recipe.size, recipe.size)
-        key = {"network": asdict(self.config), "input": shape, "program": "plain forward"}
+        key = program_key(self.config, shape, program="plain forward")
         arguments = (*self._network(), self._tensor(np.zeros(shape, np.float32)))
         return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
 
@@ -139,7 +140,7 @@ class Bench:
             padded = np.zeros((batch, *pictures.shape[1:]), np.float32)
             padded[: len(pictures)] = pictures
             logits = self.forward(*self._network(), self._tensor(padded)).numpy()
-            right += int((logits[: len(labels)].argmax(1) == labels).sum())
+            right += count_correct(logits[: len(labels)], labels)
             count += len(labels)
         return right / count
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 from tinygrad import Tensor
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.predictor import Predictor
+from tinygmf.engine.program_cache import program_key
 from tinygmf.training.gradient import cross_entropy
 from tinygmf.training.programs import Input, Update, bind
 from tinygmf.training.state import Devices, TrainingState
@@ -41,8 +42,9 @@ class HeadPrograms:
         self.batch, self.size, self.device, self.progress = batch, size, device, progress
         self.dtype = dtype
         self._rest: Predictor | None = None
-        width, key = config.embedding_dims[-1], {"network": asdict(config), "batch": batch}
-        shapes = (2,), (batch, width), (batch, config.num_classes)
+        features = batch, config.embedding_dims[-1]
+        key = program_key(config, features)
+        shapes = (2,), features, (batch, config.num_classes)
         self.inputs = [Input(shape, device) for shape in shapes]
         names = "weights", "gradient"
         self._gradient = bind(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from tinygrad import Context
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.launcher import Launcher
-from tinygmf.engine.program_cache import load_or_compile
+from tinygmf.engine.program_cache import load_or_compile, program_key
 from tinygmf.tensors import DTYPES, on_cpu, write_tensor
 from tinygmf.training.gradient import GradientProgram
 from tinygmf.training.gradient_loops import LoopGradient
@@ -44,7 +43,7 @@ class Programs:
                 f"found {batch}"
             )
         self.state, self.loops = state, runs_in_loops(config, device)
-        key = {"network": asdict(config), "input": (batch, 3, size, size), "dtype": dtype}
+        key = program_key(config, (batch, 3, size, size), dtype)
         self.inputs = [
             Input((2,), device),
             Input((batch, 3, size, size), device, axis=0),

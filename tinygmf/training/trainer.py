@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.data.dataset import BRANCHES, Dataset
+from tinygmf.data.evaluation import count_correct
 from tinygmf.engine.predictor import Predictor
 from tinygmf.model import GroupMixFormer
 from tinygmf.training.gradient import draw_factors
@@ -168,14 +169,13 @@ class Trainer:
         self.predictor.use_weights(NetworkWeights(self.model.config, self.arrays()))
         best, five, count = 0, 0, 0
         for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
-            order = (-self.predictor.run(pictures)).argsort(axis=1, kind="stable")
-            hits = order[:, :5] == labels[:, None]
-            best, five, count = (
-                best + hits[:, 0].sum(),
-                five + hits.any(1).sum(),
-                count + len(labels),
+            logits = self.predictor.run(pictures)
+            best, five = (
+                best + count_correct(logits, labels),
+                five + count_correct(logits, labels, 5),
             )
-        return float(best / count), float(five / count)
+            count += len(labels)
+        return best / count, five / count
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The present state dict, its weights averaged if the recipe says so."""
