@@ -10,10 +10,11 @@ GROUND = {
     "config": set(),
     "files": set(),
     "tensors": set(),
-    "image": {"config", "files"},
+    "pixels": {"files"},
+    "image": {"config", "files", "pixels"},
     "layers": {"tensors"},
     "gma": {"config", "layers"},
-    "model": {"config", "gma", "layers"},
+    "model": {"config", "gma", "layers", "tensors"},
 }
 NETWORK = set(GROUND)
 ROOMS = {

@@ -1,21 +1,30 @@
-"""Writing files so that nothing is ever lost or seen half-written."""
+"""Writing files so that nothing is ever lost or seen half-written; reading people's text files."""
 
 import os
+import re
 import secrets
 import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 MAX_MESSAGE = 600  # characters: a file can choose long names
+STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def one_line(message: str) -> str:
     """An error's text as one line of bounded length, free of a terminal's control characters."""
-    line = " ".join(message[: 4 * MAX_MESSAGE].split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = printable(" ".join(message[: 4 * MAX_MESSAGE].split()))
     return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
+
+
+def printable(name: str) -> str:
+    """A file's name for a terminal or a list: every character stays but those that cannot be shown,
+    line feeds and bytes that are no text among them, which are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def is_private(found: os.stat_result) -> bool:
@@ -29,10 +38,19 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
     """A new file, open for writing, that takes the name `path` when the block ends well.
 
     Until then it lies beside it under another name; if the block raises, it is removed and what
-    was at `path` stays. `mode` is limited by the umask. Raises OSError.
+    was at `path` stays. A link stays one: its target is replaced. A device, a pipe or an open
+    stream such as /dev/stdout is written to. `mode` is limited by the umask; a file that is
+    replaced passes its own on. Raises OSError.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    old = _status(path)
+    if (stream := _open_stream(path, old)) is not None:
+        with stream:
+            yield stream
+        return
+    if old is not None and mode == 0o666:
+        mode = stat.S_IMODE(old.st_mode)
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may have no room
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, mode)
     try:
@@ -43,3 +61,97 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `replacing` could not when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
+            path.unlink()
+
+
+def _status(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """What is at `path`, links followed; None for nothing. OSError for what takes no file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(21, "Is a directory", os.fspath(path))
+    if not os.access(path, os.W_OK):
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+    return found
+
+
+def _open_stream(path: str | os.PathLike[str], old: os.stat_result | None) -> BinaryIO | None:
+    """The device, pipe or open descriptor at `path`, for writing; None where a file belongs."""
+    name = os.path.abspath(path)
+    number = re.fullmatch(r"(?:/dev/fd|/proc/self/fd)/(\d+)", name)
+    descriptor = int(number[1]) if number else STREAMS.get(name)
+    if descriptor is None and old is not None:  # what is printed goes to this very file
+        descriptor = next((n for n in (1, 2) if _is_open_at(n, old)), None)
+    if descriptor is not None:
+        for text in filter(None, (sys.stdout, sys.stderr)):
+            text.flush()
+        return os.fdopen(os.dup(descriptor), "wb")
+    if old is None or stat.S_ISREG(old.st_mode):
+        return None
+    return open(path, "wb")
+
+
+def _is_open_at(descriptor: int, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), found) and stat.S_ISREG(found.st_mode)
+    except OSError:
+        return False
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError, in one line, where a result could not be written: before time goes into
+    it. Nothing is left behind."""
+    try:
+        old = _status(path)
+        if old is None or stat.S_ISREG(old.st_mode):
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
+    except OSError as error:
+        raise ValueError(
+            f"{one_line(os.fspath(path))}: cannot be written: {error.strerror}: choose another "
+            "place, or make its folder"
+        ) from None
+
+
+def read_text(path: str | os.PathLike[str], strict: bool = True) -> str:
+    """A text file as editors and spreadsheets write it: UTF-8 or, by its mark, UTF-16.
+
+    Bytes that are neither raise ValueError, which names file and line; unless `strict`, they
+    become the surrogates that file names have for them. Raises OSError.
+    """
+    data = Path(path).read_bytes()
+    for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+        if data.startswith(mark):
+            return _decoded(path, data, encoding, True)
+    half = data[:400]
+    if half.count(0) * 3 > len(half):  # no mark, but every other byte is zero
+        return _decoded(path, data, "utf-16-be" if half[:1] == b"\0" else "utf-16-le", True)
+    return _decoded(path, data, "utf-8-sig", strict)
+
+
+def _decoded(path: str | os.PathLike[str], data: bytes, encoding: str, strict: bool) -> str:
+    try:
+        return data.decode(encoding, "strict" if strict else "surrogateescape")
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n|\r|\n", data[: error.start])) + 1
+        raise ValueError(
+            f"{path}, line {line}: expected text in UTF-8, found the byte "
+            f"{data[error.start]:#04x}: save the file as UTF-8"
+        ) from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, by line feeds of any system and by nothing else; without blank ones at
+    its end."""
+    lines = re.split(r"\r\n|\r|\n", text)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines

@@ -1,58 +1,88 @@
-"""Picture files to tensors, as the published evaluation does it, and ImageNet's class names."""
+"""Any picture to the network's input, as the published evaluation does it; ImageNet's class names.
 
-import contextlib
+A file, a Pillow image and an array go one way: upright RGB of 8 bits (`as_rgb`), then `preprocess`.
+What stands in a file beside its pixels (text, colour profile, camera data) decides nothing about
+them but the orientation, which is read from its own tag.
+"""
+
 import importlib.resources
+import io
 import os
+import re
 import stat
+import struct
 import warnings
+import zlib
 from functools import cache
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from tinygmf.config import IMAGENET_MEAN, IMAGENET_STD
-from tinygmf.files import one_line
+from tinygmf.config import IMAGENET_MEAN, IMAGENET_STD, Settings
+from tinygmf.pixels import ImageError, array_to_rgb, image_to_rgb
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
 MEAN, STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+PUBLISHED = Settings()
+FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"]
 # Pillow knows others, and hands some to programs: PostScript to Ghostscript.
 MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory
 MAX_RESIZED_PIXELS = 2**24  # what the resize may allocate: 64 MB
+MAX_MENDED = 2**28  # bytes of a file that is read anew without its metadata
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+FOUND = (  # what people take for pictures: how it begins, and what it is
+    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC, an iPhone's format"),
+    (rb"\s*<(!doctype html|html)", "a web page"),
+    (rb"\s*(<\?xml.*)?<svg", "SVG, a drawing"),
+    (rb"%PDF-", "a PDF document"),
+    (rb"version https://git-lfs", "a Git LFS pointer, which stands for the picture"),
+    (rb"II\*\0|MM\0\*", "a TIFF of a kind that Pillow cannot read"),
+)
 
 
-class ImageError(ValueError):
-    """A file that is not a readable picture; the message is one line that says what to do."""
+def as_rgb(picture: Picture) -> Image.Image:
+    """Return a file, a Pillow image or an array as RGB, turned upright: see `pixels`.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    Raises ImageError, in one line, for what is no picture.
+    """
+    if isinstance(picture, np.ndarray):
+        return array_to_rgb(picture)
+    if not isinstance(picture, Image.Image):
+        return load_image(picture)
+    try:
+        return image_to_rgb(picture)
+    except Exception as error:
+        raise ImageError(_told(error)) from None
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read a picture (JPEG, PNG, WebP and others of `FORMATS`) as RGB, turned upright.
 
     The conversion is Pillow's `convert("RGB")`, as in the published evaluation: alpha is dropped,
     an animation gives its first frame. Grey of 16 bits or of floats is scaled to 8 bits first.
     Raises ImageError for a file that is missing, not a picture, damaged or too large.
     """
+    name = os.fspath(path)
     try:
-        found = os.stat(path)
+        found = os.stat(name)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(
-            f"{path}: expected a picture file, found {reason}: check the name"
+            f"{name}: expected a picture file, found {reason}: check the name"
         ) from None
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-        raise ImageError(f"{path}: expected a picture, found a folder or device: name a file")
+        raise ImageError(f"{name}: expected a picture, found a folder or device: name a file")
     if found.st_size == 0:
-        raise ImageError(f"{path}: expected a picture, found an empty file: fetch it again")
+        raise ImageError(f"{name}: expected a picture, found an empty file: fetch it again")
     try:
-        with open(path, "rb") as file:
+        with open(name, "rb") as file:
             return decode(file)
     except (ImageError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-    raise ImageError(f"{path}: {reason}")
+    raise ImageError(f"{name}: {reason}")
 
 
 def decode(file: BinaryIO) -> Image.Image:
@@ -60,25 +90,51 @@ def decode(file: BinaryIO) -> Image.Image:
     try:
         return _decode(file)
     except UnidentifiedImageError:
-        reason = "expected a picture such as JPEG, PNG or WebP, found something else: convert it"
-    except (Image.DecompressionBombError, MemoryError):
-        reason = f"expected at most {MAX_PIXELS:,} pixels, found more: make the picture smaller"
+        file.seek(0)
+        start = file.read(256)
+        found = (what for begins, what in FOUND if re.match(begins, start, re.S | re.I))
+        reason = (
+            "expected a picture such as JPEG, PNG or WebP, found "
+            f"{next(found, 'something else')}: convert it"
+        )
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        reason = f"expected a whole picture, found one that cannot be read ({line}): fetch it again"
+        reason = _told(error)
     raise ImageError(reason)
 
 
+def _told(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return f"expected at most {MAX_PIXELS:,} pixels, found more: make the picture smaller"
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return f"expected a whole picture, found one that cannot be read ({line}): fetch it again"
+
+
 def _decode(file: BinaryIO) -> Image.Image:
+    """Decode the file, or else the same file without its metadata, which may be what is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the size is checked here, and odd metadata does no harm
-        with Image.open(file, formats=_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            with contextlib.suppress(Exception):  # a picture with broken EXIF data is still one
-                return _to_rgb(ImageOps.exif_transpose(image))
-            return _to_rgb(image)
+        try:
+            return _open(file)
+        except Image.DecompressionBombError:
+            raise
+        except Exception:
+            file.seek(0)
+            data = file.read(MAX_MENDED + 1)
+            plain, exif = without_metadata(data)
+            if plain == data or len(data) > MAX_MENDED:
+                raise
+            return _open(io.BytesIO(plain), exif)
+
+
+def _open(file: BinaryIO, exif: bytes | None = None) -> Image.Image:
+    with Image.open(file, formats=_formats()) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if image.format == "TIFF":
+            _check_strips(image)
+            # Pillow would turn it here, by whatever it finds in the whole of the camera's data
+            image.load_end = lambda: None  # type: ignore
+        return image_to_rgb(image, exif)
 
 
 @cache
@@ -88,49 +144,122 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; deep grey is scaled, where `convert` would clip it to white."""
-    if image.mode.startswith("I"):  # I is 32 bits wide, but nearly always holds 16-bit grey
-        image = _scale_grey(image, (65535.0,))
-    elif image.mode == "F":  # no file says what its white is
-        image = _scale_grey(image, (1.0, 255.0, 65535.0))
-    return image.convert("RGB")
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """Return the suffixes, in small letters, of the formats that can be opened here."""
+    known = {"MPO", *_formats()}  # several JPEG in one file: Pillow's JPEG reader opens it
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
-def _scale_grey(image: Image.Image, whites: tuple[float, ...]) -> Image.Image:
-    """Return 8-bit grey: white is the first of `whites` that no pixel passes, else the greatest."""
-    grey = np.array(image, np.float32)  # one copy, changed in place: it may be large
-    np.maximum(np.nan_to_num(grey, copy=False), 0, out=grey)
-    greatest = float(grey.max())
-    white = next((white for white in whites if greatest <= white), greatest)
-    np.rint(np.multiply(grey, 255 / white, out=grey), out=grey)
-    return Image.fromarray(grey.astype(np.uint8))
+def looks_like_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a picture does, whatever its name. Raises no error."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return begins_as_picture(file)
+    except (OSError, ValueError):
+        return False
 
 
-def preprocess(image: Image.Image, size: int = 224) -> np.ndarray:
-    """Return an RGB picture as the network's input: float32, (3, size, size).
+def begins_as_picture(file: BinaryIO) -> bool:
+    """Whether an open file begins as a picture does; it is read from its beginning."""
+    if file.read(16).startswith((PNG, JPEG)):
+        return True
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(file, formats=_formats())
+        return True
+    except Exception:  # of Pillow's readers, nearly anything
+        return False
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Raises ValueError for a TIFF that lacks strips or tiles: Pillow would leave them black."""
+    tags = image.tag_v2  # type: ignore
+    width, height = tags[256], tags[257]
+    offsets = tags.get(273, tags.get(324))
+    if offsets is None:
+        return
+    across, down = (width, tags.get(278, height)) if 273 in tags else (tags[322], tags[323])
+    planes = tags.get(277, 1) if tags.get(284) == 2 else 1
+    needed = planes * -(-width // max(across, 1)) * -(-height // max(down, 1))
+    found = len(offsets) if isinstance(offsets, tuple) else 1
+    if found < needed:
+        raise ValueError(f"{needed} strips of pixels are expected, {found} found")
+
+
+def without_metadata(data: bytes) -> tuple[bytes, bytes | None]:
+    """The bytes of a PNG, JPEG or AVIF file without text, profiles and camera's data, and the
+    camera's data; those of any other file as they are."""
+    try:
+        if data.startswith(PNG):
+            return _plain_png(data)
+        if data.startswith(JPEG):
+            return _plain_jpeg(data)
+    except struct.error:  # no more than the beginning of one
+        return data, None
+    if data[4:8] == b"ftyp":  # the entry of the camera's data becomes one that readers pass over
+        return re.sub(rb"(infe.{8})Exif", rb"\1none", data, flags=re.S), None
+    return data, None
+
+
+def _plain_png(data: bytes) -> tuple[bytes, bytes | None]:
+    parts, exif, place = [PNG], None, len(PNG)
+    while place < len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        chunk = data[place : place + 12 + length]  # length, kind, content, checksum
+        kind, content = chunk[4:8], chunk[8:-4]
+        if kind[:1].isupper():  # critical: without it there is no picture
+            parts.append(chunk)
+        elif kind == b"eXIf" and chunk[-4:] == struct.pack(">I", zlib.crc32(kind + content)):
+            exif = content
+        place += 12 + length
+    return b"".join(parts), exif
+
+
+def _plain_jpeg(data: bytes) -> tuple[bytes, bytes | None]:
+    parts, exif, place = [data[:2]], None, 2
+    while place < len(data) and data[place : place + 2] != b"\xff\xda":  # the pixels
+        marker, length = struct.unpack_from(">HH", data, place)
+        segment = data[place : place + 2 + length]
+        if segment[4:10] == b"Exif\0\0" and exif is None:
+            exif = segment[4:]
+        # JFIF and Adobe's segment say which colours these are; the others, and comments, may go
+        if marker in (0xFFE0, 0xFFEE) or not (0xFFE0 < marker < 0xFFF0 or marker == 0xFFFE):
+            parts.append(segment)
+        place += 2 + length
+    return b"".join(parts) + data[place:], exif
+
+
+def preprocess(picture: Picture, size: int = 224, settings: Settings = PUBLISHED) -> np.ndarray:
+    """Return a picture as the network's input: float32, (3, size, size).
 
     The published evaluation: the shorter side to 256/224 of `size` (bicubic), the centre cropped,
     divided by 255, ImageNet's mean subtracted, divided by its standard deviation. Equals
-    torchvision's Resize, CenterCrop, ToTensor and Normalize. Raises ValueError for a size below 1.
+    torchvision's Resize, CenterCrop, ToTensor and Normalize; `settings` have other values for
+    crop, mean and deviation. Raises ValueError for a size below 1, ImageError for no picture.
     """
-    return normalize(resize_and_crop(image.convert("RGB"), size))
+    return normalize(resize_and_crop(as_rgb(picture), size, settings), settings)
 
 
-def normalize(image: Image.Image) -> np.ndarray:
+def normalize(image: Image.Image, settings: Settings = PUBLISHED) -> np.ndarray:
     """Return an RGB picture of the right size as the network's input: float32, (3, H, W)."""
+    mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
     pixels = np.asarray(image, np.float32) / 255
-    return np.ascontiguousarray(((pixels - MEAN) / STD).transpose(2, 0, 1))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def resize_and_crop(image: Image.Image, size: int, settings: Settings = PUBLISHED) -> Image.Image:
     """Return the picture's centre, `size` x `size` pixels, as the published evaluation cuts it."""
     if size < 1:
         raise ValueError(f"expected an image size of at least 1, found {size}")
     width, height = image.size
     if not width or not height:
         raise ImageError(f"expected a picture, found one of {width} x {height} pixels")
-    short = int(256 / 224 * size)
+    short = int(1 / settings.crop * size)
     if width <= height:
         new_width, new_height = short, int(short * height / width)
     else:

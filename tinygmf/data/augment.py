@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from tinygmf.image import MEAN, STD, preprocess
+from tinygmf.config import Settings
+from tinygmf.image import PUBLISHED, normalize, preprocess
 
 ENHANCERS = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
@@ -66,7 +67,10 @@ class BatchRecipe:
 
 
 def training_picture(
-    picture: Image.Image, recipe: BatchRecipe, rng: np.random.Generator
+    picture: Image.Image,
+    recipe: BatchRecipe,
+    rng: np.random.Generator,
+    settings: Settings = PUBLISHED,
 ) -> np.ndarray:
     """RGB picture -> (3, size, size) float32, augmented and normalised."""
     if recipe.rotate or recipe.stretch or recipe.shift:
@@ -78,10 +82,9 @@ def training_picture(
     if recipe.colour:
         picture = colour_jitter(picture, recipe.colour, rng)
     if recipe.crop < 1:
-        pixels = np.asarray(picture, np.float32) / 255
-        array = ((pixels - MEAN) / STD).transpose(2, 0, 1)
+        array = normalize(picture, settings)
     else:
-        array = preprocess(picture, recipe.size)
+        array = preprocess(picture, recipe.size, settings)
     if rng.random() < recipe.erase:
         array = erase(array, rng)
     return np.ascontiguousarray(array)
