@@ -6,7 +6,7 @@ part stands in its docstring. Shapes: B pictures, N = H * W tokens, D channels o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
@@ -37,6 +37,7 @@ from tinygmf.layers import (
     drop_path,
     record,
 )
+from tinygmf.tensors import tensor_from_numpy
 
 MIN_SIZE = 32  # pixels: below it the last stage has less than one token
 
@@ -163,8 +164,20 @@ class GroupMixFormer(Module):
     def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
         """A new head of `num_classes`; 0 removes it, and calling gives pooled features (B, D4)."""
         self.config = replace(self.config, num_classes=num_classes)
+        self.settings = replace(self.settings, classes=())
         rng, width = np.random.default_rng(seed), self.config.embedding_dims[-1]
         self.head = Linear(rng, width, num_classes) if num_classes else None
+
+    def reorder_classes(self, order: Sequence[int]) -> None:
+        """Class i becomes what class `order[i]` was: the head's rows and the classes' names."""
+        if self.head is None:
+            raise ValueError("classes to reorder: expected a head, found none")
+        for name in ("weight", "bias"):
+            rows = getattr(self.head, name)
+            setattr(self.head, name, tensor_from_numpy(rows.numpy()[list(order)], rows.device))
+        if self.settings.classes:
+            names = tuple(self.settings.classes[i] for i in order)
+            self.settings = replace(self.settings, classes=names)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Pictures (B, 3, H, W) -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32.

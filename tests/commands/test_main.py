@@ -116,11 +116,11 @@ def test_evaluate_counts_right_answers_and_names_unreadable_pictures(tmp_path, c
 def test_evaluate_tells_of_folders_that_are_not_the_classes(tmp_path, capsys):
     folder = labelled_folder(tmp_path, ("cat", "dog"))
     line = failure(capsys, "evaluate", str(folder), "--weights", NANO)
-    assert "expected 10 folders" in line and "found 2" in line
+    assert "the network's 10 classes (0, 1, 2, 3, 4, …), found 'cat', no class" in line
     labels = tmp_path / "labels.txt"
     labels.write_text("cat/noise.png cat\n")
     line = failure(capsys, "evaluate", str(folder), "--weights", NANO, "--labels", str(labels))
-    assert "line 1" in line and "a class below 10" in line
+    assert "line 1" in line and "its class, one of the network's 10" in line
 
 
 def test_info_shows_the_network_beside_the_published_figures(capsys):

@@ -250,7 +250,9 @@ def test_the_recipe_follows_the_data_and_the_options():
 def test_a_trained_network_keeps_its_head_where_the_classes_agree():
     args = build_parser().parse_args(["train", "x", "--weights", NANO])
     before = read_tensors(NANO)["head.weight"]
-    same, other = command.chosen_model(args, 10, seed=0), command.chosen_model(args, 3, seed=0)
+    recipe = RECIPES["finetune"]
+    same = command.chosen_model(args, [*"abcdefghij"], recipe)
+    other = command.chosen_model(args, [*"abc"], recipe)
     np.testing.assert_array_equal(same.head.weight.numpy(), before)
     assert other.head.weight.shape == (3, before.shape[1])
     fresh = create_model("groupmixformer_nano", 3, seed=0)

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tinygmf.checks.verify import TOLERANCES, find_reference, relative_difference, run_reference
-from tinygmf.engine.devices import device_description, open_device
+from tinygmf.engine.devices import device_description, open_device, set_default_device
 from tinygmf.engine.predictor import Predictor, probabilities, ranking
-from tinygmf.files import replacing
+from tinygmf.files import replacing, require_writable
 from tinygmf.image import load_image, normalize, resize_and_crop
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 
@@ -22,7 +22,9 @@ TILE, CAPTION, COLUMNS = 128, 40, 4  # of the saved picture; pixels, pixels, pic
 
 def run_demo(out: str, device: str | None) -> int:
     """Classifies the pictures, prints a table, saves a picture of it; returns the exit code."""
+    require_writable(out)
     device = open_device(device)
+    set_default_device(device)
     print(f"device: {device_description(device)}")
     paths = sorted((ASSETS / "digits").glob("*.png"))
     crops = [resize_and_crop(load_image(path), SIZE) for path in paths]

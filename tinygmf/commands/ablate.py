@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinygmf.config import VARIANTS
+from tinygmf.files import replacing, require_writable
 from tinygmf.study.ablation import (
     ABLATIONS,
     HEADING,
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         require_matplotlib()
         if args.chart.suffix not in (".png", ".svg"):
             raise ValueError(f"{args.chart}: expected a name that ends in .png or .svg")
+    for path in filter(None, (args.json, args.chart)):
+        require_writable(path)
     recipe = replace(RECIPES["digits"], epochs=args.epochs)
     device = open_device(args.device)
     set_default_device(device)
@@ -55,5 +58,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             save_outcomes(outcomes, args.json)
     if args.chart:
-        draw_outcomes(outcomes).savefig(args.chart)
+        with replacing(args.chart) as file:
+            draw_outcomes(outcomes).savefig(file, format=args.chart.suffix[1:])
     return 0

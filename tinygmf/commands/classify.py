@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from pathlib import Path
-from typing import Any
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
 
-from tinygmf.commands.options import add_device, add_dtype, add_size, add_weights, positive
+import numpy as np
+
+from tinygmf.commands.options import (
+    add_classes,
+    add_device,
+    add_dtype,
+    add_size,
+    add_weights,
+    chosen_classes,
+    chosen_device,
+    chosen_size,
+    positive,
+)
+from tinygmf.commands.pictures import Pictures, add_pictures
+from tinygmf.files import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, …")
+    add_pictures(parser)
     add_weights(parser)
     parser.add_argument("--topk", type=positive, default=5, help="answers for each picture")
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="names of the classes, one a line"
-    )
+    add_classes(parser)
     add_size(parser)
     add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -24,43 +39,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinygmf.engine.predictor import Predictor, probabilities, ranking
-    from tinygmf.image import load_image
+    """Print an answer for each picture as soon as it is there; 1 where one could not be read."""
+    from tinygmf.engine.predictor import Predictor
     from tinygmf.weights.checkpoint import load_weights
 
-    pictures = [load_image(path) for path in args.images]  # mistakes first, compiling later
-    predict = Predictor(load_weights(args.weights), args.size, device=args.device, dtype=args.dtype)
-    if not predict.config.num_classes:
-        raise ValueError(f"{args.weights}: expected a network with a head, found one without")
-    names = class_names(predict.config.num_classes, Path(args.weights), args.classes)
-    topk = min(args.topk, len(names))
-    answers: list[dict[str, Any]] = []
-    for path, row in zip(args.images, probabilities(predict(pictures)), strict=True):
+    out, pictures = sys.stdout, Pictures(args.images)
+    with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is no answer
+        device = chosen_device(args)
+        model = load_weights(args.weights)
+        names = chosen_classes(args, model)
+        predict = Predictor(model, chosen_size(args, model), device=device, dtype=args.dtype)
+        found = answers(predict, pictures, names, args.topk)
+        if args.json:
+            print_json(found, out)
+        else:
+            for answer in found:
+                print_answer(answer, out)
+        return pictures.finish()
+
+
+def answers(
+    predict: Any, pictures: Pictures, names: list[str], topk: int
+) -> Iterator[dict[str, Any]]:
+    """For each picture that can be read, its name and its likeliest classes."""
+    from tinygmf.engine.predictor import probabilities, ranking
+
+    for name, array in pictures.read(predict.read):
+        row = probabilities(predict.run(np.stack([array])))[0]
         best = [int(i) for i in ranking(row)[:topk]]
         top = [{"class": i, "name": names[i], "probability": float(row[i])} for i in best]
-        answers.append({"image": str(path), "top": top})
-    if args.json:
-        print(json.dumps(answers, indent=2))
-        return 0
-    for answer in answers:
-        print(answer["image"])
-        for entry in answer["top"]:
-            print(f"  {entry['probability']:8.2%}  {entry['class']:4}  {entry['name']}")
-    return 0
+        yield {"image": name, "top": top}
 
 
-def class_names(num_classes: int, weights: Path, file: Path | None) -> list[str]:
-    """From a file, a name a line: the given one, else classes.txt beside the weights, as training
-    writes it. Without one ImageNet's names for 1,000 classes, or the classes' numbers."""
-    from tinygmf.image import imagenet_labels
+def print_answer(answer: dict[str, Any], out: TextIO) -> None:
+    print(printable(answer["image"]), file=out)
+    for entry in answer["top"]:
+        name = printable(entry["name"])
+        print(f"  {entry['probability']:8.2%}  {entry['class']:4}  {name}", file=out)
 
-    path = file or weights.with_name("classes.txt")
-    if file is None and not path.exists():
-        return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]
-    names = path.read_text(encoding="utf-8").splitlines()
-    if len(names) != num_classes:
-        raise ValueError(
-            f"{path}: expected {num_classes} lines, the names of {weights}'s classes, found "
-            f"{len(names)}: name another file with --classes"
-        )
-    return names
+
+def print_json(found: Iterable[dict[str, Any]], out: TextIO) -> None:
+    """One list, whole whatever ends it."""
+    before = "["
+    try:
+        for answer in found:
+            text = json.dumps(answer, indent=2, allow_nan=False)
+            print(f"{before}\n{textwrap.indent(text, '  ')}", end="", file=out)
+            before = ","
+    finally:
+        if before == ",":
+            print("\n]", file=out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tinygmf.config import GroupMixFormerConfig, variant_name
+from tinygmf.files import require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,11 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinygmf.weights.checkpoint import load_model, save_model
+    from tinygmf.weights.checkpoint import load_weights, write_tensors
 
-    model = load_model(args.input)
-    save_model(model, args.output)
-    print(f"{args.output}: {_describe(model.config)}")
+    require_writable(args.output)
+    weights = load_weights(args.input)
+    write_tensors(weights.arrays, args.output, weights.settings.to_json())
+    print(f"{args.output}: {_describe(weights.config)}")
     return 0
 
 

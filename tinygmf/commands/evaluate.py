@@ -7,14 +7,25 @@ import json
 import sys
 from pathlib import Path
 
-from tinygmf.commands.options import add_device, add_dtype, add_size, add_weights, positive
-from tinygmf.files import replacing
+from tinygmf.commands.options import (
+    add_classes,
+    add_device,
+    add_dtype,
+    add_size,
+    add_weights,
+    chosen_classes,
+    chosen_device,
+    chosen_size,
+    positive,
+)
+from tinygmf.files import replacing, require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="one folder for each class")
     add_weights(parser)
     parser.add_argument("--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS instead")
+    add_classes(parser)
     add_size(parser)
     parser.add_argument("--batch-size", type=positive, default=16, help="pictures in one run")
     add_dtype(parser)
@@ -25,24 +36,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the figures, then save them."""
     from tinygmf.data.evaluation import evaluate, find_pictures
+    from tinygmf.data.pictures import PassedOver
     from tinygmf.engine.predictor import Predictor
     from tinygmf.weights.checkpoint import load_weights
 
-    weights = load_weights(args.weights)
-    samples = find_pictures(args.folder, weights.config.num_classes, args.labels)
-    predict = Predictor(
-        weights, args.size, batch_size=args.batch_size, dtype=args.dtype, device=args.device
-    )
+    if args.json:
+        require_writable(args.json)
+    device, passed = chosen_device(args), PassedOver()
+    model = load_weights(args.weights)
+    names = chosen_classes(args, model)
+    samples = find_pictures(args.folder, names, args.labels, passed)
+    if passed:
+        print(f"passed over: {passed}", file=sys.stderr)
+    size = chosen_size(args, model)
+    predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
     result = evaluate(predict, samples)
     for line in result.unreadable:
         print(f"passed over: {line}", file=sys.stderr)
-    figures = result.as_json()
-    if args.json:
-        with replacing(args.json) as file:
-            file.write(json.dumps(figures, indent=1).encode())
+    figures = {**result.as_json(), "classes": names}
     print(
         f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of {result.count} pictures, "
-        f"{figures['pictures_per_second']:.1f} pictures/s, {len(result.unreadable)} unreadable"
+        f"{figures['pictures_per_second']:.1f} pictures/s, {len(result.unreadable)} unreadable",
+        flush=True,
     )
+    if args.json:
+        with replacing(args.json) as file:
+            file.write(json.dumps(figures, indent=1, allow_nan=False).encode())
     return 0

@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+from PIL.Image import Image
 
+from tinygmf.commands.options import (
+    add_device,
+    add_size,
+    add_weights,
+    chosen_device,
+    chosen_size,
+)
+from tinygmf.commands.pictures import Pictures, add_pictures
+from tinygmf.files import replacing, require_writable
 from tinygmf.study.observe import KERNELS, PANELS, Observation, Position, choose_block, observe
 
 SUFFIXES = (".png", ".svg", ".npz")
@@ -15,8 +26,8 @@ SUFFIXES = (".png", ".svg", ".npz")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tinygmf explain`."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, …")
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    add_pictures(parser)
+    add_weights(parser)
     parser.add_argument("--stage", type=int, help="1 to 4; by default the last with 8x8 tokens")
     parser.add_argument("--block", type=int, help="from 1; by default the fifth, or the last")
     what = parser.add_mutually_exclusive_group()
@@ -25,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--kernel", type=int, choices=KERNELS, help="draw this group aggregator")
     parser.add_argument("--out", default="explain.png", help="ends in .png, .svg or .npz (arrays)")
-    parser.add_argument("--size", type=int, default=224, help="picture size in pixels")
-    parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+    add_size(parser)
+    add_device(parser)
 
 
 def _position(text: str) -> Position:
@@ -37,34 +48,47 @@ def _position(text: str) -> Position:
 
 
 def run(args: argparse.Namespace) -> int:
-    """See what Group-Mix Attention makes of pictures."""
-    from tinygmf.engine.devices import open_device, set_default_device
-    from tinygmf.image import load_image, normalize, resize_and_crop
+    """See what Group-Mix Attention makes of pictures; 1 where one could not be read."""
+    from tinygmf.image import as_rgb, normalize, resize_and_crop
     from tinygmf.study import figures
     from tinygmf.weights.checkpoint import load_model
 
     out = Path(args.out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out}: expected a name that ends in {', '.join(SUFFIXES)}")
+    require_writable(out)
     if out.suffix != ".npz":
         figures.require_matplotlib()
-    pictures = [resize_and_crop(load_image(path), args.size) for path in args.images]
-    set_default_device(open_device(args.device))
+    chosen_device(args)
     model = load_model(args.weights)
-    place = choose_block(model.config, (args.size, args.size), args.stage, args.block)
-    _check_query(args.query, args.size)
-    seen = observe(model, np.stack([normalize(picture) for picture in pictures]), *place)
-    if out.suffix == ".npz":
-        _save_arrays(out, args.images, seen, args)
-    elif args.query:
-        figures.draw_attention(pictures, seen, args.query).savefig(out)
-    elif args.kernel:
-        figures.draw_proxies(pictures, seen, model, args.kernel).savefig(out)
-    else:
-        figures.draw_responses(pictures, seen).savefig(out)
+    size, settings, pictures = chosen_size(args, model), model.settings, Pictures(args.images)
+    place = choose_block(model.config, (size, size), args.stage, args.block)
+    _check_query(args.query, size)
+    found = list(pictures.read(lambda picture: resize_and_crop(as_rgb(picture), size, settings)))
+    code = pictures.finish()
+    names, crops = [name for name, _ in found], [crop for _, crop in found]
+    seen = observe(model, np.stack([normalize(crop, settings) for crop in crops]), *place)
+    with replacing(out) as file:
+        if out.suffix == ".npz":
+            _save_arrays(file, names, seen, args)
+        else:
+            _draw(crops, seen, model, args).savefig(file, format=out.suffix[1:])
     rows, columns = seen[0].size
     print(f"{out}: stage {place[0]}, block {place[1]}, {rows}x{columns} tokens")
-    return 0
+    return code
+
+
+def _draw(
+    crops: Sequence[Image], seen: Sequence[Observation], model: Any, args: argparse.Namespace
+) -> Any:
+    """The figure that the options ask for."""
+    from tinygmf.study import figures
+
+    if args.query:
+        return figures.draw_attention(crops, seen, args.query)
+    if args.kernel:
+        return figures.draw_proxies(crops, seen, model, args.kernel)
+    return figures.draw_responses(crops, seen)
 
 
 def _check_query(query: Position | None, size: int) -> None:
@@ -75,7 +99,7 @@ def _check_query(query: Position | None, size: int) -> None:
 
 
 def _save_arrays(
-    out: Path, names: Sequence[str], seen: Sequence[Observation], args: argparse.Namespace
+    file: BinaryIO, names: Sequence[str], seen: Sequence[Observation], args: argparse.Namespace
 ) -> None:
     """Every map of every picture, in one .npz: pictures first, in the order given."""
     maps = [one.responses() for one in seen]
@@ -86,4 +110,4 @@ def _save_arrays(
         pairs = [one.before_and_after(args.kernel) for one in seen]
         arrays["before"], arrays["after"] = (np.stack(part) for part in zip(*pairs, strict=True))
     arrays["images"] = np.array([str(name) for name in names])
-    np.savez(str(out), allow_pickle=False, **arrays)
+    np.savez(file, allow_pickle=False, **arrays)

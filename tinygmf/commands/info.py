@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from tinygmf.commands.options import add_size
-from tinygmf.config import VARIANTS, GroupMixFormerConfig
+from tinygmf.config import VARIANTS, GroupMixFormerConfig, Settings
 from tinygmf.model import list_models
+
+PUBLISHED_SIZE = 224  # pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,19 +21,24 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.study.summary import format_summary
 
     if args.model is None:
+        size = args.size or PUBLISHED_SIZE
         for name in list_models():
-            print(f"{name}\n{format_summary(VARIANTS[name], (args.size, args.size))}\n")
+            print(f"{name}\n{format_summary(VARIANTS[name], (size, size))}\n")
         return 0
-    config = VARIANTS.get(args.model) or _file_config(args.model)
-    print(format_summary(config, (args.size, args.size)))
+    config, size = VARIANTS.get(args.model), args.size or PUBLISHED_SIZE
+    if config is None:
+        config, settings = _of_file(args.model)
+        size = args.size or settings.image_size or size
+    print(format_summary(config, (size, size)))
     return 0
 
 
-def _file_config(path: str) -> GroupMixFormerConfig:
+def _of_file(path: str) -> tuple[GroupMixFormerConfig, Settings]:
     from tinygmf.weights.checkpoint import load_weights
 
     if not Path(path).exists():
         raise ValueError(
             f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
         )
-    return load_weights(path).config
+    model = load_weights(path)
+    return model.config, model.settings

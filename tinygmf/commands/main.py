@@ -6,15 +6,20 @@ A user's mistake ends with one line on standard error and exit code 2, never wit
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sqlite3
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 
 from tinygmf import __version__
 from tinygmf.engine.devices import DeviceError
 from tinygmf.engine.user_cache import do_without_kernel_cache
+from tinygmf.files import one_line
 
+CLOSED_PIPE = 141  # exit code, as of a program that the system ends for it
 COMMANDS = {
     "demo": "Classify twelve handwritten digits with the network that comes with tinygmf.",
     "classify": "Name what pictures show.",
@@ -47,17 +52,19 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
-    args = build_parser(words).parse_args(words)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # no terminal at all, or a test's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.showwarning = _show_warning
     try:
-        try:
-            return args.run(args)
-        except sqlite3.Error as error:  # tinygrad's own cache of kernels, on a full disk
-            if not do_without_kernel_cache(error):
-                raise
-            return args.run(args)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads the output has seen enough
+        return CLOSED_PIPE
     except (ValueError, DeviceError, OSError) as error:
-        print(f"tinygmf: {error}", file=sys.stderr)
+        print(f"tinygmf: {_line(error)}", file=sys.stderr)
         return 2
     except MemoryError:
         print("tinygmf: too little memory: a smaller batch or picture needs less", file=sys.stderr)
@@ -65,6 +72,38 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tinygmf: interrupted", file=sys.stderr)
         return 130
+    finally:
+        _close_output()
+
+
+def _run(words: list[str]) -> int:
+    args = build_parser(words).parse_args(words)
+    try:
+        return args.run(args)
+    except sqlite3.Error as error:  # tinygrad's own cache of kernels, on a full disk
+        if not do_without_kernel_cache(error):
+            raise
+        return args.run(args)
+
+
+def _line(error: BaseException) -> str:
+    """An error as one line; those of the system name the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    return one_line(str(error) or type(error).__name__)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"tinygmf: {one_line(str(message))}", file=sys.stderr)
+
+
+def _close_output() -> None:
+    """Flush what was printed; where nobody takes it, see that Python does not try again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

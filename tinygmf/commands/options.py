@@ -1,8 +1,11 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what they come to."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+from typing import Any
 
 from tinygmf.tensors import DTYPES
 
@@ -18,8 +21,20 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
 
 
-def add_size(parser: argparse.ArgumentParser, default: int = 224) -> None:
-    parser.add_argument("--size", type=positive, default=default, help="picture size in pixels")
+def add_size(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    usual = "" if default else "; by default that of the training, or 224"
+    parser.add_argument(
+        "--size", type=positive, default=default, help=f"picture size in pixels{usual}"
+    )
+
+
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, one a line; by default those in the file of weights",
+    )
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -28,3 +43,35 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+
+
+def chosen_device(args: argparse.Namespace) -> str:
+    """The device, opened, and the one for all tensors from here on: call it before the first."""
+    from tinygmf.engine.devices import open_device, set_default_device
+
+    device = open_device(args.device)
+    set_default_device(device)
+    return device
+
+
+def chosen_size(args: argparse.Namespace, model: Any) -> int:
+    """The side of the pictures: --size, else that of the training, else 224.
+
+    Says so where the network was trained on another size than is asked for.
+    """
+    trained = model.settings.image_size
+    if args.size and trained and args.size != trained:
+        print(
+            f"{args.weights}: trained on pictures of {trained} pixels, used on {args.size}",
+            file=sys.stderr,
+        )
+    return args.size or trained or 224
+
+
+def chosen_classes(args: argparse.Namespace, model: Any) -> list[str]:
+    """The names of the network's classes. Raises ValueError for a network without a head."""
+    from tinygmf.data.classes import names_of
+
+    if not model.config.num_classes:
+        raise ValueError(f"{args.weights}: expected a network with a head, found one without")
+    return names_of(model.settings, model.config.num_classes, args.weights, args.classes)

@@ -6,18 +6,25 @@ import argparse
 import contextlib
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tinygmf.commands.run_folder import (
+    CLASSES,
+    RUN,
+    WEIGHTS,
+    check_nothing_lost,
+    check_out,
+    locked,
+    same_run,
+)
 from tinygmf.config import VARIANTS
-from tinygmf.files import one_line, replacing
+from tinygmf.files import printable, remove_leftovers, replacing
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
-WEIGHTS, RUN, CLASSES = "model.safetensors", "run.safetensors", "classes.txt"  # in a run's folder
 SAVE_EVERY = 600  # seconds, in epochs that are longer
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -96,7 +103,8 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
             f"{args.data}: expected {', '.join(named)} or a folder of pictures, found no such "
             "folder: check the name"
         )
-    data = named.get(args.data, lambda: open_folder(Path(args.data), recipe.seed))()
+    own = [chosen_out(args)]  # what this run leaves is no class of pictures
+    data = named.get(args.data, lambda: open_folder(Path(args.data), recipe.seed, own))()
     if args.num_classes not in (None, len(data.classes)):
         raise DataError(
             f"--num-classes: expected {len(data.classes)}, the classes of {args.data}, found "
@@ -105,41 +113,75 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
     return data
 
 
-def chosen_model(args: argparse.Namespace, classes: int, seed: int) -> Any:
-    """The network to begin with; trained weights keep their head if it has as many classes."""
+def chosen_out(args: argparse.Namespace) -> Path:
+    """The run's folder, or the file of the trained network alone."""
+    return args.out or Path("runs") / Path(args.data).resolve().name
+
+
+def chosen_model(args: argparse.Namespace, classes: list[str], recipe: Recipe) -> Any:
+    """The network to begin with; trained weights keep their head if it has these classes.
+
+    Its file's names say whether it has, and its rows are put in the order of `classes`; where
+    nothing names them, their number decides.
+    """
+    from tinygmf.data.classes import known_names
     from tinygmf.model import create_model
     from tinygmf.weights.checkpoint import load_model
 
     if args.weights is None:
-        return create_model(args.model or "groupmixformer_nano", classes, seed)
+        return create_model(args.model or "groupmixformer_nano", len(classes), recipe.seed)
     model = load_model(args.weights)
-    if model.config.num_classes != classes:
-        model.reset_classifier(classes, seed)
+    trained = model.settings.image_size
+    if trained not in (None, recipe.size):
+        print(
+            f"{args.weights}: trained on pictures of {trained} pixels, goes on with {recipe.size}",
+            file=sys.stderr,
+        )
+    known = known_names(model.settings, args.weights)
+    names = known[1] if known else classes
+    if model.config.num_classes != len(classes) or sorted(names) != sorted(classes):
+        model.reset_classifier(len(classes), recipe.seed)
+    elif names != classes:
+        model.reorder_classes([names.index(name) for name in classes])
     return model
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, print a line for each epoch and leave the network, the run and its log in --out."""
     from tinygmf.engine.devices import open_device, set_default_device
-    from tinygmf.training.trainer import Trainer
-    from tinygmf.weights.checkpoint import WRITERS, save_model
+    from tinygmf.weights.checkpoint import WRITERS
 
-    recipe = chosen_recipe(args)
-    out = args.out or Path("runs") / Path(args.data).resolve().name
+    recipe, out = chosen_recipe(args), chosen_out(args)
     folder = None if out.suffix in WRITERS else out
     names = (args.device or "").split(",")
     opened = tuple(open_device(name or None) for name in names)
     set_default_device(opened[0])
     device = opened if len(opened) > 1 else opened[0]
     data = chosen_data(args, recipe)
+    if data.passed:
+        print(f"passed over: {data.passed}", file=sys.stderr)
     data.check(recipe.batch_size * recipe.accumulate)
-    model = chosen_model(args, len(data.classes), recipe.seed)
+    model = chosen_model(args, data.classes, recipe)
     check_out(out, folder, args.resume)
-    if folder and args.resume:
-        same_run(folder, recipe, data)
+    with locked(folder) if folder else contextlib.nullcontext():
+        if folder and args.resume:
+            same_run(folder, recipe, data)
+        elif folder:
+            check_nothing_lost(folder)
+        return run_to_the_end(model, data, recipe, device, out, folder if args.resume else None)
+
+
+def run_to_the_end(
+    model: Any, data: Any, recipe: Recipe, device: Any, out: Path, resumed: Path | None
+) -> int:
+    """Train, going on with the run in `resumed` if there is one; returns the exit code."""
+    from tinygmf.training.trainer import Trainer
+    from tinygmf.weights.checkpoint import WRITERS, save_model
+
+    folder = None if out.suffix in WRITERS else out
     trainer = Trainer(model, data, recipe, device)
     trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
-    rows = resume(trainer, folder) if folder and args.resume else []
+    rows = resume(trainer, resumed) if resumed else []
     with stopping(trainer):
         finished = train(trainer, folder, rows)
     for line in data.broken.values():
@@ -151,52 +193,10 @@ def run(args: argparse.Namespace) -> int:
     path = folder / WEIGHTS if folder else out
     save_model(trainer.finish(), path)
     if folder:
-        with replacing(folder / CLASSES) as file:  # `tinygmf classify` looks for it there
-            file.write("".join(f"{one_line(name)}\n" for name in data.classes).encode())
+        with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
+            file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
     print(f"{path}: top-1 {rows[-1]['top1']:.2%} of {len(data.val)} held-out pictures")
     return 0
-
-
-def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
-    """Raises ValueError for an --out that cannot take the result, before time goes into it.
-
-    `folder` is the run's, or None where --out names the file of the trained network alone.
-    """
-    if resuming and folder is None:
-        raise ValueError(f"--resume: expected the folder of a run in --out, found {out}: name it")
-    if resuming and not (out / RUN).exists():
-        raise ValueError(
-            f"--resume: expected a run in {out}, found none: leave --resume out to start one"
-        )
-    if folder is None and out.is_dir():
-        raise ValueError(f"--out {out}: expected a file's name, found a folder: choose another")
-    place = folder or out.parent
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--out {out}: cannot be written: {error.strerror}: choose another place"
-        ) from None
-    if folder and not resuming:
-        check_nothing_lost(folder)
-
-
-def check_nothing_lost(folder: Path) -> None:
-    """Raises ValueError where a new run would replace an unfinished one."""
-    from tinygmf.training.run_file import read_about
-    from tinygmf.weights.checkpoint import CheckpointError
-
-    if (folder / RUN).exists():
-        with contextlib.suppress(CheckpointError):  # what cannot be read cannot be gone on with
-            about = read_about(folder / RUN)
-            if about["step"] < about.get("steps", 0):
-                raise ValueError(
-                    f"{folder}: expected no unfinished run, found one that stopped after step "
-                    f"{about['step']} of {about['steps']}: add --resume to go on with it, give "
-                    f"another --out, or remove {folder / RUN}"
-                )
 
 
 def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool:
@@ -206,8 +206,7 @@ def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool
 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.tmp"):  # by a run that was killed while it wrote
-            left.unlink()
+        remove_leftovers(folder)
     while trainer.step < trainer.steps:
         report = trainer.run_epoch()
         if report is not None:
@@ -264,40 +263,10 @@ def resume(trainer: Any, folder: Path) -> list[dict[str, Any]]:
     """Put the trainer where the run in this folder stopped; returns the rows of its log."""
     from tinygmf.training.run_file import load_run
 
-    same_run(folder, trainer.recipe, trainer.data)
     about = load_run(folder / RUN, trainer.state)
     trainer.step, trainer.scale = about["step"], about["scale"]
     trainer.losses, trainer.seconds = about["losses"], about["seconds"]
     return about["rows"]
-
-
-def same_run(folder: Path, recipe: Recipe, data: Any) -> None:
-    """Raises ValueError if the run in this folder has another recipe, or other data."""
-    from tinygmf.training.run_file import read_about
-
-    about = read_about(folder / RUN)
-    then, now = about["recipe"], asdict(recipe)
-    if changed := [name for name in now if now[name] != then.get(name)]:
-        options = ", ".join(as_option(name, then.get(name)) for name in changed)
-        raise ValueError(f"{folder}: expected the options of the run to resume: {options}")
-    for what, found in (("classes", data.classes), ("pictures", len(data.train))):
-        if about[what] != found:
-            raise ValueError(
-                f"{folder}: expected the {what} of the run to resume, {shown(about[what])}, found "
-                f"{shown(found)}: resume it with the data that it was started with"
-            )
-
-
-def as_option(name: str, value: Any) -> str:
-    """How a field of the recipe is given on the command line."""
-    option = f"--{name.replace('_', '-')}"
-    if value is None or value is False:
-        return f"no {option}"
-    return option if value is True else f"{option} {value}"
-
-
-def shown(value: Any) -> str:
-    return ", ".join(value[:10]) if isinstance(value, list) else str(value)
 
 
 @contextlib.contextmanager

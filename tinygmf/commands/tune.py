@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from tinygmf.commands.options import add_device, add_dtype, add_size, add_weights, positive
+from tinygmf.commands.options import (
+    add_device,
+    add_dtype,
+    add_size,
+    add_weights,
+    chosen_device,
+    chosen_size,
+    positive,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +28,10 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.engine.predictor import Predictor
     from tinygmf.weights.checkpoint import load_weights
 
-    predict = Predictor(
-        load_weights(args.weights),
-        args.size,
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        device=args.device,
-    )
+    device = chosen_device(args)
+    model = load_weights(args.weights)
+    size = chosen_size(args, model)
+    predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
     before, after = predict.tune(args.beam)
     kept = "kept" if after < before else "nothing faster found, the program stays as it was"
     print(f"{1000 * before:.1f} ms before, {1000 * after:.1f} ms after: {kept}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tinygmf.commands.options import add_device, add_dtype, add_size
+from tinygmf.commands.options import add_device, add_dtype, add_size, chosen_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,4 +19,4 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.checks.verify import verify_network
 
     weights = args.weights or DIGITS_WEIGHTS
-    return 0 if verify_network(weights, args.size, args.device, args.dtype) else 1
+    return 0 if verify_network(weights, args.size, chosen_device(args), args.dtype) else 1

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tinygmf.config import Settings
 from tinygmf.data.augment import BatchRecipe, mix, targets, training_picture
 from tinygmf.engine.predictor import chunks, read_ahead
 from tinygmf.files import one_line
-from tinygmf.image import ImageError, preprocess
+from tinygmf.image import PUBLISHED, preprocess
+from tinygmf.pixels import ImageError
 
 # The uses of random numbers, each with a generator of its own
 ORDER, PICTURE, MIX, BRANCHES = range(4)
@@ -41,6 +43,8 @@ class Dataset:
     val_labels: np.ndarray
     load: Callable[[Any], Image.Image]
     broken: dict[str, str] = field(default_factory=dict)  # passed over: source -> why
+    passed: str = ""  # what else was passed over where the pictures were looked for
+    settings: Settings = PUBLISHED  # how the network wants its pictures
 
     def check(self, batch_size: int) -> None:
         """Raises DataError where there is too little to train on."""
@@ -49,14 +53,15 @@ class Dataset:
                 f"{self.name}: expected at least two classes, found {self.classes}: "
                 "make one folder for each class"
             )
-        for labels, part in ((self.train_labels, "train"), (self.val_labels, "validate")):
-            counts = np.bincount(labels, minlength=len(self.classes))
-            if not counts.all():
-                empty = self.classes[int(counts.argmin())]
-                raise DataError(
-                    f"{self.name}: expected pictures of every class to {part} on, found none of "
-                    f"{empty!r}: add some, or remove the class"
-                )
+        counts = np.bincount(self.train_labels, minlength=len(self.classes))
+        if not counts.all():
+            empty = self.classes[int(counts.argmin())]
+            raise DataError(
+                f"{self.name}: expected pictures of every class to train on, found none of "
+                f"{empty!r}: add some, or remove the class"
+            )
+        if not len(self.val):
+            raise DataError(f"{self.name}: expected pictures to validate on, found none: add some")
         if len(self.train) < batch_size:
             raise DataError(
                 f"{self.name}: expected at least one batch of {batch_size} pictures to train on, "
@@ -87,7 +92,8 @@ class Dataset:
             place = (index + i) % len(self.train)
             try:
                 picture = self.load(self.train[place])
-                return training_picture(picture, recipe, rng), int(self.train_labels[place])
+                array = training_picture(picture, recipe, rng, self.settings)
+                return array, int(self.train_labels[place])
             except ImageError as error:
                 self.broken[str(self.train[place])] = str(error)
         raise DataError(
@@ -120,7 +126,8 @@ class Dataset:
 
         def read(index: int) -> tuple[np.ndarray, int] | None:
             try:
-                return preprocess(self.load(self.val[index]), size), int(self.val_labels[index])
+                array = preprocess(self.load(self.val[index]), size, self.settings)
+                return array, int(self.val_labels[index])
             except ImageError as error:
                 self.broken[str(self.val[index])] = str(error)
                 return None

@@ -1,9 +1,9 @@
-"""Accuracy on a folder of labelled pictures, in the layout of ImageNet's validation set."""
+"""Accuracy on a folder of labelled pictures: one folder for each class, or a file of labels."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from tinygmf.data.classes import ClassIndex, folder_classes, read_labels
+from tinygmf.data.pictures import NESTED, PassedOver, class_folders, pictures_below
 from tinygmf.engine.predictor import Predictor, chunks, ranking, read_ahead
-from tinygmf.image import ImageError
+from tinygmf.files import printable
+from tinygmf.pixels import ImageError
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 Sample = tuple[Path, int]  # a picture and its class
 
 
@@ -44,61 +46,54 @@ class Evaluation:
         }
         return {
             "pictures": self.count,
-            "top1": self.top1 / max(self.count, 1),
-            "top5": self.top5 / max(self.count, 1),
+            "top1": self.top1 / self.count,
+            "top5": self.top5 / self.count,
             "pictures_per_second": self.count / max(self.seconds, 1e-9),
             "unreadable": self.unreadable,
             "confusion": rows,
         }
 
 
-def find_pictures(folder: Path, num_classes: int, labels: Path | None = None) -> list[Sample]:
-    """The pictures below a folder with their classes.
+def find_pictures(
+    folder: Path, names: Sequence[str], labels: Path | None = None, passed: PassedOver | None = None
+) -> list[Sample]:
+    """The pictures below a folder with their classes; `names` are the network's, in their order.
 
-    With `labels`, a file of lines `PICTURE CLASS`: those pictures, relative to the folder. Without,
-    one folder for each class: folders named by numbers are those classes, any others count from 0
-    in the order of their names. Raises ValueError where that gives no classes of this network.
+    With `labels`, a file of lines `PICTURE CLASS`: those pictures. Without, one folder for each
+    class, named as it is; classes may lack one. What is passed over is noted in `passed`. Raises
+    ValueError where that gives no classes of this network, or no pictures.
     """
+    passed = PassedOver() if passed is None else passed
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of pictures, found none: check the name")
+    index = ClassIndex(names)
     if labels is not None:
-        return list(_read_labels(folder, num_classes, labels))
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if names and all(name.isdecimal() and int(name) < num_classes for name in names):
-        classes = {name: int(name) for name in names}
-    elif len(names) == num_classes:
-        classes = {name: i for i, name in enumerate(names)}
+        samples = list(read_labels(folder, index, labels))
     else:
-        raise ValueError(
-            f"{folder}: expected {num_classes} folders, one for each class of the network, found "
-            f"{len(names)}: name them by class number, or give a file of labels"
-        )
-    samples = [
-        (path, classes[name])
-        for name in names
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in PICTURES
-    ]
+        folders = class_folders(folder, passed)
+        classes = folder_classes(list(folders), index, folder)
+        samples = [
+            (path, label)
+            for place, label in zip(folders.values(), classes, strict=True)
+            for path in pictures_below(place, passed)
+        ]
     if not samples:
-        raise ValueError(f"{folder}: expected pictures in its folders, found none")
+        raise ValueError(f"{labels or folder}: {_nothing(passed, labels)}")
     return samples
 
 
-def _read_labels(folder: Path, num_classes: int, labels: Path) -> Iterator[Sample]:
-    for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().replace(",", " ").rpartition(" ")
-        if not name or not label.isdecimal() or int(label) >= num_classes:
-            raise ValueError(
-                f"{labels}, line {number}: expected a picture and a class below {num_classes}, "
-                f"found {line[:80]!r}"
-            )
-        yield folder / name.strip(), int(label)
+def _nothing(passed: PassedOver, labels: Path | None) -> str:
+    expected = "pictures and their classes" if labels else "pictures in a folder for each class"
+    nested = passed.names.get(NESTED, [])
+    way = f"name one of those, {printable(nested[0])} say" if nested else "check the name"
+    return f"expected {expected}, found none of them, but {passed or 'nothing'}: {way}"
 
 
 def evaluate(predict: Predictor, samples: Iterable[Sample], progress: bool = True) -> Evaluation:
-    """Runs every picture through the network; the unreadable are named and passed over."""
+    """Runs every picture through the network; the unreadable are named and passed over.
+
+    Raises ValueError where none could be read: there is no accuracy to speak of.
+    """
 
     def read(sample: Sample) -> tuple[int, np.ndarray | ImageError]:
         path, label = sample
@@ -117,6 +112,11 @@ def evaluate(predict: Predictor, samples: Iterable[Sample], progress: bool = Tru
             bar.update(len(chunk))
             bar.set_postfix(top1=f"{result.top1 / max(result.count, 1):.2%}")
     result.seconds = time.perf_counter() - start
+    if not result.count:
+        last = f"; the last one: {result.unreadable[-1]}" if result.unreadable else ""
+        raise ValueError(
+            f"expected pictures to measure on, found none of {len(samples)} that can be read{last}"
+        )
     return result
 
 

@@ -1,53 +1,138 @@
-"""Pictures from files: folders with one folder for each class."""
+"""Data sets of people's folders: one folder for each class, in two parts or to be split."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tinygmf.data.archives import recognise
 from tinygmf.data.dataset import DataError, Dataset
-from tinygmf.data.evaluation import PICTURES
+from tinygmf.data.pictures import (
+    NESTED,
+    PassedOver,
+    class_folders,
+    entries,
+    is_picture,
+    natural,
+    pictures_below,
+)
+from tinygmf.files import printable
 from tinygmf.image import load_image
 
-HELD_OUT = 5  # without a folder `val`, every fifth picture of each class is held out
+HELD_OUT = 5  # without a folder to validate on, every fifth picture of each class is held out
+ASIDE = "folders left aside"
+# `train2017`, `Training_Set`, `val-images`, `seg_test`: what people call the parts of a data set
+PART = re.compile(
+    r"(?:images?|imgs?|seg)?(?:(train(?:ing|val)?|trn)|(val(?:id(?:ation|ate)?)?|eval(?:uation)?|dev)"
+    r"|(test(?:ing)?|tst))(?:set|data|images?|imgs?|split|\d+)*"
+)
+PARTS = "train", "val", "test"
 
 
-def folder_pictures(folder: Path, seed: int = 0) -> Dataset:
+def part_of(name: str) -> str | None:
+    """ "train", "val" or "test" if a folder's name says so, in any case and spelling."""
+    match = PART.fullmatch(re.sub(r"[\W_]", "", name.casefold()))
+    return PARTS[match.lastindex - 1] if match and match.lastindex else None
+
+
+def folder_pictures(folder: Path, seed: int = 0, exclude: Collection[Path] = ()) -> Dataset:
     """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `CLASS/*.jpg`, split by the seed.
 
-    Raises DataError where the folders do not say what the classes are.
+    `exclude` has folders to leave out, as the present run's. Raises DataError where the folders do
+    not say what the classes are, or which part is which.
     """
     if not folder.is_dir():
         what = "a file: unpack it and name" if folder.exists() else "none: check the name of"
         raise DataError(f"{folder}: expected a folder of pictures, found {what} the folder")
-    parts = [path for path in (folder / "train", folder / "val") if path.is_dir()]
-    if len(parts) == 1:
-        raise DataError(
-            f"{folder}: expected train and val, found {parts[0].name} alone: add the other, or "
-            f"name {parts[0]}, to have part of it held out"
-        )
-    roots = parts or [folder]
-    classes = sorted({path.name for root in roots for path in root.iterdir() if path.is_dir()})
+    exclude, passed = {path.resolve() for path in exclude}, PassedOver()
+    roots = find_parts(folder, passed) or [folder]
+    places = [class_folders(root, passed, exclude) for root in roots]
+    classes = sorted({name for found in places for name in found}, key=natural)
     if not classes:
-        raise DataError(f"{folder}: expected one folder for each class, found none: make them")
-    found = [_find(root, classes) for root in roots]
-    if not parts:
+        raise DataError(f"{folder}: {_no_classes(passed)}")
+    found = [_find(place, classes, passed, exclude) for place in places]
+    if len(roots) == 1:
         found = _split(*found[0], seed)
     (train, train_labels), (val, val_labels) = found
-    return Dataset(str(folder), classes, train, train_labels, val, val_labels, load_image)
+    return Dataset(
+        str(folder), classes, train, train_labels, val, val_labels, load_image, passed=str(passed)
+    )
 
 
-def _find(root: Path, classes: list[str]) -> tuple[list[Path], np.ndarray]:
-    """The pictures below a folder, in the order of their names, and their classes."""
-    pairs = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in PICTURES
-    ]
-    return [path for path, _ in pairs], np.array([label for _, label in pairs], np.int64)
+def _no_classes(passed: PassedOver) -> str:
+    nested = passed.names.get(NESTED)
+    if nested:
+        return (
+            f"expected one folder of pictures for each class, found {printable(nested[0])}, which "
+            "holds only folders: name the folder that the classes lie in"
+        )
+    return f"expected one folder for each class, found {passed or 'none'}: make them"
+
+
+def find_parts(folder: Path, passed: PassedOver) -> list[Path]:
+    """The folders to train and to validate on; none where the folder has no parts.
+
+    Without one to validate on, `test` is taken. Raises DataError where that is not plain: nobody
+    wants to train on what is to be tested on.
+    """
+    parts: dict[str, Path] = {}
+    others, inside = [], [path for path in entries(folder, PassedOver()) if path.is_dir()]
+    for path in inside:
+        part = part_of(path.name)
+        if part in parts:
+            raise DataError(
+                f"{folder}: expected one folder for each part, found {parts[part].name} and "
+                f"{path.name}: name one of them, or take one away"
+            )
+        if part is None:
+            others.append(path)
+        else:
+            parts[part] = path
+    if not parts or (set(parts) == {"train"} and others and holds_pictures(parts["train"])):
+        return []  # railways: a class of pictures called train, beside others
+    held_out = parts.get("val", parts.get("test"))
+    if "train" not in parts or held_out is None:
+        first, *_ = parts.values()
+        raise DataError(
+            f"{folder}: expected train and val, found {printable(first.name)} alone: add the "
+            f"other, or name {first}, to have part of it held out; call a class something else"
+        )
+    for path in [*others, *(p for name, p in parts.items() if name == "test" and p != held_out)]:
+        passed.note(ASIDE, path)
+    return [parts["train"], held_out]
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether pictures lie in this very folder."""
+    return any(not path.is_dir() and is_picture(path) for path in entries(folder, PassedOver()))
+
+
+def _find(
+    places: dict[str, Path], classes: Sequence[str], passed: PassedOver, exclude: Collection[Path]
+) -> tuple[list[Path], np.ndarray]:
+    """The pictures of each class's folder, in natural order, and their classes."""
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        if name not in places:
+            continue
+        for path in pictures_below(places[name], passed, exclude):
+            _check_no_part(path, places[name])
+            paths.append(path)
+            labels.append(label)
+    return paths, np.array(labels, np.int64)
+
+
+def _check_no_part(path: Path, place: Path) -> None:
+    """Raises DataError for `CLASS/test/1.jpg`: a part inside a class."""
+    for name in path.relative_to(place).parts[:-1]:
+        if part_of(name):
+            raise DataError(
+                f"{place}: expected the pictures of a class, found {name} in it, which looks like "
+                "a part of the data: put the classes into train and val, or rename it"
+            )
 
 
 def _split(paths: list[Path], labels: np.ndarray, seed: int) -> list[tuple[list[Path], np.ndarray]]:
@@ -63,10 +148,10 @@ def _split(paths: list[Path], labels: np.ndarray, seed: int) -> list[tuple[list[
     ]
 
 
-def open_folder(folder: Path, seed: int = 0) -> Dataset:
+def open_folder(folder: Path, seed: int = 0, exclude: Collection[Path] = ()) -> Dataset:
     """Whatever the folder holds: pictures, or the files of CIFAR-10 or Fashion-MNIST.
 
     Raises DataError where it is none of these.
     """
     reader = recognise(folder)
-    return reader(folder) if reader else folder_pictures(folder, seed)
+    return reader(folder) if reader else folder_pictures(folder, seed, exclude)

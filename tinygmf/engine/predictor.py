@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -26,21 +25,22 @@ from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.launcher import Launcher
-from tinygmf.image import load_image, preprocess
+from tinygmf.image import Picture, preprocess
 from tinygmf.model import MIN_SIZE, GroupMixFormer
 from tinygmf.tensors import DTYPES, on_cpu, tensor_from_numpy, write_tensor
 from tinygmf.weights.checkpoint import NetworkWeights
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+PUBLISHED_SIZE = 224  # pixels
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Predictor:
-    """Runs a network on pictures: `Predictor(model, image_size=224)(["cat.jpg"])` -> logits.
+    """Runs a network on pictures: `Predictor(model)(["cat.jpg"])` -> logits.
 
     `model` is a `GroupMixFormer`, or what `load_weights` read of one: then no module is built.
-    `image_size` is the side of the square, in pixels, that pictures are resized and cropped to;
+    `image_size` is the side of the square, in pixels, that pictures are resized and cropped to, by
+    default the one that the network's file names, else 224;
     `batch_size` the number of pictures in one run; `dtype` that of the products ("float32",
     "float16" or "bfloat16": sums and norms stay float32); `device` a tinygrad device, by default
     the best that opens. The first call compiles, unless an earlier process did. Raises ValueError
@@ -50,13 +50,15 @@ class Predictor:
     def __init__(
         self,
         model: GroupMixFormer | NetworkWeights,
-        image_size: int = 224,
+        image_size: int | None = None,
         *,
         batch_size: int = 1,
         dtype: str = "float32",
         device: str | None = None,
         progress: bool = True,
     ) -> None:
+        if image_size is None:
+            image_size = model.settings.image_size or PUBLISHED_SIZE
         if image_size < MIN_SIZE:
             raise ValueError(f"image_size: expected at least {MIN_SIZE} pixels, found {image_size}")
         if batch_size < 1:
@@ -77,6 +79,7 @@ class Predictor:
         """
         if replace(model.config, drop_path_rate=0) != replace(self.config, drop_path_rate=0):
             raise ValueError(f"model: expected {self.config}, found {model.config}")
+        self.settings = model.settings
         weights = model if isinstance(model, NetworkWeights) else NetworkWeights.of(model)
         self.network = FoldedGroupMixFormer(
             weights.config, weights.arrays, DTYPES[self.dtype], self.device
@@ -87,8 +90,10 @@ class Predictor:
     def __call__(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Pictures -> logits (N, num_classes), float32.
 
-        A picture is a file's name, a Pillow image, an array (H, W, 3) uint8, or one (3, size, size)
-        float32 that has been normalised already. Raises ImageError for an unreadable file.
+        A picture is a file's name, a Pillow image or an array of pixels (`pixels.array_to_rgb`
+        says which), all treated alike; or floats (3, size, size) of the network's own size, which
+        have been normalised already. Raises ImageError for what cannot be read, ValueError where
+        the answers are not finite.
         """
         if isinstance(pictures, np.ndarray):
             pictures = list(pictures if pictures.ndim == 4 else pictures[None])
@@ -101,12 +106,10 @@ class Predictor:
 
     def read(self, picture: Picture) -> np.ndarray:
         """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
-        if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8:
-                return picture
-            picture = Image.fromarray(picture)
-        image = picture if isinstance(picture, Image.Image) else load_image(Path(picture))
-        return preprocess(image, self.image_size)
+        own = (3, self.image_size, self.image_size)
+        if isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and picture.shape == own:
+            return picture.astype(np.float32, copy=False)
+        return preprocess(picture, self.image_size, self.settings)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
@@ -114,7 +117,14 @@ class Predictor:
         if batch.shape[1:] != shape[1:] or not 0 < len(batch) <= self.batch_size:
             raise ValueError(f"pictures: expected 1 up to {shape}, found {batch.shape}")
         with self._lock:
-            return self._run(batch)
+            answers = self._run(batch)
+        if not np.isfinite(answers).all():
+            narrow = "; try float32" if self.dtype != "float32" else ""
+            raise ValueError(
+                "the network's answers: expected finite numbers, found others: its weights or the "
+                f"pictures hold such, or numbers too large for {self.dtype}{narrow}"
+            )
+        return answers
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         if self._program is None:

@@ -22,6 +22,7 @@ from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.data.dataset import Dataset
 from tinygmf.data.evaluation import count_correct
 from tinygmf.engine.program_cache import load_or_compile, program_key
+from tinygmf.files import replacing
 from tinygmf.model import GroupMixFormer
 from tinygmf.study.summary import summarize
 from tinygmf.tensors import tensor_from_numpy
@@ -186,7 +187,9 @@ def format_outcome(outcome: Outcome) -> str:
 
 def save_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write outcomes as JSON; `load_outcomes` reads them back."""
-    path.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+    text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1, allow_nan=False)
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def load_outcomes(path: Path) -> list[Outcome]:

@@ -62,6 +62,10 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         data.check(recipe.batch_size * recipe.accumulate)
+        model.settings = replace(
+            model.settings, image_size=recipe.size, classes=tuple(data.classes)
+        )
+        data.settings = model.settings
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
         self.model, self.config = model, training_config(model.config, recipe)
         weights = NetworkWeights.of(model)

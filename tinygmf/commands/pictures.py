@@ -1,0 +1,129 @@
+"""The pictures that a command line names: files, folders, globs, and `-` for standard input."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tinygmf.data.pictures import NOT_PICTURES, PassedOver, is_picture, natural, pictures_below
+from tinygmf.engine.predictor import read_ahead
+from tinygmf.files import printable
+from tinygmf.image import Picture, begins_as_picture, decode
+from tinygmf.pixels import ImageError
+
+Result = TypeVar("Result")
+Named = tuple[str, Picture]  # what to call a picture, and the picture
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders, globs, or - for standard input: a picture, or names, one a line",
+    )
+
+
+class Pictures:
+    """Reads the pictures that `words` name, one after another, and goes on past broken ones.
+
+    `count` were read; `broken` were named on standard error. `finish` gives the exit code.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words, self.passed = list(words), PassedOver()
+        self.count = self.broken = 0
+        self._first: str | None = None  # why the first was broken, until it is said
+
+    def read(self, read: Callable[[Picture], Result]) -> Iterator[tuple[str, Result]]:
+        """The name of each picture and what `read` makes of it, a little ahead, by threads."""
+
+        def attempt(named: Named) -> tuple[str, Result | ImageError]:
+            name, picture = named
+            try:
+                return name, read(picture)
+            except ImageError as error:
+                return name, error
+
+        for name, result in read_ahead(attempt, named_pictures(self.words, self.passed)):
+            if isinstance(result, ImageError):
+                self._tell(str(result))
+                continue
+            self._tell(None)
+            self.count += 1
+            yield name, result
+
+    def _tell(self, error: str | None) -> None:
+        """Name a broken picture; the first one when it is not the only one: that is a mistake."""
+        waiting = [self._first] if self._first else []
+        self._first = None
+        if error is not None:
+            self.broken += 1
+            if self.broken == 1 and not self.count:
+                self._first = error
+            else:
+                waiting.append(error)
+        for line in waiting:
+            print(f"passed over: {line}", file=sys.stderr)
+
+    def finish(self) -> int:
+        """0, or 1 where pictures were passed over. Raises ValueError where there was none."""
+        if self._first:
+            raise ValueError(self._first)
+        if not self.count:
+            found = f"none of {self.broken} that can be read" if self.broken else "none"
+            also = f", but {self.passed}" if self.passed else ""
+            named = ", ".join(map(printable, self.words[:3]))
+            raise ValueError(f"{named}: expected pictures, found {found}{also}")
+        if self.passed:
+            print(f"passed over: {self.passed}", file=sys.stderr)
+        if self.broken:
+            total = self.count + self.broken
+            print(f"{self.broken} of {total} pictures cannot be read", file=sys.stderr)
+        return int(self.broken > 0)
+
+
+def named_pictures(words: Iterable[str], passed: PassedOver) -> Iterator[Named]:
+    """What each word names, in natural order within folders and globs."""
+    for word in words:
+        if word == "-":
+            yield from _standard_input(passed)
+        elif glob.has_magic(word) and not os.path.lexists(word):
+            matches = sorted(glob.glob(word, recursive=True), key=natural)
+            for match in matches or [word]:
+                if matches and not (os.path.isdir(match) or is_picture(Path(match))):
+                    passed.note(NOT_PICTURES, Path(match))
+                else:
+                    yield from _file_or_folder(match, passed)
+        else:
+            yield from _file_or_folder(word, passed)
+
+
+def _file_or_folder(name: str, passed: PassedOver) -> Iterator[Named]:
+    if os.path.isdir(name):
+        yield from ((str(path), path) for path in pictures_below(Path(name), passed))
+    else:
+        yield name, name
+
+
+def _standard_input(passed: PassedOver) -> Iterator[Named]:
+    """A picture, or names of pictures: one a line, or ended by zeros as by `find -print0`."""
+    data = sys.stdin.buffer.read() if sys.stdin else b""
+    if not data:
+        raise ValueError("standard input: expected a picture or names of pictures, found nothing")
+    if begins_as_picture(io.BytesIO(data)):
+        try:
+            yield "-", decode(io.BytesIO(data))
+        except ImageError as error:
+            raise ValueError(f"standard input: {error}") from None
+        return
+    for line in data.split(b"\0" if b"\0" in data else b"\n"):
+        name = os.fsdecode(line.removesuffix(b"\r"))
+        if name:
+            yield from _file_or_folder(name, passed)

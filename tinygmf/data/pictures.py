@@ -1,0 +1,144 @@
+"""Which files of people's folders are pictures, and which folders are classes: in one place.
+
+What is passed over is counted, so that it can be said.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinygmf.files import printable
+from tinygmf.image import looks_like_picture, picture_suffixes
+
+# Names that systems and programs leave among people's files; so do those that begin with a dot.
+SYSTEM = {
+    *("__macosx", "@eadir", "@tmp", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "system volume information"),
+    *("lost+found", "__pycache__"),
+}
+LOCK = ".run.lock"  # that a training run holds in its folder
+RUN_MARKS = LOCK, "run.safetensors"
+SHOWN = 3  # names of each kind that a message lists
+
+NOT_PICTURES = "files that are no pictures"
+SYSTEM_NAMES = "hidden or system names"
+RUNS = "folders of runs"
+LOOPS = "links into folders seen already"
+CLOSED = "folders that cannot be read"
+BESIDE = "pictures beside the class folders"
+NESTED = "folders that hold only folders"
+
+
+@dataclass
+class PassedOver:
+    """Names that were passed over, by what they are."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, kind: str, path: Path) -> None:
+        self.names.setdefault(kind, []).append(path.name)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def __str__(self) -> str:
+        """`3 files that are no pictures (a.txt, b.txt, c.md), …`; empty if there was nothing."""
+        parts = []
+        for kind, names in self.names.items():
+            dots = ", …" if len(names) > SHOWN else ""
+            shown = ", ".join(map(printable, names[:SHOWN]))
+            parts.append(f"{len(names)} {kind} ({shown}{dots})")
+        return ", ".join(parts)
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key to sort names by: the numbers in them count as numbers, 9 before 10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def is_system(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a training run keeps its files here."""
+    return any((folder / name).is_file() for name in RUN_MARKS)
+
+
+def is_picture(path: Path) -> bool:
+    """By a format's suffix, else by the content. A broken picture is one: reading names it."""
+    return path.suffix.lower() in picture_suffixes() or looks_like_picture(path)
+
+
+def entries(folder: Path, passed: PassedOver) -> list[Path]:
+    """What a folder holds, without the system's names, in natural order."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        passed.note(CLOSED, folder)
+        return []
+    found = [folder / name for name in sorted(names, key=natural)]
+    for path in found:
+        if is_system(path.name) and path.name not in RUN_MARKS:
+            passed.note(SYSTEM_NAMES, path)
+    return [path for path in found if not is_system(path.name)]
+
+
+def pictures_below(
+    folder: Path, passed: PassedOver, exclude: Collection[Path] = ()
+) -> Iterator[Path]:
+    """The pictures in a folder and the folders in it, in natural order.
+
+    Links are followed, but no folder is entered twice, nor one that this one lies in. `exclude`
+    has folders, resolved, to be left out, as runs are.
+    """
+    whole = folder.resolve()
+    yield from _below(folder, passed, {*exclude}, {whole, *whole.parents})
+
+
+def _below(folder: Path, passed: PassedOver, exclude: set[Path], seen: set[Path]) -> Iterator[Path]:
+    for path in entries(folder, passed):
+        if not path.is_dir():
+            if is_picture(path):
+                yield path
+            else:
+                passed.note(NOT_PICTURES, path)
+        elif (place := path.resolve()) in seen:
+            passed.note(LOOPS, path)
+        elif place in exclude or is_run(path):
+            passed.note(RUNS, path)
+        else:
+            seen.add(place)
+            yield from _below(path, passed, exclude, seen)
+
+
+def class_folders(
+    root: Path, passed: PassedOver, exclude: Collection[Path] = ()
+) -> dict[str, Path]:
+    """The folders of classes in a folder, by name, in natural order.
+
+    A class's folder may be empty. Runs, links back and folders that hold only folders are none.
+    """
+    found, above = {}, {root.resolve(), *root.resolve().parents}
+    for path in entries(root, passed):
+        if not path.is_dir():
+            passed.note(BESIDE if is_picture(path) else NOT_PICTURES, path)
+        elif path.resolve() in above:
+            passed.note(LOOPS, path)
+        elif path.resolve() in exclude or is_run(path):
+            passed.note(RUNS, path)
+        elif holds_only_folders(path):
+            passed.note(NESTED, path)
+        else:
+            found[path.name] = path
+    return found
+
+
+def holds_only_folders(folder: Path) -> bool:
+    inside = entries(folder, PassedOver())
+    return bool(inside) and all(path.is_dir() for path in inside)
