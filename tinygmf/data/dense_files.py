@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from tinygmf.data import pictures
 from tinygmf.data.annotations import BACKGROUND
 from tinygmf.data.dataset import DataError
-from tinygmf.data.evaluation import PICTURES
 
 PICTURE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "leftimg8bit"}
 PARTS = {
@@ -47,8 +47,8 @@ def read_text(file: Path) -> str:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """In the order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    """In natural order of their names."""
+    return list(pictures.pictures_below(folder, pictures.PassedOver()))
 
 
 def partners(

@@ -26,9 +26,8 @@ from tinygmf.data.dense_files import (
     split_by_folder,
     with_background,
 )
-from tinygmf.data.evaluation import PICTURES
 from tinygmf.data.things import Sample, Thing, things_dataset
-from tinygmf.image import MAX_PIXELS, ImageError, load_image
+from tinygmf.image import MAX_PIXELS, ImageError, load_image, picture_suffixes
 
 XML_FOLDERS = {"annotations", "annotation", "xmls", "xml", "labels"}
 PLACES = "JPEGImages", "images", "imgs"  # of their pictures
@@ -118,7 +117,7 @@ def _text(element: Element, path: str) -> str:
 def _picture(file: Path, name: str) -> Path:
     """The picture of an XML file, of its own stem or as `filename` says, in the usual places."""
     name = PureWindowsPath(name).name  # it may be a whole path, of any system
-    endings = (Path(name).suffix or ".jpg", *sorted(PICTURES))
+    endings = (Path(name).suffix or ".jpg", *sorted(picture_suffixes()))
     stems = file, file.parent / (name or file.name)
     ways = [way for stem in stems for way in partners(stem, XML_FOLDERS, PLACES, endings)]
     return next((way for way in ways if os.path.isfile(way)), ways[0])
