@@ -16,8 +16,9 @@ from tinygmf.engine.predictor import Predictor
 from tinygmf.model import create_model
 from tinygmf.training.head import HeadPrograms
 from tinygmf.training.recipe import RECIPES, recipe_options
+from tinygmf.training.run_file import ABOUT, Run, save_run
 from tinygmf.training.state import TrainingState
-from tinygmf.weights.checkpoint import load_model, read_tensors, write_tensors
+from tinygmf.weights.checkpoint import load_model, read_tensors
 
 NANO = str(DATA / "nano.pth")
 # The network, batch and size of the parity tests: all tests share one compiled program.
@@ -195,10 +196,9 @@ def write_run(folder: Path, **about: object) -> None:
     """The file of a run, of which only what is said about it matters."""
     folder.mkdir(exist_ok=True)
     recipe = asdict(replace(RECIPES["quick"], batch_size=2))
-    usual = {"recipe": recipe, "classes": ["cat", "dog"], "pictures": 8}
-    text = json.dumps({**usual, "step": 1, "steps": 4, **about}).encode()
-    arrays = {"about": np.frombuffer(text, np.uint8), "weights": np.zeros(3, np.float32)}
-    write_tensors(arrays, folder / command.RUN)
+    usual = dict.fromkeys(ABOUT) | {"recipe": recipe, "classes": ["cat", "dog"], "pictures": 8}
+    about = {**usual, "step": 1, "steps": 4, **about}
+    save_run(folder / command.RUN, Run({"weights": np.zeros(3, np.float32)}, about))
 
 
 @pytest.mark.parametrize(

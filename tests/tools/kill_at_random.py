@@ -28,8 +28,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,7 +38,7 @@ from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training import log
-from tinygmf.training.run_file import save_run
+from tinygmf.training.run_file import Run, save_run
 from tinygmf.weights import checkpoint
 from tinygmf.weights.checkpoint import read_tensors, write_tensors
 
@@ -315,14 +313,14 @@ def full_disk_of_a_run(folder: Path) -> None:
 
     path = folder / "run.safetensors"
 
-    def state(size: int) -> Any:
-        return SimpleNamespace(read=lambda: {"weights": np.ones(size, np.float32)})
+    def run(size: int) -> Run:
+        return Run({"weights": np.ones(size, np.float32)}, {})
 
     def work(size: int, limit: int) -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
-            save_run(path, state(size), 1, {})
+            save_run(path, run(size))
         except checkpoint.CheckpointError as error:
             print(error, file=sys.stderr)
             return 2

@@ -84,7 +84,7 @@ def train(steps: int, device: str | None = None, pictures: int = 40) -> tuple[fl
             if before[0] == 0 and trainer.step >= trainer.steps // 10:
                 before = usage()
             trainer.run_epoch()
-            save_run(Path(folder, "run.safetensors"), trainer.state, trainer.step, {})
+            save_run(Path(folder, "run.safetensors"), trainer.state())
     after, seconds = usage(), time.perf_counter() - start
     print(f"{trainer.step} training steps in {seconds:.0f} s")
     print(f"memory {before[0]:.1f} -> {after[0]:.1f} MB, open files {before[1]} -> {after[1]}")

@@ -28,7 +28,7 @@ def test_the_average_soon_forgets_the_first_weights():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("label_smoothing", 1.5), ("crop", 0)],
+    [("epochs", 0), ("epochs", 10_001), ("label_smoothing", 1.5), ("crop", 0)],
 )
 def test_a_value_that_cannot_be_is_named(field, value):
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')}: expected .*, found"):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tinygmf.data.folders import holds_pictures
 from tinygmf.data.pictures import LOCK, is_run
-from tinygmf.training.recipe import Recipe
-from tinygmf.training.run_file import read_about
+from tinygmf.training.run_file import FURTHER, read_about
 from tinygmf.weights.checkpoint import CheckpointError
 
 WEIGHTS, RUN, CLASSES = "model.safetensors", "run.safetensors", "classes.txt"
@@ -56,9 +52,9 @@ def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
 def check_nothing_lost(folder: Path) -> None:
     """Raises ValueError where a new run would replace one, finished or not, or its network."""
     if (folder / RUN).exists():
-        with contextlib.suppress(CheckpointError):  # what cannot be read cannot be gone on with
+        with contextlib.suppress(CheckpointError):  # a file that no run could resume from
             about = read_about(folder / RUN)
-            if about["step"] < about.get("steps", 0):
+            if about["step"] < about["steps"]:
                 raise ValueError(
                     f"{folder}: expected no unfinished run, found one that stopped after step "
                     f"{about['step']} of {about['steps']}: add --resume to go on with it, give "
@@ -66,14 +62,8 @@ def check_nothing_lost(folder: Path) -> None:
                 )
     if (folder / WEIGHTS).exists():
         raise ValueError(
-            f"{folder}: expected no finished run, found {WEIGHTS} of one: {go_on(folder)}, or "
-            "remove it"
+            f"{folder}: expected no finished run, found {WEIGHTS} of one: {FURTHER}, or remove it"
         )
-
-
-def go_on(folder: Path) -> str:
-    """How to train a finished run's network further."""
-    return f"give another --out, with --weights {folder / WEIGHTS} to train that network further"
 
 
 @contextlib.contextmanager
@@ -102,35 +92,3 @@ def _lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not passed on to forked workers
-
-
-def same_run(folder: Path, recipe: Recipe, data: Any) -> None:
-    """Raises ValueError if the run in this folder has another recipe, or other data."""
-    about = read_about(folder / RUN)
-    then, now = about["recipe"], asdict(recipe)
-    if changed := [name for name in now if now[name] != then.get(name)]:
-        if changed == ["epochs"] and about["step"] >= about.get("steps", math.inf):
-            raise ValueError(
-                f"{folder}: expected an unfinished run to resume, found one that has ended, after "
-                f"{then['epochs']} epochs: {go_on(folder)}"
-            )
-        options = ", ".join(as_option(name, then.get(name)) for name in changed)
-        raise ValueError(f"{folder}: expected the options of the run to resume: {options}")
-    for what, found in (("classes", data.classes), ("pictures", len(data.train))):
-        if about[what] != found:
-            raise ValueError(
-                f"{folder}: expected the {what} of the run to resume, {shown(about[what])}, found "
-                f"{shown(found)}: resume it with the data that it was started with"
-            )
-
-
-def as_option(name: str, value: Any) -> str:
-    """How a field of the recipe is given on the command line."""
-    option = f"--{name.replace('_', '-')}"
-    if value is None or value is False:
-        return f"no {option}"
-    return option if value is True else f"{option} {value}"
-
-
-def shown(value: Any) -> str:
-    return ", ".join(value[:10]) if isinstance(value, list) else str(value)

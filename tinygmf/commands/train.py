@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinygmf.commands.run_folder import (
     CLASSES,
@@ -18,11 +18,14 @@ from tinygmf.commands.run_folder import (
     check_nothing_lost,
     check_out,
     locked,
-    same_run,
 )
 from tinygmf.config import VARIANTS
 from tinygmf.files import printable, remove_leftovers, replacing
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
+
+if TYPE_CHECKING:
+    from tinygmf.training.run_file import Run
+    from tinygmf.training.trainer import Trainer
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
 SAVE_EVERY = 600  # seconds, in epochs that are longer
@@ -149,6 +152,7 @@ def chosen_model(args: argparse.Namespace, classes: list[str], recipe: Recipe) -
 def run(args: argparse.Namespace) -> int:
     """Train, print a line for each epoch and leave the network, the run and its log in --out."""
     from tinygmf.engine.devices import open_device, set_default_device
+    from tinygmf.training.run_file import load_run
     from tinygmf.weights.checkpoint import WRITERS
 
     recipe, out = chosen_recipe(args), chosen_out(args)
@@ -164,26 +168,28 @@ def run(args: argparse.Namespace) -> int:
     model = chosen_model(args, data.classes, recipe)
     check_out(out, folder, args.resume)
     with locked(folder) if folder else contextlib.nullcontext():
-        if folder and args.resume:
-            same_run(folder, recipe, data)
+        saved = load_run(folder / RUN) if folder and args.resume else None
+        if saved:
+            saved.check(recipe, data)  # before minutes go into compiling
         elif folder:
             check_nothing_lost(folder)
-        return run_to_the_end(model, data, recipe, device, out, folder if args.resume else None)
+        return run_to_the_end(model, data, recipe, device, out, saved)
 
 
 def run_to_the_end(
-    model: Any, data: Any, recipe: Recipe, device: Any, out: Path, resumed: Path | None
+    model: Any, data: Any, recipe: Recipe, device: Any, out: Path, saved: Run | None
 ) -> int:
-    """Train, going on with the run in `resumed` if there is one; returns the exit code."""
+    """Train, from where a saved run stopped if there is one; returns the exit code."""
     from tinygmf.training.trainer import Trainer
     from tinygmf.weights.checkpoint import WRITERS, save_model
 
     folder = None if out.suffix in WRITERS else out
     trainer = Trainer(model, data, recipe, device)
     trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
-    rows = resume(trainer, resumed) if resumed else []
+    if saved:
+        trainer.restore(saved)
     with stopping(trainer):
-        finished = train(trainer, folder, rows)
+        finished = train(trainer, folder)
     for line in data.broken.values():
         print(f"passed over: {line}", file=sys.stderr)
     if not finished:
@@ -195,11 +201,11 @@ def run_to_the_end(
     if folder:
         with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
             file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
-    print(f"{path}: top-1 {rows[-1]['top1']:.2%} of {len(data.val)} held-out pictures")
+    print(f"{path}: top-1 {trainer.reports[-1].top1:.2%} of {len(data.val)} held-out pictures")
     return 0
 
 
-def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool:
+def train(trainer: Trainer, folder: Path | None) -> bool:
     """Run the remaining epochs, saving after each, and in long ones between; False if the user
     stopped it. Raises ValueError, with the last checkpoint intact, where the disk is full."""
     from tinygmf.training import log
@@ -210,42 +216,36 @@ def train(trainer: Any, folder: Path | None, rows: list[dict[str, Any]]) -> bool
     while trainer.step < trainer.steps:
         report = trainer.run_epoch()
         if report is not None:
-            rows.append(asdict(report))
             print(
                 f"epoch {report.epoch:3}: loss {report.loss:.3f}, top-1 {report.top1:.2%}, top-5 "
                 f"{report.top5:.2%}, {report.pictures_per_second:.0f} pictures/s",
                 flush=True,
             )
         if folder is not None:
-            save(trainer, folder, rows)
+            save(trainer, folder)
         if trainer.stop and trainer.step < trainer.steps:
             return False
     if folder is not None:
         with room_for_the_log(folder):
-            log.write_curves(folder / "curves.png", rows)
+            log.write_curves(folder / "curves.png", rows(trainer))
     return True
 
 
-def save(trainer: Any, folder: Path, rows: list[dict[str, Any]]) -> None:
+def save(trainer: Trainer, folder: Path) -> None:
     """Write the run, then its log. Raises CheckpointError or ValueError if the disk refuses."""
     from tinygmf.training import log
     from tinygmf.training.run_file import save_run
 
-    about = {
-        "recipe": asdict(trainer.recipe),
-        "classes": trainer.data.classes,
-        "pictures": len(trainer.data.train),
-        "steps": trainer.steps,
-        "scale": trainer.scale,
-        "losses": trainer.losses,
-        "seconds": trainer.seconds,
-        "rows": rows,
-    }
-    save_run(folder / RUN, trainer.state, trainer.step, about)
-    if rows:
+    save_run(folder / RUN, trainer.state())
+    if trainer.reports:
         with room_for_the_log(folder):
-            log.write_tables(folder, rows)
-            log.write_tensorboard(folder, rows)
+            log.write_tables(folder, rows(trainer))
+            log.write_tensorboard(folder, rows(trainer))
+
+
+def rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """Of the log: one for each epoch."""
+    return [asdict(report) for report in trainer.reports]
 
 
 @contextlib.contextmanager
@@ -259,18 +259,8 @@ def room_for_the_log(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def resume(trainer: Any, folder: Path) -> list[dict[str, Any]]:
-    """Put the trainer where the run in this folder stopped; returns the rows of its log."""
-    from tinygmf.training.run_file import load_run
-
-    about = load_run(folder / RUN, trainer.state)
-    trainer.step, trainer.scale = about["step"], about["scale"]
-    trainer.losses, trainer.seconds = about["losses"], about["seconds"]
-    return about["rows"]
-
-
 @contextlib.contextmanager
-def stopping(trainer: Any) -> Iterator[None]:
+def stopping(trainer: Trainer) -> Iterator[None]:
     """The first Ctrl-C ends training after the present step; the second ends it at once."""
 
     def stop(*_: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tinygrad import Context
@@ -17,6 +17,21 @@ from tinygmf.training.gradient import GradientProgram
 from tinygmf.training.gradient_loops import LoopGradient
 from tinygmf.training.state import Devices, TrainingState, place
 from tinygmf.training.update import update
+
+
+class StepPrograms(Protocol):
+    """What makes a step, whichever part of the network learns: `Programs`, `head.HeadPrograms`."""
+
+    update: Update
+
+    def gradient(
+        self,
+        share: float,
+        pictures: np.ndarray,
+        targets: np.ndarray,
+        factors: np.ndarray,
+        scale: float = 1.0,
+    ) -> float: ...
 
 
 class Programs:

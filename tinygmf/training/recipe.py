@@ -12,6 +12,7 @@ from typing import Any
 from tinygmf.data.augment import BatchRecipe, option
 from tinygmf.tensors import DTYPES
 
+MOST_EPOCHS = 10_000  # as the reports of all of them fit the metadata of a run's file
 REFERENCE_BATCH = 512  # pictures: the learning rates are those of this batch size
 
 
@@ -47,6 +48,7 @@ class Recipe(BatchRecipe):
         super().__post_init__()
         for name in ("epochs", "accumulate"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("epochs", self.epochs <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
         for name in ("ema", "drop_path"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "0 <= value < 1")
         self._require("layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1")

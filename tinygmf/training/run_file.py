@@ -2,56 +2,83 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygmf.training.state import TrainingState
-from tinygmf.weights.checkpoint import CheckpointError, read_tensors, write_tensors
+from tinygmf.data.dataset import Dataset
+from tinygmf.training.recipe import Recipe
+from tinygmf.weights.checkpoint import CheckpointError, read_checkpoint, write_tensors
 
-ABOUT = "about"  # the entry that holds everything but numbers, as JSON
+ABOUT = ("recipe", "classes", "pictures", "steps", "step", "scale", "losses", "seconds", "reports")
+FURTHER = "give another --out, with --weights and the run's network to train that further"
 
 
-def save_run(
-    path: str | os.PathLike[str], state: TrainingState, step: int, about: Mapping[str, Any]
-) -> None:
-    """Write the run after `step` steps; `about` is saved with it, as JSON.
+class Run(NamedTuple):
+    """A run between two steps, as `Trainer.state` gives and `Trainer.restore` takes it."""
+
+    arrays: Mapping[str, np.ndarray]  # of the `TrainingState`
+    about: Mapping[str, Any]  # of each name in ABOUT, as JSON has it
+    source: str = "the run"  # its file
+
+    def check(self, recipe: Recipe, data: Dataset) -> None:
+        """Raise ValueError, in one line, if this is a run by another recipe or with other data."""
+        then, now = self.about["recipe"], asdict(recipe)
+        if changed := [name for name in now if now[name] != then.get(name)]:
+            if changed == ["epochs"] and self.about["step"] >= self.about["steps"]:
+                raise ValueError(
+                    f"{self.source}: expected an unfinished run to resume, found one that has "
+                    f"ended, after {then['epochs']} epochs: {FURTHER}"
+                )
+            options = ", ".join(_as_option(name, then.get(name)) for name in changed)
+            raise ValueError(f"{self.source}: expected the options of the run to resume: {options}")
+        for what, found in (("classes", data.classes), ("pictures", len(data.train))):
+            if self.about[what] != found:
+                raise ValueError(
+                    f"{self.source}: expected the {what} of the run to resume, "
+                    f"{_shown(self.about[what])}, found {_shown(found)}: resume it with the data "
+                    "that it was started with"
+                )
+
+
+def _as_option(name: str, value: Any) -> str:
+    """How a field of the recipe is given on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value[:10]) if isinstance(value, list) else str(value)
+
+
+def save_run(path: str | os.PathLike[str], run: Run) -> None:
+    """Write a run; what it is about becomes the file's metadata.
 
     The file takes its name only when it is complete. Raises CheckpointError if it cannot be
     written; what was there stays.
     """
-    text = json.dumps({**about, "step": step}).encode()
-    write_tensors(state.read() | {ABOUT: np.frombuffer(text, np.uint8)}, path)
+    write_tensors(run.arrays, path, run.about)
 
 
-def load_run(path: str | os.PathLike[str], state: TrainingState) -> dict[str, Any]:
-    """Give `state` the numbers of a saved run; returns what `save_run` was told, and its step.
-
-    Raises CheckpointError if the file is no saved run, or is that of another network.
-    """
-    about, arrays = _read_run(path)
-    expected = {name: tuple(state[name].shape) for name in state.CHANGING}
-    if {name: array.shape for name, array in arrays.items()} != expected:
-        raise CheckpointError(
-            f"{path}: expected a run of this very network, found another one's: resume with the "
-            "options that the run was started with"
-        )
-    state.write(arrays)
-    return about
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run. Raises CheckpointError if the file cannot be read or is no run."""
+    checkpoint = read_checkpoint(path)
+    return Run(checkpoint.tensors, _checked(path, checkpoint.metadata), str(path))
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_run` was told, and its step. Raises CheckpointError if the file is no run."""
-    return _read_run(path)[0]
+    """Read what a run is about. Raises CheckpointError as `load_run`."""
+    return _checked(path, read_checkpoint(path).metadata)
 
 
-def _read_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    arrays = read_tensors(path)
-    if ABOUT not in arrays:
+def _checked(path: str | os.PathLike[str], about: dict[str, Any]) -> dict[str, Any]:
+    if any(name not in about for name in ABOUT):
         raise CheckpointError(
             f"{path}: expected a run, found weights alone: name the folder of a run in --out"
         )
-    return json.loads(arrays.pop(ABOUT).tobytes()), arrays
+    return about

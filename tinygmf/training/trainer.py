@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,8 +17,9 @@ from tinygmf.engine.predictor import Predictor
 from tinygmf.model import GroupMixFormer
 from tinygmf.training.gradient import draw_factors
 from tinygmf.training.head import HEAD, HeadPrograms
-from tinygmf.training.programs import Programs
+from tinygmf.training.programs import Programs, StepPrograms
 from tinygmf.training.recipe import Recipe
+from tinygmf.training.run_file import Run
 from tinygmf.training.state import Devices, TrainingState
 from tinygmf.training.update import update_schedule
 from tinygmf.weights.checkpoint import NetworkWeights, load_state_dict
@@ -69,7 +69,7 @@ class Trainer:
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
         self.model, self.config = model, training_config(model.config, recipe)
         weights = NetworkWeights.of(model)
-        self.state = TrainingState(
+        self.numbers = TrainingState(
             self.config,
             weights.arrays,
             device,
@@ -77,16 +77,7 @@ class Trainer:
             recipe.layer_decay,
             recipe.head_only,
         )
-        programs: Any = HeadPrograms if recipe.head_only else Programs
-        self.programs = programs(
-            self.config,
-            self.state,
-            recipe.batch_size,
-            recipe.size,
-            device,
-            progress,
-            recipe.dtype,
-        )
+        self.programs = step_programs(self.config, self.numbers, recipe, device, progress)
         self.predictor = Predictor(
             weights,
             recipe.size,
@@ -99,6 +90,7 @@ class Trainer:
         self.step = 0  # steps made
         self.scale = LARGEST_SCALE if recipe.dtype == "float16" else 1.0  # of the loss
         self.losses, self.seconds = 0.0, 0.0  # sums over the present epoch
+        self.reports: list[EpochReport] = []  # of the epochs so far
         self.stop = False  # set it, from a signal handler say, to end after the present step
         self.pause = math.inf  # seconds after which `run_epoch` returns, so that a run can be saved
 
@@ -141,7 +133,9 @@ class Trainer:
         top1, top5 = self.evaluate()
         self.seconds = before + time.perf_counter() - start
         mean = self.losses / self.steps_per_epoch
-        return EpochReport(epoch + 1, self.step, mean, rate, top1, top5, speed, self.seconds)
+        report = EpochReport(epoch + 1, self.step, mean, rate, top1, top5, speed, self.seconds)
+        self.reports.append(report)
+        return report
 
     def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
         """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
@@ -170,7 +164,9 @@ class Trainer:
 
     def evaluate(self) -> tuple[float, float]:
         """Top-1 and top-5 accuracy of the averaged weights on the validation pictures."""
-        self.predictor.use_weights(NetworkWeights(self.model.config, self.arrays()))
+        self.predictor.use_weights(
+            NetworkWeights(self.model.config, self.arrays(), self.model.settings)
+        )
         best, five, count = 0, 0, 0
         for pictures, labels in self.data.validation(self.recipe.size, self.predictor.batch_size):
             logits = self.predictor.run(pictures)
@@ -181,18 +177,62 @@ class Trainer:
             count += len(labels)
         return best / count, five / count
 
+    def state(self) -> Run:
+        """Everything that is needed to go on from here; `restore` takes it."""
+        about = {
+            "recipe": asdict(self.recipe),
+            "classes": self.data.classes,
+            "pictures": len(self.data.train),
+            "steps": self.steps,
+            "step": self.step,
+            "scale": self.scale,
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "reports": [astuple(report) for report in self.reports],
+        }
+        return Run(self.numbers.read(), about)
+
+    def restore(self, run: Run) -> None:
+        """Go on where a run stopped.
+
+        Raises ValueError, and changes nothing, if its recipe, data or network is another.
+        """
+        run.check(self.recipe, self.data)
+        expected = {name: self.numbers[name].shape for name in self.numbers.CHANGING}
+        if {name: array.shape for name, array in run.arrays.items()} != expected:
+            raise ValueError(
+                f"{run.source}: expected a run of this very network, found another one's: resume "
+                "with the options that the run was started with"
+            )
+        self.numbers.write(run.arrays)
+        self.step, self.scale = run.about["step"], run.about["scale"]
+        self.losses, self.seconds = run.about["losses"], run.about["seconds"]
+        self.reports = [EpochReport(*row) for row in run.about["reports"]]
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The present state dict, its weights averaged if the recipe says so."""
-        arrays = self.state.network("average")
+        arrays = self.numbers.network("average")
         if self.recipe.head_only:  # averaging would round even what stands still
             head = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
-            arrays = self.state.network() | head
+            arrays = self.numbers.network() | head
         return arrays
 
     def finish(self) -> GroupMixFormer:
         """The model, given its present weights."""
         load_state_dict(self.model, self.arrays())
         return self.model
+
+
+def step_programs(
+    config: GroupMixFormerConfig,
+    state: TrainingState,
+    recipe: Recipe,
+    device: Devices,
+    progress: bool,
+) -> StepPrograms:
+    """The programs for what the recipe trains, bound to the state."""
+    kind: type[HeadPrograms] | type[Programs] = HeadPrograms if recipe.head_only else Programs
+    return kind(config, state, recipe.batch_size, recipe.size, device, progress, recipe.dtype)
 
 
 def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFormerConfig:
