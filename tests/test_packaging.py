@@ -1,5 +1,6 @@
 """What is built and installed, and who imports whom."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,34 @@ def test_the_wheel_holds_the_package_with_its_assets_and_nothing_else(built):
     for needed in ("digits.safetensors", "imagenet_labels.txt", "PROVENANCE.txt"):
         assert f"tinygmf/assets/{needed}" in names
     assert sum(name.startswith("tinygmf/assets/digits/") for name in names) == 12
+
+
+def test_the_wheel_carries_the_reference_whole(built):
+    [wheel] = built.glob("*.whl")
+    place = "tinygmf/reference/"
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {n.removeprefix(place): archive.read(n) for n in archive.namelist() if place in n}
+    ours = {p.relative_to(ROOT / "reference"): p for p in (ROOT / "reference").rglob("*.py")}
+    assert carried == {str(name): path.read_bytes() for name, path in ours.items()}
+
+
+def test_an_installed_wheel_verifies_itself_whatever_lies_in_the_present_folder(built, tmp_path):
+    [wheel] = built.glob("*.whl")
+    installed, here = tmp_path / "installed", tmp_path / "here"
+    options = ["--no-deps", "--disable-pip-version-check", "--target", str(installed)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+    for package in ("reference", "tinygmf", "json", "numpy"):  # each would end the process
+        (here / package).mkdir(parents=True)
+        for name in ("__init__", "__main__", "gma"):
+            (here / package / f"{name}.py").write_text("import os; os._exit(7)")
+    command = [sys.executable, str(installed / "bin" / "tinygmf"), "verify", "--size", "32"]
+    command += ["--weights", str(installed / "tinygmf" / "assets" / "digits.safetensors")]
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [*command, "--device", "CPU"], cwd=here, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "the same network"
 
 
 def test_the_sdist_holds_everything(built):

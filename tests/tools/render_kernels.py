@@ -151,7 +151,7 @@ def inference_kernels(network: Network, device: str) -> list[UOp]:
         for a in fold(model.config, state_arrays(model))
     ]
     x = Tensor.empty(1, 3, network.size, network.size, device=device)
-    return kernels(folded.forward(x, weights))
+    return kernels(*folded.forward(x, weights))
 
 
 def training_kernels(network: Network, device: str, batch: int = 4) -> list[UOp]:

@@ -20,19 +20,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from tinygrad import Device, Tensor
+from tinygrad import Device
 
 from tinygmf import __version__
 from tinygmf.checks.demo import ASSETS, DIGITS_WEIGHTS, SIZE
-from tinygmf.checks.verify import TOLERANCES, find_reference, relative_difference, run_reference
+from tinygmf.checks.verify import TOLERANCES, relative_difference, run_reference
 from tinygmf.data.augment import targets
 from tinygmf.engine import program_cache
 from tinygmf.engine.devices import device_description, open_device
-from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.predictor import Predictor
 from tinygmf.engine.probe import list_devices
 from tinygmf.image import load_image, normalize, resize_and_crop
-from tinygmf.tensors import DTYPES, tensor_from_numpy, write_tensor
+from tinygmf.tensors import DTYPES, write_tensor
 from tinygmf.training.programs import Programs
 from tinygmf.training.state import TrainingState
 from tinygmf.training.update import update_schedule
@@ -91,6 +90,7 @@ class Suite:
     def __init__(self, device: str) -> None:
         self.device = device
         self.weights = load_weights(DIGITS_WEIGHTS)
+        self.predict = Predictor(self.weights, SIZE, device=device, progress=False)
         paths = sorted((ASSETS / "digits").glob("*.png"))
         self.pictures = [resize_and_crop(load_image(path), SIZE) for path in paths]
         self.classes = [int(path.name[0]) for path in paths]  # a file is CLASS_NUMBER.png
@@ -130,10 +130,11 @@ class Suite:
 
     def cached(self) -> tuple[float, float]:
         """Loaded again, without compiling, the program gives the same bits."""
-        first = self._outputs(0)
-        program = program_cache.load_or_compile(self._key, _must_not_run, device=self.device)
-        found = [output.numpy()[0] for output in program(self._x, self._network.weights)]
-        return max(map(relative_difference, found, first)), 0
+        first = self._outputs(0)[-1]
+        key, (x, weights) = self.predict.key, self.predict.arguments()
+        program = program_cache.load_or_compile(key, _must_not_run, device=self.device)
+        write_tensor(x, normalize(self.pictures[0])[None])
+        return relative_difference(program(x, weights)[-1].numpy()[0], first), 0
 
     def half(self) -> tuple[float, float]:
         if DTYPES["float16"] not in Device[self.device].renderer.supported_dtypes():
@@ -190,38 +191,12 @@ class Suite:
 
     @cached_property
     def _expected(self) -> list[np.ndarray]:
-        folder = find_reference()
-        if folder is None:
-            raise NotRun("the pure-Python reference is in the project's repository")
-        return run_reference(folder, self.weights, self.pictures[0])
-
-    @cached_property
-    def _network(self) -> FoldedGroupMixFormer:
-        return FoldedGroupMixFormer(self.weights.config, self.weights.arrays, device=self.device)
-
-    @cached_property
-    def _x(self) -> Tensor:
-        return tensor_from_numpy(normalize(self.pictures[0])[None], self.device)
-
-    @property
-    def _key(self) -> dict[str, object]:
-        """What `verify.run_engine` compiles too."""
-        return program_cache.program_key(self.weights.config, self._x.shape, outputs="all")
-
-    @cached_property
-    def _program(self) -> program_cache.Program:
-        return program_cache.load_or_compile(
-            self._key,
-            self._network.outputs,
-            *(self._x, self._network.weights),
-            device=self.device,
-            progress=False,
-        )
+        return run_reference(self.weights, self.pictures[0])
 
     def _outputs(self, picture: int) -> list[np.ndarray]:
         """The four maps and the logits of one of the pictures."""
-        write_tensor(self._x, normalize(self.pictures[picture])[None])
-        return [output.numpy()[0] for output in self._program(self._x, self._network.weights)]
+        found = self.predict.outputs(normalize(self.pictures[picture])[None])
+        return [output[0] for output in found]
 
 
 def _must_not_run(*_: object) -> None:
@@ -248,7 +223,7 @@ def print_suites(names: list[str] | None = None) -> bool:
 
 def _run_in_process(name: str) -> bool:
     """The suite of one device, where a driver that hangs or crashes does no harm."""
-    command = [sys.executable, "-m", "tinygmf.checks.device_suite", name]
+    command = [sys.executable, "-P", "-m", "tinygmf.checks.device_suite", name]
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path}
     with subprocess.Popen(

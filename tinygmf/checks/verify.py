@@ -17,49 +17,44 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tinygmf.engine.devices import open_device
-from tinygmf.engine.folded import FoldedGroupMixFormer
-from tinygmf.engine.program_cache import load_or_compile, program_key
+from tinygmf.engine.predictor import Predictor
 from tinygmf.image import normalize
 from tinygmf.model import MIN_SIZE
-from tinygmf.tensors import DTYPES, tensor_from_numpy
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights, write_tensors
 
+PROCESS = Path(__file__).with_name("reference_process.py")
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of an output's largest value
 
 
-def find_reference() -> Path | None:
-    """The folder to run `python -m reference` in: a clone of the project; None without one."""
-    for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (folder / "reference" / "gma.py").is_file() and (folder / "tinygmf").is_dir():
+def find_reference() -> Path:
+    """The reference's folder: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "reference", package.parent / "reference"):
+        if (folder / "gma.py").is_file():
             return folder
-    return None
+    raise ValueError(
+        f"{package / 'reference'}: expected the pure-Python reference, found none: the "
+        "installation is not whole; install tinygmf again"
+    )
 
 
-def run_reference(folder: Path, network: NetworkWeights, picture: Image.Image) -> list[np.ndarray]:
-    """Four maps (D_i, h, w) and the logits, in float64, of an RGB picture at its own size."""
+def run_reference(network: NetworkWeights, picture: Image.Image) -> list[np.ndarray]:
+    """Four maps (D_i, h, w) and the logits, in float64, of an RGB picture at its own size.
+
+    Raises ValueError where there is no reference, or where it fails.
+    """
+    folder = find_reference()
     with tempfile.TemporaryDirectory() as scratch:
         weights, image = Path(scratch, "weights.safetensors"), Path(scratch, "image.ppm")
         write_tensors(network.arrays, weights)
         picture.save(image)
-        command = [sys.executable, "-m", "reference", str(weights), str(image), "--json"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        command = [sys.executable, "-I", str(PROCESS), str(folder)]  # -I: no module here is used
+        command += [str(weights), str(image), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"the reference in {folder} failed: {done.stderr.strip()}")
     answer = json.loads(done.stdout)
     return [np.array(values) for values in (*answer["features"], answer["logits"])]
-
-
-def run_engine(
-    weights: NetworkWeights, picture: Image.Image, device: str, dtype: str
-) -> list[np.ndarray]:
-    """The same outputs from the compiled network that classifies a user's pictures."""
-    network = FoldedGroupMixFormer(weights.config, weights.arrays, DTYPES[dtype], device)
-    x = tensor_from_numpy(normalize(picture)[None], device)
-    key = program_key(weights.config, x.shape, dtype, outputs="all")
-    arguments = x, network.weights
-    program = load_or_compile(key, network.outputs, *arguments, device=device)
-    return [output.numpy()[0] for output in program(*arguments)]
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -80,20 +75,14 @@ def verify_network(
 ) -> bool:
     """Prints the largest difference of every stage; True if all are within rounding.
 
-    Raises ValueError where there is no reference at hand.
+    Raises ValueError where the network cannot be read, or there is no reference to compare with.
     """
-    folder = find_reference()
-    if folder is None:
-        raise ValueError(
-            "no pure-Python reference at hand: run this in a clone of the project, "
-            "which has the folder reference/"
-        )
     if size < MIN_SIZE:
         raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")
-    device = open_device(device)
     network, picture = load_weights(weights), sample_picture(size)
-    expected = run_reference(folder, network, picture)
-    found = run_engine(network, picture, device, dtype)
+    predict = Predictor(network, size, device=device, dtype=dtype)
+    expected = run_reference(network, picture)
+    found = [output[0] for output in predict.outputs(normalize(picture)[None])]
     names = [f"stage {i}" for i in range(1, len(expected))] + ["logits"]
     print(f"{'':8} {'shape':>14} {'largest value':>14} {'largest difference':>19} {'ratio':>9}")
     good = True

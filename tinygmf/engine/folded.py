@@ -90,24 +90,21 @@ class FoldedGroupMixFormer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> logits (B, num_classes), or pooled features (B, D4)."""
-        return self.forward(x, self.weights)
+        return self.forward(x, self.weights)[-1]
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Pictures -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32."""
-        return list(self.outputs(x, self.weights)[:-1])
+        *maps, _ = self.forward(x, self.weights)
+        return [one.permute(0, 3, 1, 2).contiguous() for one in maps]
 
-    def forward(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        """Pictures, and `self.weights` or others of their shapes -> logits or pooled features."""
-        return self.outputs(x, weights)[-1]
-
-    def outputs(self, x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """The four maps (B, D_i, h, w), and the logits or pooled features."""
+    def forward(self, x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """Pictures, and `self.weights` or others of their shapes -> the four maps (B, h, w, D_i),
+        which cost nothing as they are there anyway, and the logits or pooled features."""
         remaining = iter(weights)
         maps = list(self._maps(x, remaining))  # (B, h, w, D_i)
         pooled = maps[-1].mean((1, 2), keepdim=True).cast(self.dtype).contiguous()
         logits = dense(pooled, next(remaining), next(remaining), dtype=dtypes.float32)
-        channels_first = (m.permute(0, 3, 1, 2).contiguous() for m in maps)
-        return *channels_first, logits.reshape(x.shape[0], -1)
+        return *maps, logits.reshape(x.shape[0], -1)
 
     def _maps(self, x: Tensor, weights: Iterator[Tensor]) -> Iterator[Tensor]:
         """The four maps (B, h, w, D_i), each after its stage."""

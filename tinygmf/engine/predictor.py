@@ -113,12 +113,24 @@ class Predictor:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
+        [logits] = self._run(batch, slice(-1, None))
+        return logits
+
+    def outputs(self, batch: np.ndarray) -> list[np.ndarray]:
+        """As `run`, of the same program -> four maps (n, D_i, ceil(size/s), ceil(size/s)), strides
+        s = 4, 8, 16, 32, and the logits."""
+        *maps, logits = self._run(batch, slice(None))
+        return [*(one.transpose(0, 3, 1, 2) for one in maps), logits]
+
+    def _run(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
+        """Those of the program's results that are wanted, for so many pictures as there are."""
         shape = (self.batch_size, 3, self.image_size, self.image_size)
         if batch.shape[1:] != shape[1:] or not 0 < len(batch) <= self.batch_size:
             raise ValueError(f"pictures: expected 1 up to {shape}, found {batch.shape}")
         with self._lock:
-            answers = self._run(batch)
-        if not np.isfinite(answers).all():
+            answers = [np.concatenate(parts) for parts in self._launch(batch, wanted)]
+        answers = [answer[: len(batch)] for answer in answers]
+        if not all(np.isfinite(answer).all() for answer in answers):
             narrow = "; try float32" if self.dtype != "float32" else ""
             raise ValueError(
                 "the network's answers: expected finite numbers, found others: its weights or the "
@@ -126,13 +138,14 @@ class Predictor:
             )
         return answers
 
-    def _run(self, batch: np.ndarray) -> np.ndarray:
+    def _launch(self, batch: np.ndarray, wanted: slice) -> list[list[np.ndarray]]:
+        """Each wanted result, from every lane in use."""
         if self._program is None:
             self._use(
                 program_cache.load_or_compile(
-                    self._key(),
+                    self.key,
                     self.network.forward,
-                    *self._arguments(),
+                    *self.arguments(),
                     device=self.device,
                     progress=self.progress,
                 )
@@ -149,7 +162,8 @@ class Predictor:
             results = [launches[0]()]
         else:
             results = list(self._threads.map(lambda launch: launch(), launches))
-        return np.concatenate([result.numpy() for result in results])[: len(batch)]
+        chosen = zip(*(result[wanted] for result in results), strict=True)
+        return [[lane.numpy() for lane in one] for one in chosen]
 
     @property
     def _lane_shape(self) -> tuple[int, int, int, int]:
@@ -158,7 +172,8 @@ class Predictor:
         lanes = _cores() if on_cpu(self.device) else 1
         return -(-self.batch_size // lanes), 3, self.image_size, self.image_size
 
-    def _arguments(self) -> tuple[Tensor, list[Tensor]]:
+    def arguments(self) -> tuple[Tensor, list[Tensor]]:
+        """Of the program: memory for its input, and the weights."""
         zeros = np.zeros(self._lane_shape, np.float32)
         return tensor_from_numpy(zeros, self.device), self.network.weights
 
@@ -167,12 +182,13 @@ class Predictor:
         others, and its own input and intermediates."""
         self._program, self._lanes = program, []
         for _ in range(-(-self.batch_size // self._lane_shape[0])):
-            x, weights = self._arguments()
+            x, weights = self.arguments()
             copy = program_cache.with_own_buffers(program)
             self._lanes.append((x, Launcher(copy, x, weights)))
         self._threads = ThreadPoolExecutor(len(self._lanes))
 
-    def _key(self) -> dict[str, Any]:
+    @property
+    def key(self) -> dict[str, Any]:
         """What the program depends on, beside the device and the versions."""
         return program_cache.program_key(self.config, self._lane_shape, self.dtype)
 
@@ -185,12 +201,12 @@ class Predictor:
         before, old = self._seconds(), self._program
         assert old is not None  # _seconds has compiled or loaded it
         program = program_cache.compile_program(
-            self.network.forward, *self._arguments(), progress=self.progress, beam=beam
+            self.network.forward, *self.arguments(), progress=self.progress, beam=beam
         )
         self._use(program)
         after = self._seconds()
         if after < before:
-            program_cache.replace_entry(self._key(), program, self.device)
+            program_cache.replace_entry(self.key, program, self.device)
             return before, after
         self._use(old)
         return before, before
