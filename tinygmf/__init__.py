@@ -1,13 +1,14 @@
 """GroupMixFormer (arXiv 2311.15157) in tinygrad: small, readable, equal to the published network.
 
 >>> model = tinygmf.load_model("groupmixformer_tiny.pth")
->>> predict = tinygmf.Predictor(model, image_size=224)
+>>> predict = tinygmf.Predictor(model)
 >>> predict(["cat.jpg"])  # logits (1, 1000)
 """
 
 from tinygmf.engine.clang import prepare_compiler
-from tinygmf.engine.user_cache import keep_kernels_private
+from tinygmf.engine.user_cache import ignore_foreign_settings, keep_kernels_private
 
+ignore_foreign_settings()  # before tinygrad reads them
 prepare_compiler()  # before tinygrad reads which clang there is
 keep_kernels_private()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from tinygmf.commands.options import without_device
 from tinygmf.config import GroupMixFormerConfig, variant_name
 from tinygmf.files import require_writable
 
@@ -17,7 +18,8 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.weights.checkpoint import load_weights, write_tensors
 
     require_writable(args.output)
-    weights = load_weights(args.input)
+    with without_device():
+        weights = load_weights(args.input)
     write_tensors(weights.arrays, args.output, weights.settings.to_json())
     print(f"{args.output}: {_describe(weights.config)}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinygmf.commands.options import add_size
+from tinygmf.commands.options import add_size, without_device
 from tinygmf.config import VARIANTS, GroupMixFormerConfig, Settings
 from tinygmf.model import list_models
 
@@ -40,5 +40,6 @@ def _of_file(path: str) -> tuple[GroupMixFormerConfig, Settings]:
         raise ValueError(
             f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
         )
-    model = load_weights(path)
+    with without_device():
+        model = load_weights(path)
     return model.config, model.settings

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from tinygmf import __version__
-from tinygmf.engine.devices import DeviceError
+from tinygmf.engine.devices import DeviceError, first_line
 from tinygmf.engine.user_cache import do_without_kernel_cache
 from tinygmf.files import one_line
 
@@ -66,6 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, DeviceError, OSError) as error:
         print(f"tinygmf: {_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # of tinygrad, where a device or its compiler fails
+        line = one_line(first_line(error))
+        print(
+            f"tinygmf: the device failed ({line}): choose another with --device, or set DEV; "
+            "`tinygmf devices` lists them",
+            file=sys.stderr,
+        )
+        return 2
     except MemoryError:
         print("tinygmf: too little memory: a smaller batch or picture needs less", file=sys.stderr)
         return 2
@@ -88,8 +96,9 @@ def _run(words: list[str]) -> int:
 
 def _line(error: BaseException) -> str:
     """An error as one line; those of the system name the file first."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return one_line(name + error.strerror)
     return one_line(str(error) or type(error).__name__)
 
 

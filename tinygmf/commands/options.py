@@ -54,6 +54,13 @@ def chosen_device(args: argparse.Namespace) -> str:
     return device
 
 
+def without_device() -> Any:
+    """A context for what computes nothing: tensors lie in Python's memory, no device is opened."""
+    from tinygrad import Context
+
+    return Context(DEV="PYTHON")
+
+
 def chosen_size(args: argparse.Namespace, model: Any) -> int:
     """The side of the pictures: --size, else that of the training, else 224.
 

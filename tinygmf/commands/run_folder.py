@@ -33,11 +33,6 @@ def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
         raise ValueError(
             f"--out {out}: expected no file, found one: remove it, or choose another name"
         )
-    if folder and folder.is_dir() and not is_run(folder) and holds_pictures(folder):
-        raise ValueError(
-            f"--out {out}: expected a folder of its own for the run, found pictures in it: choose "
-            "another"
-        )
     place = folder or out.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -47,6 +42,15 @@ def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
         raise ValueError(
             f"--out {out}: cannot be written: {error.strerror}: choose another place"
         ) from None
+
+
+def check_no_pictures(folder: Path) -> None:
+    """Raises ValueError for a folder of pictures, a class's say: a run needs one of its own."""
+    if folder.is_dir() and not is_run(folder) and holds_pictures(folder):
+        raise ValueError(
+            f"--out {folder}: expected a folder of its own for the run, found pictures in it: "
+            "choose another"
+        )
 
 
 def check_nothing_lost(folder: Path) -> None:

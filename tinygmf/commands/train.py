@@ -15,6 +15,7 @@ from tinygmf.commands.run_folder import (
     CLASSES,
     RUN,
     WEIGHTS,
+    check_no_pictures,
     check_nothing_lost,
     check_out,
     locked,
@@ -161,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
     opened = tuple(open_device(name or None) for name in names)
     set_default_device(opened[0])
     device = opened if len(opened) > 1 else opened[0]
+    check_no_pictures(out)
     data = chosen_data(args, recipe)
     if data.passed:
         print(f"passed over: {data.passed}", file=sys.stderr)

@@ -46,12 +46,12 @@ class PassedOver:
         return bool(self.names)
 
     def __str__(self) -> str:
-        """`3 files that are no pictures (a.txt, b.txt, c.md), …`; empty if there was nothing."""
+        """`files that are no pictures (4: a.txt, b.txt, c.md, …), …`; empty for nothing."""
         parts = []
         for kind, names in self.names.items():
             dots = ", …" if len(names) > SHOWN else ""
             shown = ", ".join(map(printable, names[:SHOWN]))
-            parts.append(f"{len(names)} {kind} ({shown}{dots})")
+            parts.append(f"{kind} ({len(names)}: {shown}{dots})")
         return ", ".join(parts)
 
 

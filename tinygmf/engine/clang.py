@@ -3,7 +3,9 @@
 It runs clang for every kernel and finds it through the variable CC (one word, `clang` when unset).
 """
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -12,9 +14,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from tinygmf.engine.user_cache import cache_directory
+from tinygmf.engine.user_cache import CacheError, cache_directory
 from tinygmf.files import replacing
 
 
@@ -53,11 +56,26 @@ def zig_wrapper() -> str | None:
     if sys.platform == "win32":
         text, ending = f'@"{zig}" clang %*\n', ".cmd"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
-    script = cache_directory() / f"zig-clang-{digest}{ending}"
+    script = _script_folder() / f"zig-clang-{digest}{ending}"
     if not script.is_file() or script.read_text() != text:
         with replacing(script, mode=0o700) as file:
             file.write(text.encode())
     return str(script)
+
+
+def _script_folder() -> Path:
+    """The cache folder, or where there can be none a private one until this process ends."""
+    try:
+        return cache_directory()
+    except CacheError:
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="tinygmf-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def compiler_version() -> str:

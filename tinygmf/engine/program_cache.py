@@ -30,6 +30,7 @@ from tinygrad import Context, Device, Tensor, TinyJit
 from tinygrad.codegen import to_program_config
 from tinygrad.dtype import AddrSpace
 from tinygrad.engine import realize
+from tinygrad.helpers import JIT
 from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
@@ -79,7 +80,7 @@ def compile_program(
     function: Program, *arguments: Any, progress: bool = True, beam: int = 0
 ) -> Program:
     """Traces, schedules and compiles; `beam` above 0 searches for faster kernels by timing them."""
-    with compile_progress(disable=not progress), Context(BEAM=beam):
+    with compile_progress(disable=not progress), Context(BEAM=beam, JIT=JIT.value or 1):
         try:
             return _capture(function, *arguments)
         except sqlite3.Error as error:

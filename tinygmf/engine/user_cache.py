@@ -1,4 +1,4 @@
-"""The folder where compiled kernels and programs are kept, private to the user.
+"""The folder where compiled kernels and programs are kept, private to the user; his variables.
 
 What lies there is run as code, so nothing is read that others could have written.
 """
@@ -10,6 +10,12 @@ import warnings
 from pathlib import Path
 
 from tinygmf.files import is_private
+
+# Variables that tinygrad reads as whole numbers, by names that other programs use too
+SHARED_NAMES = (
+    *("BEAM", "CCACHE", "DEBUG", "FLOAT16", "IMAGE", "JIT", "LRU", "NOOPT", "NO_COLOR", "PARALLEL"),
+    *("PROFILE", "RING", "SCACHE", "SPEC", "TC", "TRACEMETA", "TRAINING", "VIZ", "WINO"),
+)
 
 
 class CacheError(OSError):
@@ -34,8 +40,20 @@ def cache_directory() -> Path:
             return folder
         raise PermissionError("it cannot be written")
     except (OSError, RuntimeError) as error:
-        reason = str(error)
+        reason = getattr(error, "strerror", None) or str(error)
     raise CacheError(f"no cache in {folder}: {reason}; set XDG_CACHE_HOME to a folder of your own")
+
+
+def ignore_foreign_settings() -> None:
+    """Take away, for this process, variables that tinygrad would stumble over: `DEBUG=app:*`,
+    `IMAGE=name:tag`. And TRAINING, which would have BatchNorm average over the pictures at hand.
+    """
+    for name in SHARED_NAMES:
+        value = os.environ.get(name, "0")
+        if name == "TRAINING" or not value.lstrip("-").isdecimal():
+            os.environ.pop(name, None)
+            if name == "NO_COLOR" and value:  # any value means it
+                os.environ[name] = "1"
 
 
 def keep_kernels_private() -> None:
