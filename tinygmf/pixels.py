@@ -46,7 +46,7 @@ def image_to_rgb(image: Image.Image, exif: bytes | None = None) -> Image.Image:
     image.load()
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     turn = TURNS.get(_orientation(image, tags, exif))
-    if type(image) is Image.Image and image.mode == "RGB" and "exif" not in image.info:
+    if type(image) is Image.Image and image.mode == "RGB" and turn is None:
         return image
     whites = _whites(image, tags)
     rgb = (_grey(image, tags, whites) if whites else image).convert("RGB")
