@@ -165,19 +165,20 @@ def read_labels(folder: Path, index: ClassIndex, labels: Path) -> Iterator[tuple
     a picture before it. A line of comment and a first line of headings are passed over. Pictures
     stand relative to the folder or to the file. Raises ValueError, which names file and line.
     """
-    lines, seen = lines_of(_text(labels, strict=False)), dict[Path, int]()
+    lines, seen, first = lines_of(_text(labels, strict=False)), dict[Path, int](), True
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         found = _sample(line, folder, index, labels)
         if found is None:
-            if line.startswith("#") or (not seen and _is_heading(line)):
+            if line.startswith("#") or (first and _is_heading(line)):
+                first = first and line.startswith("#")
                 continue
             raise ValueError(
                 f"{labels}, line {number}: expected a picture and then its class, one of the "
                 f"network's {len(index.names)} ({index}), found {one_line(line[:80])!r}"
             )
-        path, label = found
+        (path, label), first = found, False
         if path in seen:
             raise ValueError(
                 f"{labels}, line {number}: expected each picture once, found "
