@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from parity import DATA
 from PIL import Image
 
 from tinygmf.commands.main import main
+from tinygmf.engine.predictor import Predictor
+from tinygmf.weights.checkpoint import load_weights, write_tensors
 
 NANO = str(DATA / "nano.pth")
 
@@ -123,6 +126,108 @@ def test_evaluate_tells_of_folders_that_are_not_the_classes(tmp_path, capsys):
     assert "line 1" in line and "its class, one of the network's 10" in line
 
 
+def named_network(path: Path, **settings: object) -> Path:
+    """The network with settings in its file."""
+    weights = load_weights(NANO)
+    write_tensors(weights.arrays, path, replace(weights.settings, **settings).to_json())
+    return path
+
+
+def test_the_file_of_weights_says_size_and_classes(picture, tmp_path, capsys):
+    names = tuple(f"name, {i}" for i in range(10))
+    for suffix in ("pth", "safetensors"):
+        weights = named_network(tmp_path / f"x.{suffix}", image_size=32, classes=names)
+        (tmp_path / "classes.txt").write_text("others\n")  # the file itself knows better
+        answers = []
+        for options in ([], ["--size", "32"], ["--size", "64"]):
+            assert (
+                main(["classify", str(picture), "--weights", str(weights), "--json", *options]) == 0
+            )
+            captured = capsys.readouterr()
+            answers.append(json.loads(captured.out))
+            differs = "trained on pictures of 32 pixels, used on 64"
+            assert captured.err.count(differs) == (options[1:] == ["64"])
+        assert answers[0] == answers[1] != answers[2]
+        assert all(entry["name"] == names[entry["class"]] for entry in answers[0][0]["top"])
+        assert Predictor(load_weights(weights), device="CPU").image_size == 32
+    assert Predictor(load_weights(NANO), device="CPU").image_size == 224
+
+
+def test_the_file_of_weights_says_how_pictures_are_prepared(picture, tmp_path):
+    weights = named_network(
+        tmp_path / "x.pth", image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, crop=1.0
+    )
+    found = Predictor(load_weights(weights), device="CPU").read(picture)
+    image = Image.open(picture)  # 50 x 40
+    square = image.resize((40, 32), Image.Resampling.BICUBIC).crop((4, 0, 36, 32))
+    expected = (np.asarray(square).transpose(2, 0, 1) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_evaluate_goes_by_the_names_in_the_file(tmp_path, capsys):
+    """Classes in the order of text, as older versions trained them: 0, 1, 10, 2, …"""
+    folder = labelled_folder(tmp_path, ("2", "10"))
+    names = tuple(sorted(map(str, range(1, 11))))
+    weights, report = (
+        named_network(tmp_path / "x.pth", image_size=32, classes=names),
+        tmp_path / "j",
+    )
+    options = ["--weights", str(weights), "--json", str(report)]
+    assert main(["evaluate", str(folder), *options]) == 0
+    figures = json.loads(report.read_text())
+    rows = {str(names.index("2")), str(names.index("10"))}
+    assert set(figures["confusion"]) == rows and figures["classes"] == list(names)
+    (folder / "11").mkdir()
+    line = failure(capsys_cleared(capsys), "evaluate", str(folder), *options)
+    assert "found '11', no class" in line
+    option = tmp_path / "names.txt"
+    option.write_text("".join(f"{i}\n" for i in (*range(2, 11), 11)))
+    assert main(["evaluate", str(folder), *options, "--classes", str(option)]) == 0
+    assert set(json.loads(report.read_text())["confusion"]) == {"0", "8"}
+
+
+def capsys_cleared(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+def test_nothing_that_can_be_read_is_an_error(tmp_path, capsys):
+    folder = tmp_path / "val" / "3"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        (folder / f"{i}.png").write_bytes(b"no picture")
+    line = failure(capsys, "evaluate", str(folder.parent), "--weights", NANO, "--size", "32")
+    assert "expected pictures to measure on, found none of 2 that can be read" in line
+
+
+def test_figures_are_printed_before_they_are_saved_and_the_place_is_tried_first(
+    tmp_path, capsys, monkeypatch
+):
+    folder, options = labelled_folder(tmp_path), ["--weights", NANO, "--size", "32"]
+    missing = ["--json", str(tmp_path / "no" / "where.json")]
+    line = failure(capsys, "evaluate", str(folder), *options, *missing)
+    assert "where.json: cannot be written: No such file or directory" in line
+    monkeypatch.setattr("tinygmf.commands.evaluate.require_writable", lambda path: None)
+    assert main(["evaluate", str(folder), *options, *missing]) == 2  # the folder went away since
+    captured = capsys.readouterr()
+    assert "of 2 pictures" in captured.out and "No such file" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--out", "{place}"],
+        ["explain", "x.png", "--weights", NANO, "--out", "{place}.png"],
+        ["convert", NANO, "{place}.pth"],
+        ["ablate", "--json", "{place}"],
+    ],
+)
+def test_every_command_tries_its_results_place_first(tmp_path, capsys, arguments):
+    place = str(tmp_path / "no" / "x")
+    line = failure(capsys, *(text.format(place=place) for text in arguments))
+    assert f"{place}" in line and "cannot be written: No such file or directory" in line
+
+
 def test_info_shows_the_network_beside_the_published_figures(capsys):
     assert main(["info", "groupmixformer_tiny"]) == 0
     table = capsys.readouterr().out
@@ -178,6 +283,63 @@ def test_a_mistake_is_one_line_and_no_traceback_for_the_installed_command():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
+
+
+def installed(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """The command in a shell with other variables."""
+    kept = {k: v for k, v in os.environ.items() if k != "DEV"}
+    environment = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
+    command = [sys.executable, "-m", "tinygmf.commands.main", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+SHELLS = {
+    "CUDA": "1",
+    "GPU": "1",
+    "JIT": "0",
+    "DEBUG": "app:*",
+    "NO_COLOR": "yes",
+    "IMAGE": "name:tag",
+    "TRAINING": "1",
+}
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_others_variables_change_nothing(picture, name):
+    arguments = ["classify", str(picture), "--weights", NANO, "--size", "32", "--json"]
+    usual = installed(*arguments, DEV="CPU")
+    done = installed(*arguments, **{name: SHELLS[name]}, DEV="CPU")
+    assert done.returncode == 0 and json.loads(done.stdout) == json.loads(usual.stdout)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["CUDA", "CPU", "JIT", "DEBUG"])
+@pytest.mark.parametrize("command", ["info", "convert"])
+def test_what_computes_nothing_opens_no_device(tmp_path, name, command):
+    results = [str(tmp_path / "x.pth")] if command == "convert" else []
+    for variables in ({name: "1"}, {"DEV": "GPU"}, {"DEV": "CUDA"}):
+        done = installed(command, NANO, *results, **variables)
+        assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate", "explain", "tune", "verify", "train"])
+def test_a_device_that_is_not_there_is_one_line_in_every_command(picture, command):
+    arguments = {"train": ["digits"], "verify": []}.get(command, [str(picture.parent)])
+    weights = [] if command == "tune" else arguments
+    options = [] if command in ("train", "verify") else ["--weights", NANO]
+    done = installed(command, *weights, *options, DEV="GPU")
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "device GPU does not open: there is no such device" in line
+
+
+def test_without_a_home_programs_are_not_kept_and_that_is_one_line(picture, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = ["classify", str(picture), "--weights", NANO, "--size", "32"]
+    done = installed(*arguments, DEV="CPU", XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 6
+    lines = [line for line in done.stderr.splitlines() if line.startswith("tinygmf: ")]
+    assert len(lines) == 1 and "will not be kept" in lines[0] and "XDG_CACHE_HOME" in lines[0]
 
 
 def test_no_clang_anywhere_is_one_line_that_says_what_to_run(tmp_path):

@@ -1,6 +1,9 @@
 """`tinygmf train` as a user calls it: fine-tuning from a folder of pictures, and every mistake."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from PIL import Image
 
 from tinygmf.commands import train as command
 from tinygmf.commands.main import build_parser, main
+from tinygmf.commands.run_folder import locked
 from tinygmf.data.shapes import SHAPES, shape_picture
 from tinygmf.engine.predictor import Predictor
 from tinygmf.model import create_model
@@ -18,7 +22,7 @@ from tinygmf.training.head import HeadPrograms
 from tinygmf.training.recipe import RECIPES, recipe_options
 from tinygmf.training.run_file import ABOUT, Run, save_run
 from tinygmf.training.state import TrainingState
-from tinygmf.weights.checkpoint import load_model, read_tensors
+from tinygmf.weights.checkpoint import load_model, read_tensors, save_model
 
 NANO = str(DATA / "nano.pth")
 # The network, batch and size of the parity tests: all tests share one compiled program.
@@ -45,7 +49,7 @@ def fine_tune(capsys, data: Path, out: Path, *options: str) -> tuple[list[str], 
 
 
 def evaluated(capsys, folder: Path, weights: Path) -> str:
-    options = ["--size", "64", "--batch-size", "4", "--device", "CPU"]
+    options = ["--batch-size", "4", "--device", "CPU"]  # the file says size and classes
     assert main(["evaluate", str(folder), "--weights", str(weights), *options]) == 0
     return capsys.readouterr().out.split(",")[0]
 
@@ -60,6 +64,8 @@ def test_fine_tuning_a_new_head_alone_leaves_the_rest_bit_for_bit(tmp_path, caps
     for name in before:
         if not name.startswith("head."):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    settings = load_model(out / command.WEIGHTS).settings
+    assert settings.image_size == 64 and settings.classes == SHAPES[:3]
     start = load_model(NANO)
     start.reset_classifier(3, seed=0)
     assert np.abs(after["head.weight"] - start.head.weight.numpy()).max() > 1e-3
@@ -215,6 +221,91 @@ def test_another_run_in_the_folder_is_one_line(pictures, tmp_path, capsys, about
     write_run(tmp_path / "run", **about)
     usual = ["--batch-size", "2", "--out", tmp_path / "run"]
     assert message in failure(capsys, pictures, *usual, *options)
+
+
+def test_a_finished_run_is_not_replaced_and_the_message_says_how_to_go_on(
+    pictures, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    usual = [pictures, "--batch-size", "2", "--out", folder]
+    write_run(folder, step=4)
+    kept = [folder / command.WEIGHTS, tmp_path / "alone.pth"]
+    for path in kept:
+        path.write_bytes(b"trained")
+    line = failure(capsys, *usual)
+    assert "expected no finished run, found model.safetensors of one: give another --out" in line
+    assert "with --weights and the run's network to train that further" in line
+    line = failure(capsys, *usual, "--resume", "--epochs", "40")
+    assert "found one that has ended, after 20 epochs" in line
+    assert "with --weights and the run's network" in line
+    line = failure(capsys, *usual[:-1], kept[1])
+    assert "alone.pth: expected no file, found one" in line
+    assert all(path.read_bytes() == b"trained" for path in kept)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from tinygmf.commands.run_folder import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_runs_in_one_folder_are_refused_until_the_first_has_ended(pictures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert held.stdout is not None and held.stdout.readline() == b"held\n"
+    usual = [pictures, "--batch-size", "2", "--size", "32", "--out", folder]
+    assert "found that another process trains in it" in failure(capsys, *usual)
+    held.kill()  # its file stays
+    held.communicate()
+    with locked(folder):
+        assert (folder / ".run.lock").exists()
+
+
+def test_a_run_in_a_folder_of_pictures_is_refused(pictures, capsys):
+    line = failure(capsys, pictures, "--batch-size", "2", "--out", pictures / "cat")
+    assert "expected a folder of its own for the run, found pictures in it" in line
+    assert len(list((pictures / "cat").iterdir())) == 5
+
+
+def test_a_run_below_its_data_is_no_class_of_it(pictures, capsys):
+    """Neither before it has written anything nor after."""
+    out = pictures / "run"
+    out.mkdir()
+    args = build_parser().parse_args(["train", str(pictures), "--out", str(out)])
+    recipe = RECIPES["quick"]
+    assert command.chosen_data(args, recipe).classes == ["cat", "dog"]
+    write_run(out)
+    args.out = None
+    assert command.chosen_data(args, recipe).classes == ["cat", "dog"]
+
+
+def test_a_trained_head_is_put_in_the_order_of_the_folders(tmp_path):
+    """A network whose file names its classes otherwise: its rows follow the names."""
+    path, names = tmp_path / "named.safetensors", sorted(map(str, range(1, 11)))
+    model = load_model(NANO)
+    model.settings = replace(model.settings, classes=tuple(names))
+    save_model(model, path)
+    args = build_parser().parse_args(["train", "x", "--weights", str(path)])
+    classes = [str(i) for i in range(1, 11)]
+    ordered = command.chosen_model(args, classes, RECIPES["finetune"])
+    rows = dict(zip(names, read_tensors(NANO)["head.weight"], strict=True))
+    expected = np.stack([rows[name] for name in classes])
+    np.testing.assert_array_equal(ordered.head.weight.numpy(), expected)
+    assert ordered.settings.classes == tuple(classes)
+    others = [f"class {i}" for i in range(10)]  # as many, but others: a new head
+    fresh = command.chosen_model(args, others, RECIPES["finetune"])
+    assert not np.isin(fresh.head.weight.numpy(), expected).any()
 
 
 def test_no_room_for_the_log_is_one_line_that_says_how_to_go_on(tmp_path):
