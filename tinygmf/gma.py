@@ -17,7 +17,16 @@ import numpy as np
 from tinygrad import Tensor
 
 from tinygmf.config import NUM_HEADS, AttentionConfig
-from tinygmf.layers import BatchNorm, Conv2d, Hardswish, LayerNorm, Linear, Module, Rng
+from tinygmf.layers import (
+    BatchNorm,
+    Conv2d,
+    Hardswish,
+    LayerNorm,
+    Linear,
+    Module,
+    Rng,
+    note_products,
+)
 
 Size = tuple[int, int]  # (H, W), in tokens
 PUBLISHED = AttentionConfig()
@@ -158,24 +167,19 @@ def _norm_and_act(rng: Rng, segment: int, config: AttentionConfig) -> tuple[Any,
     return BatchNorm(rng, segment), Hardswish()
 
 
-def relative_heads(heads: int = NUM_HEADS) -> tuple[tuple[int, int], ...]:
-    """The kernel sizes of `ConvRelPosEnc` with the number of heads that each serves: an
-    ablation's further heads have the last."""
-    (size3, two), (size5, three), (size7, _) = ConvRelPosEnc.KERNELS
-    return (size3, two), (size5, three), (size7, heads - two - three)
-
-
 class ConvRelPosEnc(Module):
     """Convolutional relative position encoding: Q times a depthwise convolution of V.
 
     In the published code and not in the article (it comes from CoaT, arXiv 2104.06399). Kernels
-    3, 5 and 7 serve 2, 3 and 3 heads. q, v (B, heads, N, head_dim) -> (B, heads, N, head_dim).
+    3, 5 and 7 serve 2, 3 and 3 heads; an ablation's further heads have the last.
+    q, v (B, heads, N, head_dim) -> (B, heads, N, head_dim).
     """
 
     KERNELS = ((3, 2), (5, 3), (7, 3))  # (kernel size, number of heads)
 
     def __init__(self, rng: Rng, head_dim: int, heads: int = NUM_HEADS) -> None:
-        self.kernels = relative_heads(heads)
+        (size3, two), (size5, three), (size7, _) = self.KERNELS
+        self.kernels = (size3, two), (size5, three), (size7, heads - two - three)
         self.conv_list = [
             Conv2d(
                 rng, heads * head_dim, heads * head_dim, kernel, groups=heads * head_dim, bias=True
@@ -206,13 +210,16 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     It equals (Q softmax(K)ᵀ) V, the article's attention map applied to V, without the N x N map.
     """
     k = k.float().softmax(axis=2).cast(v.dtype)  # float32 in every precision
-    context = k.transpose(2, 3) @ v  # (B, heads, head_dim, head_dim)
-    return q @ context
+    n, head_dim = int(k.shape[2]), int(k.shape[3])
+    context = note_products(k.transpose(2, 3) @ v, n)  # (B, heads, head_dim, head_dim)
+    return note_products(q @ context, head_dim)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(QKᵀ / √head_dim) V, for ablations: three of (B, heads, N, head_dim) -> the same."""
-    return (q @ k.transpose(2, 3) * int(q.shape[3]) ** -0.5).softmax() @ v
+    n, head_dim = int(k.shape[2]), int(k.shape[3])
+    scores = note_products(q @ k.transpose(2, 3), head_dim)  # (B, heads, N, N)
+    return note_products((scores * head_dim**-0.5).softmax() @ v, n)
 
 
 class GroupMixAttention(Module):

@@ -9,7 +9,7 @@ memory until a checkpoint fills them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -26,6 +26,8 @@ Rng = np.random.Generator | None
 Statistics = list[tuple["BatchNorm", Tensor, Tensor, int]]
 _statistics: ContextVar[Statistics | None] = ContextVar("statistics", default=None)
 _branch_factors: ContextVar[Iterator[Tensor] | None] = ContextVar("branches", default=None)
+_products: ContextVar[Callable[[int], None] | None] = ContextVar("products", default=None)
+_runner: ContextVar[Callable[..., Any] | None] = ContextVar("runner", default=None)
 _recorder: ContextVar[Callable[[Module, Any], None] | None] = ContextVar("recorder", default=None)
 
 
@@ -63,6 +65,42 @@ def record(note: Callable[[Module, Any], None]) -> Iterator[None]:
         _recorder.reset(token)
 
 
+def run_part(part: Callable[..., Any], modules: Sequence[Module], *inputs: Any) -> Any:
+    """`part(*inputs)`, whose weights are those of `modules`: a piece of the network that can be
+    planned by itself. Inside `run_parts` it is run by what was given there."""
+    if (runner := _runner.get()) is None:
+        return part(*inputs)
+    return runner(part, modules, *inputs)
+
+
+@contextmanager
+def run_parts(runner: Callable[..., Any]) -> Iterator[None]:
+    """Every `run_part` in the `with` block calls `runner(part, modules, *inputs)` instead."""
+    token = _runner.set(runner)
+    try:
+        yield
+    finally:
+        _runner.reset(token)
+
+
+def note_products(output: Tensor, terms: int) -> Tensor:
+    """The output, each of whose numbers is a sum of so many products: `count_products` counts."""
+    if (count := _products.get()) is not None:
+        count(int(output.numel()) * terms)
+    return output
+
+
+@contextmanager
+def count_products(count: Callable[[int], None]) -> Iterator[None]:
+    """Calls `count` with the number of multiply-adds of every convolution, linear layer and product
+    of attention that is computed, or only traced, in the `with` block."""
+    token = _products.set(count)
+    try:
+        yield
+    finally:
+        _products.reset(token)
+
+
 @contextmanager
 def record_statistics() -> Iterator[Statistics]:
     """Collects what every BatchNorm in the `with` block finds while training, in place of its
@@ -98,7 +136,8 @@ class Linear(Module):
         self.bias = _filled(rng, 0, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.linear(self.weight.transpose(), self.bias)
+        y = x.linear(self.weight.transpose(), self.bias)
+        return note_products(y, int(self.weight.shape[1]))
 
 
 class Conv2d(Module):
@@ -134,6 +173,7 @@ class Conv2d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = convolve(x, self.weight, self.groups, self.stride)
+        note_products(y, math.prod(map(int, self.weight.shape[1:])))
         return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
 
 

@@ -36,6 +36,7 @@ from tinygmf.layers import (
     Rng,
     drop_path,
     record,
+    run_part,
 )
 from tinygmf.tensors import tensor_from_numpy
 
@@ -123,7 +124,7 @@ class GMAStage(Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         for block in self.gma_stage:
-            x = block(x, size)
+            x = run_part(block, [block], x, size)
         return x
 
 
@@ -189,16 +190,20 @@ class GroupMixFormer(Module):
                 f"pictures: expected (B, 3, H, W) with H and W of at least {MIN_SIZE}, "
                 f"found {tuple(x.shape)}"
             )
-        x, maps = self.conv_stem(x), []
+        x, maps = run_part(self.conv_stem, [self.conv_stem], x), []
         for embed, stage in zip(self.patch_embed_layers, self.groupmixformer_backbone, strict=True):
-            tokens, size = embed(x)
+            tokens, size = run_part(embed, [embed], x)
             x = to_map(stage(tokens, size), size)
             maps.append(x)
         return maps
 
     def forward_head(self, x: Tensor) -> Tensor:
         """The last map (B, D4, h, w) -> logits (B, num_classes), or pooled features (B, D4)."""
-        x = self.norm4(x).mean(axis=(2, 3))
+        modules = [self.norm4] if self.head is None else [self.norm4, self.head]
+        return run_part(self._pool_and_classify, modules, x)
+
+    def _pool_and_classify(self, x: Tensor) -> Tensor:
+        x = self.norm4(x).mean(axis=(2, 3))  # (B, D4)
         return x if self.head is None else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -132,10 +132,10 @@ def test_before_and_after_are_one_branch(seen):
     assert (after == seen[0].responses()["groups of 5x5"]).all()
 
 
-def test_the_receptive_field_of_a_group_grows_with_its_kernel_and_stage():
-    fields = [receptive_field(1, 1, kernel, (1, 1, 1, 1)) for kernel in KERNELS]
+def test_the_receptive_field_of_a_group_grows_with_its_kernel_and_stage(model):
+    fields = [receptive_field(model, 1, 1, kernel) for kernel in KERNELS]
     assert fields == [31, 39, 47]  # 7 of the stem, 15 with the embedding, 23 with cpe
-    assert receptive_field(2, 1, 3, (1, 1, 1, 1)) == 31 - 2 * 4 + 2 * 4 + 2 * 8 + 2 * 8
+    assert receptive_field(model, 2, 1, 3) == 31 - 2 * 4 + 2 * 4 + 2 * 8 + 2 * 8
 
 
 def test_the_block_is_chosen_so_that_there_is_something_to_see():

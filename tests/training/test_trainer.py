@@ -25,7 +25,7 @@ from tinygmf.gma import Aggregator, NonAttentionBranch
 from tinygmf.layers import Module, record_statistics
 from tinygmf.model import PatchEmbedLayer, create_model
 from tinygmf.study.lowering import kernels
-from tinygmf.training.gradient import run_part
+from tinygmf.training.gradient import compile_part
 from tinygmf.training.recipe import Recipe
 from tinygmf.training.run_file import Run, load_run, read_about, save_run
 from tinygmf.training.state import Devices, place
@@ -320,7 +320,7 @@ def test_a_part_in_float16_reads_its_kept_values_as_float16():
         conv.weight.replace(conv.weight.cast(dtypes.half))
     x = Tensor.empty(2, 12, 4, 4, dtype=dtypes.half)
     with Context(TRAINING=1, SPEC=1):  # tinygrad's own check of every type
-        output, _ = run_part(lambda x: branch(x).flatten(1), [branch], x)
+        output, _ = compile_part(lambda x: branch(x).flatten(1), [branch], x)
         [gradient] = output.float().square().sum().gradient(branch.norm.weight)
         calls = kernels(output, gradient)
     assert any(node.dtype == dtypes.half for call in calls for node in call.src[0].toposort())
@@ -333,7 +333,7 @@ def embedding_and_gradients(devices: Devices) -> dict[str, np.ndarray]:
     share(embed, devices)
     x = np.random.default_rng(1).standard_normal((4, 4, 6, 6)).astype(np.float32)
     with Context(TRAINING=1):
-        y, [statistics] = run_part(lambda x: embed(x)[0], [embed], place(x, devices, axis=0))
+        y, [statistics] = compile_part(lambda x: embed(x)[0], [embed], place(x, devices, axis=0))
         gradients = y.square().sum().gradient(*weights.values())
     found = dict(zip(weights, gradients, strict=True)) | {"output": y}
     return numbers(found | {"mean": statistics[1], "variance": statistics[2]})

@@ -145,7 +145,7 @@ def draw_proxies(
 
     first = seen[0]
     taps = effective_kernel(model, first.stage, first.block, kernel)
-    field = receptive_field(first.stage, first.block, kernel, model.config.serial_depths)
+    field = receptive_field(model, first.stage, first.block, kernel)
     figure, axes = make_panels(len(seen), 4, 2.4, 2.9)
     for line, picture, one in zip(axes, pictures, seen, strict=True):
         line[0].imshow(picture)

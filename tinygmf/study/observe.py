@@ -222,24 +222,22 @@ def effective_kernel(
     return np.einsum("oikl,id->odkl", dense, segment)  # (D/5 out, D in, k, k)
 
 
-def receptive_field(stage: int, block: int, kernel: int, depths: Sequence[int]) -> int:
+def receptive_field(model: GroupMixFormer, stage: int, block: int, kernel: int) -> int:
     """Side, in pixels, of what a group proxy sees of the picture through convolutions alone.
 
     Attention comes on top: from the second block on, every token has seen the whole picture.
     """
-    field, step = 1, 1
-
-    def convolution(size: int, stride: int = 1) -> None:
-        nonlocal field, step
-        field, step = field + (size - 1) * step, step * stride
-
-    convolution(3, 2)
-    convolution(3, 2)  # the stem
+    convolutions = [model.conv_stem.proj1, model.conv_stem.proj2]
     for i in range(stage):
-        convolution(3, 1 if i == 0 else 2)  # the patch embedding
-        for _ in range(depths[i] if i < stage - 1 else block):
-            convolution(3)  # cpe
-    convolution(kernel)
+        blocks = model.groupmixformer_backbone[i].gma_stage
+        convolutions.append(model.patch_embed_layers[i].proj.conv1)
+        seen = blocks if i < stage - 1 else blocks[:block]
+        convolutions += [one.cpe.proj for one in seen if one.cpe is not None]
+    aggregator = blocks[block - 1].att.aggregator
+    convolutions.append(getattr(aggregator, f"agg{_aggregator_index(kernel) + 1}").conv1)
+    field, step = 1, 1
+    for convolution in convolutions:
+        field, step = field + (convolution.kernel_size - 1) * step, step * convolution.stride
     return field
 
 

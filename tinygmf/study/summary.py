@@ -1,15 +1,22 @@
 """What a configuration costs, stage by stage: parameters and FLOPs, beside the published figures.
 
-FLOPs are counted as the article and its tools count them: multiply-adds of convolutions, linear
-layers and attention's two products, for one picture.
+Parameters are counted from the shapes of the state dict. FLOPs are counted as the article and its
+tools count them, multiply-adds of convolutions, linear layers and attention's two products, for one
+picture; the layers count them while the network is traced.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from tinygmf.config import STAGES, AttentionConfig, GroupMixFormerConfig, variant_name
-from tinygmf.gma import relative_heads
+from tinygrad import Tensor
+
+from tinygmf.config import STAGES, GroupMixFormerConfig, variant_name
+from tinygmf.layers import Module, count_products, record
+from tinygmf.model import ConvStem, GMABlock, GroupMixFormer, PatchEmbedLayer, state_shapes
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 # Parameters in millions, FLOPs in thousand millions at 224x224, ImageNet-1K top-1 in per cent:
 # arXiv 2311.15157, table 4, and the authors' page.
@@ -35,70 +42,51 @@ class StageSummary:
     flops: int
 
 
-def _aggregator_weights(segment: int, config: AttentionConfig) -> int:
-    """Of the convolutions that make group proxies; pooling has 1x1 convolutions alone."""
-    sizes = () if config.aggregator == "none" else [k for k in config.kernels if k > 1]
-    window = 1 if config.aggregator == "convolution" else 0
-    return sum(window * segment * k * k + segment * segment for k in sizes)
-
-
-def _branch_weights(segment: int, config: AttentionConfig) -> int:
-    """Of the non-attention branch's convolution."""
-    return (3 * segment * 9 + 3 * segment * segment) * config.non_attention
-
-
-def _crpe_channels(dim: int, config: AttentionConfig) -> list[tuple[int, int]]:
-    """Kernel sizes of `crpe`, and how many channels have each."""
-    heads = relative_heads(config.heads) if config.crpe else ()
-    return [(k, count * dim // 10) for k, count in heads]
-
-
-def _block_parameters(dim: int, hidden: int, config: AttentionConfig) -> int:
-    segment = dim // 5
-    aggregator = _aggregator_weights(segment, config) + _branch_weights(segment, config)
-    norms = 0 if config.aggregator == "none" else config.heads // 2  # BatchNorms
-    aggregator += (norms + config.non_attention) * 2 * segment
-    crpe = sum(channels * (k * k + 1) for k, channels in _crpe_channels(dim, config))
-    linear = 3 * dim * (dim + 1) + dim * (dim + 1)  # qkv, proj
-    mlp = hidden * (dim + 1) + dim * (hidden + 1)
-    return dim * (9 + 1) * config.cpe + 2 * 2 * dim + linear + aggregator + crpe + mlp
-
-
-def _block_flops(tokens: int, dim: int, hidden: int, config: AttentionConfig) -> int:
-    segment, head_dim = dim // 5, dim // 10
-    aggregator = 3 * _aggregator_weights(segment, config) + _branch_weights(segment, config)
-    crpe = sum(channels * k * k for k, channels in _crpe_channels(dim, config))
-    reach = tokens if config.softmax else head_dim  # the map's row, or the context's
-    attention = 2 * config.heads * head_dim * reach
-    linear = 4 * dim * dim + 2 * dim * hidden
-    return tokens * (9 * dim * config.cpe + linear + aggregator + crpe + attention)
-
-
 def summarize(
     config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
 ) -> list[StageSummary]:
     """Stem, four stages and head of a network at an image size (height, width) in pixels."""
-    dims, half = config.embedding_dims, config.embedding_dims[0] // 2
-    h, w = ((side + 1) // 2 for side in image_size)
-    flops = h * w * half * 3 * 9
-    h, w = (h + 1) // 2, (w + 1) // 2
-    flops += h * w * dims[0] * half * 9
-    parameters = half * (27 + 1) + dims[0] * (9 * half + 1) + 2 * (half + dims[0])
-    rows = [StageSummary("stem", h, w, dims[0], 0, parameters, flops)]
-    for i in range(STAGES):
-        before, dim, hidden = dims[max(i - 1, 0)], dims[i], config.mlp_hidden(i)
-        if i > 0:
-            h, w = (h + 1) // 2, (w + 1) // 2
-        depth, attention = config.serial_depths[i], config.attention
-        parameters = 9 * before + before * dim + 2 * dim
-        parameters += depth * _block_parameters(dim, hidden, attention)
-        flops = h * w * before * (9 + dim)
-        flops += depth * _block_flops(h * w, dim, hidden, attention)
-        rows.append(StageSummary(f"stage {i + 1}", h, w, dim, depth, parameters, flops))
-    classes, dim = config.num_classes, dims[-1]
-    head = classes * (dim + 1) + 2 * dim
-    rows.append(StageSummary("head", 1, 1, classes or dim, 0, head, classes * dim))
-    return rows
+    short = replace(config, serial_depths=(1,) * STAGES)  # the blocks of a stage are all alike
+    sizes, stem, embeddings, blocks, head = _trace(short, image_size)
+    dims, depths = config.embedding_dims, config.serial_depths
+    rows = [StageSummary("stem", *sizes[0], dims[0], 0, _parameters(short, "conv_stem"), stem)]
+    for i, (size, depth) in enumerate(zip(sizes, depths, strict=True)):
+        flops = embeddings[i] + depth * blocks[i]
+        parameters = _parameters(short, f"patch_embed_layers.{i}")
+        parameters += depth * _parameters(short, f"groupmixformer_backbone.{i}")
+        rows.append(StageSummary(f"stage {i + 1}", *size, dims[i], depth, parameters, flops))
+    width, parameters = config.num_classes or dims[-1], _parameters(short, "norm4", "head")
+    return [*rows, StageSummary("head", 1, 1, width, 0, parameters, head)]
+
+
+def _parameters(config: GroupMixFormerConfig, *parts: str) -> int:
+    """The parameters below some names of the state dict."""
+    below = tuple(f"{part}." for part in parts)
+    return sum(
+        math.prod(shape)
+        for name, shape in state_shapes(config).items()
+        if name.startswith(below) and not name.endswith(BUFFERS)
+    )
+
+
+def _trace(
+    config: GroupMixFormerConfig, image_size: tuple[int, int]
+) -> tuple[list[tuple[int, int]], int, list[int], list[int], int]:
+    """The sizes of the four maps; the FLOPs of the stem, of each patch embedding, of each block and
+    of the head, in a network of one block a stage."""
+    model, parts, products = GroupMixFormer(config, seed=None), list[int](), list[int]()
+
+    def note(module: Module, _: object) -> None:
+        if isinstance(module, ConvStem | PatchEmbedLayer | GMABlock):
+            parts.append(sum(products))
+            products.clear()
+
+    with record(note), count_products(products.append):
+        maps = model.forward_features(Tensor.empty(1, 3, *image_size))
+        model.forward_head(maps[-1])
+    stem, *rest = parts
+    sizes = [(int(one.shape[2]), int(one.shape[3])) for one in maps]
+    return sizes, stem, rest[::2], rest[1::2], sum(products)
 
 
 def format_summary(config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)) -> str:

@@ -8,7 +8,6 @@ What a part computes is kept for its gradient, as the program runs forward and b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from tinygrad.function import function
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.gma import Size, to_map
+from tinygmf.gma import Size
 from tinygmf.layers import (
     GELU,
     BatchNorm,
@@ -31,6 +30,7 @@ from tinygmf.layers import (
     branch_factors,
     record,
     record_statistics,
+    run_parts,
 )
 from tinygmf.model import GMABlock, GroupMixFormer
 from tinygmf.training.state import Layout
@@ -39,11 +39,13 @@ NORMS = LayerNorm, BatchNorm
 KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
 
 
-def run_part(
-    part: Callable[..., Tensor], modules: Sequence[Module], *inputs: Tensor
-) -> tuple[Tensor, Statistics]:
-    """`part(*inputs)`, whose weights are those of `modules`, and its BatchNorms' statistics."""
+def compile_part(
+    part: Callable[..., Any], modules: Sequence[Module], *inputs: Tensor
+) -> tuple[Any, Statistics]:
+    """`part(*inputs)` as one `function`, whose weights are those of `modules`, and its BatchNorms'
+    statistics. The part returns a tensor, or a tuple that begins with one and goes on with none."""
     statistics: Statistics = []
+    others: list[Any] = []
 
     def body(modules: Sequence[Module], *inputs: Tensor) -> tuple[Tensor, ...]:
         kept: list[Tensor] = []
@@ -57,19 +59,18 @@ def run_part(
             return kept[-1].reshape(output.shape).contiguous_backward()
 
         with record(keep), record_statistics() as found:
-            output = part(*inputs).contiguous()
+            result = part(*inputs)
+        result, *rest = result if isinstance(result, tuple) else (result,)
+        output = result.contiguous()
+        others.extend(rest)
         statistics.extend(found)
         numbers = [number for _, mean, var, _ in found for number in (mean, var)]
         return output, *numbers, *(value for value in kept if value.uop is not output.uop)
 
     output, *rest = function(body, precompile=True, precompile_backward=True)(modules, *inputs)
     numbers = iter(rest)
-    return output, [(norm, next(numbers), next(numbers), n) for norm, _, _, n in statistics]
-
-
-def run_block(block: GMABlock, size: Size, x: Tensor, *factors: Tensor) -> Tensor:
-    with branch_factors(iter(factors)):
-        return block(x, size)
+    found = [(norm, next(numbers), next(numbers), n) for norm, _, _, n in statistics]
+    return (output, *others) if others else output, found
 
 
 def run_network(
@@ -82,24 +83,25 @@ def run_network(
     statistics: Statistics = []
     rows = iter(range(int(factors.shape[0])))
 
-    def run(part: Callable[..., Tensor], modules: Sequence[Module], *inputs: Tensor) -> Tensor:
-        output, found = run_part(part, modules, *inputs)
+    def run(
+        part: Callable[..., Any], modules: Sequence[Module], x: Tensor, *size: Size
+    ) -> Tensor | tuple[Tensor, Size]:
+        branches: list[Tensor] = []
+        if isinstance(part, GMABlock):
+            pair = next(rows), next(rows)
+            if part.drop_path_rate:
+                branches = [factors[row].contiguous() for row in pair]
+
+        def with_branches(x: Tensor, *factors: Tensor) -> Any:
+            with branch_factors(iter(factors)):
+                return part(x, *size)
+
+        output, found = compile_part(with_branches, modules, x, *branches)
         statistics.extend(found)
         return output
 
-    x = run(model.conv_stem, [model.conv_stem], pictures)
-    for embed, stage in zip(model.patch_embed_layers, model.groupmixformer_backbone, strict=True):
-        stride = embed.proj.conv1.stride
-        size = -(-int(x.shape[2]) // stride), -(-int(x.shape[3]) // stride)
-        x = run(lambda x, embed=embed: embed(x)[0], [embed], x)
-        for block in stage.gma_stage:
-            branches = [factors[next(rows)].contiguous() for _ in range(2)]
-            if not block.drop_path_rate:
-                branches = []
-            x = run(partial(run_block, block, size), [block], x, *branches)
-        x = to_map(x, size)
-    last = [module for module in (model.norm4, model.head) if module is not None]
-    return run(model.forward_head, last, x), statistics
+    with run_parts(run):
+        return model(pictures), statistics
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -13,6 +13,8 @@ from tinygrad.nn.state import get_state_dict
 from tinygrad.uop.ops import UOp
 
 from tinygmf.config import STAGES, GroupMixFormerConfig
+from tinygmf.gma import Aggregator, ConvRelPosEnc, SeparableConv2d
+from tinygmf.layers import BatchNorm, LayerNorm
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 
@@ -26,26 +28,30 @@ class Pieces:
     """Many arrays, by name, one behind the other in a flat one.
 
     Weights lie there as the loop nests read them: a product's as (in, out), a convolution's as
-    (k, k, in, out). What one kernel uses together is a group, without gaps: weight and bias of a
-    norm, the four norms of an aggregator, its three pointwise convolutions. Each group has an
-    aligned start.
+    (k, k, in, out). What one kernel uses together is a group, without gaps: `together` names the
+    groups of several entries, and every other entry is one by itself. Each group has an aligned
+    start.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        groups: dict[str, list[tuple[int, str]]] = {}
-        for name in shapes:
-            group, rank = group_of(name)
-            groups.setdefault(group, []).append((rank, name))
-        self.shapes = {
-            name: shapes[name] for members in groups.values() for _, name in sorted(members)
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        together: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        together = together or {}
+        group_of = {name: group for group, members in together.items() for name in members}
+        groups = {
+            group: together.get(group, [group])
+            for group in (group_of.get(name, name) for name in shapes)
         }
+        self.shapes = {name: shapes[name] for members in groups.values() for name in members}
         self.sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
         self.groups: dict[str, tuple[int, int]] = {}  # start and size
         self.starts: dict[str, int] = {}
         end = 0
         for group, members in groups.items():
             start = end = -(-end // ALIGNMENT) * ALIGNMENT
-            for _, name in sorted(members):
+            for name in members:
                 self.starts[name] = end
                 end += self.sizes[name]
             self.groups[group] = start, end - start
@@ -101,17 +107,35 @@ def stored_axes(ndim: int) -> tuple[int, ...]:
     return {2: (1, 0), 4: (2, 3, 1, 0)}.get(ndim, tuple(range(ndim)))
 
 
-def group_of(name: str) -> tuple[str, int]:
-    """The group of a state dict's entry, and its rank there."""
-    parent, _, last = name.rpartition(".")
-    aggregator, _, part = parent.partition(".aggregator.")
-    if part.startswith("norm") or (not part and "norm" in parent):
-        return (parent[:-1] if part else parent), int(last in ("bias", "running_var"))
-    if last == "weight" and part.endswith("pointwise_conv") and not part.startswith("agg0"):
-        return f"{aggregator}.aggregator.pointwise_conv", 0
-    if ".crpe." in parent and last == "bias":
-        return f"{parent.partition('.crpe.')[0]}.crpe.bias", 0
-    return (parent if part == "agg0.norm" else name), int(part == "agg0.norm" and last == "bias")
+def norm_groups(model: GroupMixFormer, *halves: str) -> dict[str, list[str]]:
+    """The entries of each norm that are named by `halves`, weight and bias for one, where it has
+    them; of the norms of an aggregator all first halves before all second ones."""
+    norms: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        parts = vars(module).items()
+        if isinstance(module, Aggregator):
+            own = [f"{name}.{part}" for part, norm in parts if isinstance(norm, BatchNorm)]
+            norms |= {f"{name}.norm": own} if own else {}
+        elif isinstance(module, BatchNorm | LayerNorm) and hasattr(module, halves[0]):
+            norms |= {name: [name]} if f"{name.rpartition('.')[0]}.norm" not in norms else {}
+    return {
+        group: [f"{norm}.{half}" for half in halves for norm in members]
+        for group, members in norms.items()
+    }
+
+
+def convolution_groups(model: GroupMixFormer) -> dict[str, list[str]]:
+    """The pointwise convolutions of each aggregator, and the biases of each `crpe`."""
+    groups: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Aggregator):
+            own = [n for n, part in vars(module).items() if isinstance(part, SeparableConv2d)]
+            pointwise = [f"{name}.{part}.pointwise_conv.weight" for part in own]
+            groups |= {f"{name}.pointwise_conv": pointwise} if own else {}
+        elif isinstance(module, ConvRelPosEnc):
+            count = range(len(module.conv_list))
+            groups[f"{name}.bias"] = [f"{name}.conv_list.{i}.bias" for i in count]
+    return groups
 
 
 class Layout:
@@ -123,7 +147,10 @@ class Layout:
             last = name.rpartition(".")[2]
             part = 2 if last == COUNTER else 1 if last in RUNNING else 0
             parts[part][name] = tuple(map(int, tensor.shape))
-        self.weights, self.statistics, self.counters = map(Pieces, parts)
+        together = norm_groups(model, "weight", "bias") | convolution_groups(model)
+        self.weights = Pieces(parts[0], together)
+        self.statistics = Pieces(parts[1], norm_groups(model, *RUNNING))
+        self.counters = Pieces(parts[2], norm_groups(model, COUNTER))
 
     @classmethod
     def of(cls, config: GroupMixFormerConfig) -> Layout:
