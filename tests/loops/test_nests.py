@@ -9,6 +9,7 @@ from tinygrad import Tensor
 
 from tinygmf.config import VARIANTS
 from tinygmf.loops import norms, products, values
+from tinygmf.loops.nest import Channels
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.training.gradient import draw_factors
@@ -78,7 +79,7 @@ def test_a_depthwise_convolution_and_its_gradients_equal_those_by_hand(size, str
 
 def test_parts_of_a_map_are_read_and_written_where_they_lie():
     x, weight, out = normal(1, 3, 3, 2 * 5), normal(3, 3, 2), normal(1, 3, 3, 2 * 4)
-    found = run(products.depthwise, out, x, weight, parts=2, channel=3, to=1)
+    found = run(products.depthwise, out, x, weight, channels=Channels(2, read=3, write=1))
     for part in range(2):
         piece = np.ascontiguousarray(x[..., 5 * part + 3 : 5 * part + 5])
         expected = run(products.depthwise, np.zeros((1, 3, 3, 2), np.float32), piece, weight)

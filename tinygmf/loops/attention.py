@@ -36,10 +36,17 @@ def softmax_back(out: UOp, s: UOp, g: UOp, *, to: int) -> UOp:
 
 
 def outer(
-    out: UOp, x: UOp, y: UOp, *, head_dim: int, scale: float, channel: int = 0, at: int = 0
+    out: UOp,
+    x: UOp,
+    y: UOp,
+    *,
+    head_dim: int,
+    scale: float,
+    x_channel: int = 0,
+    y_channel: int = 0,
 ) -> UOp:
-    """out (B, C, C) = scale * xᵀ y, of C channels of x (B, N, …) and of y (B, N, …); zero where the
-    two channels are not of one head."""
+    """out (B, C, C) = scale * xᵀ y, of C channels of x (B, N, …) and of y (B, N, …), from
+    `x_channel` and `y_channel` on; zero where the two channels are not of one head."""
     batch, channels, _ = out.shape
     x, y = (t.reshape((batch, -1, t.shape[-1])) for t in (x, y))
     nest, m, c = Nest(), divisor(channels, MOST_TOKENS), divisor(channels, MOST_CHANNELS)
@@ -49,10 +56,10 @@ def outer(
     acc = nest.accumulate(
         acc,
         over,
-        lambda i, j: load(x, b, t, channel + i0 * m + i) * load(y, b, t, at + j0 * c + j),
+        lambda i, j: load(x, b, t, x_channel + i0 * m + i) * load(y, b, t, y_channel + j0 * c + j),
     )
     i, j = nest.loops(m, c)
     one = ((i0 * m + i) // head_dim).eq((j0 * c + j) // head_dim)
     value = one.where(acc[i, j].load() * scale, ZERO)
     stored = put(out, (b, i0 * m + i, j0 * c + j), value).end(*around, i, j)
-    return kernel(name_of("outer", out, x, numbers=(channel, at)), stored)
+    return kernel(name_of("outer", out, x, numbers=(x_channel, y_channel)), stored)

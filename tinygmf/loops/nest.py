@@ -95,7 +95,7 @@ def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False
     return out[index].store(value.cast(out.dtype))
 
 
-def learn(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:
+def add_gradient(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:
     """Adds to a weight's gradient."""
     return put(out, index, value * load(share, 0), adding=True)
 
@@ -109,6 +109,20 @@ def name_of(what: str, *buffers: UOp, numbers: tuple[int, ...] = ()) -> str:
     """A kernel's name; it holds what tells two kernels of a kind apart at a glance."""
     shapes = ["x".join(map(str, buffer.shape)) for buffer in buffers]
     return "_".join([what, *shapes, *map(str, numbers)])
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Which channels of wider maps a kernel works on: `parts` maps lie side by side in both, and in
+    each it reads those from `read` on and writes those from `write` on."""
+
+    parts: int = 1
+    read: int = 0
+    write: int = 0
+
+    def reversed(self) -> Channels:
+        """Of the way back, which reads the gradient of what was written."""
+        return Channels(self.parts, self.write, self.read)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from tinygrad.uop.ops import UOp
 from tinygmf.loops.nest import (
     MOST_CHANNELS,
     Nest,
+    add_gradient,
     divisor,
     flat,
     kernel,
-    learn,
     load,
     name_of,
     put,
@@ -104,8 +104,8 @@ def batchnorm_back(
     stores = [put(out, (r, here), value).end(r, j)]
     (j,) = nest.loops(c)
     numbers = [
-        learn(weights, (0, c0 * c + j), moment[j].load(), share),
-        learn(weights, (1, c0 * c + j), plain[j].load(), share),
+        add_gradient(weights, (0, c0 * c + j), moment[j].load(), share),
+        add_gradient(weights, (1, c0 * c + j), plain[j].load(), share),
     ]
     stores.append(UOp.group(*numbers).end(j))
     return kernel(name_of("batchnorm_back", out), UOp.group(*stores).end(*around))
@@ -144,10 +144,10 @@ def layernorm_back(
     g: UOp,
     affine: UOp,
     found: UOp,
-    *rest: UOp,
+    *,
+    plus: UOp | None = None,
     act: bool,
     at: int = 0,
-    plus: bool = False,
 ) -> UOp:
     """out = the gradient for x, given that of the result (g, from channel `at` on) [+ plus]."""
     out, x, g = flat(out), flat(x), flat(g)
@@ -161,8 +161,8 @@ def layernorm_back(
     moment = mean(lambda j: before(r, j) * load(affine, 0, j) * normal(r, j))
     (j,) = nest.loops(channels)
     value = (before(r, j) * load(affine, 0, j) - plain - normal(r, j) * moment) * load(found, r, 1)
-    if plus:
-        value = value + load(flat(rest[0]), r, j)
+    if plus is not None:
+        value = value + load(flat(plus), r, j)
     return kernel(name_of("layernorm_back", out), put(out, (r, j), value).end(*around, j))
 
 
@@ -184,7 +184,7 @@ def layernorm_weight(
 
     sums = nest.accumulate(sums, over, term)
     i, j = nest.loops(2, c)
-    stored = learn(weights, (i, c0 * c + j), sums[i, j].load(), share).end(*around, i, j)
+    stored = add_gradient(weights, (i, c0 * c + j), sums[i, j].load(), share).end(*around, i, j)
     return kernel(name_of("layernorm_weight", x), stored)
 
 

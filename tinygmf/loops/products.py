@@ -1,9 +1,9 @@
 """Loop nests of training: convolutions and products, forward and backward, on the CPU.
 
 Maps have their channels last, (B, H, W, C). Nothing is padded: a place outside the map counts as
-zero. Many kernels read or write some channels of a wider map alone, from `channel` or `to` on. Each
-function builds one kernel: first come the buffers it writes, then those it reads. What a weight
-learns is added to the gradient that is there, times `share[0]`
+zero. Many kernels read or write some channels of a wider map alone (`Channels`). Each function
+builds one kernel: first come the buffers it writes, then those it reads; those it may do without
+have names. The gradient of a weight is added to what is there, times `share[0]`
 (`training.gradient.GradientProgram`).
 """
 
@@ -16,13 +16,14 @@ from tinygrad.uop.ops import UOp
 from tinygmf.loops.nest import (
     MOST_CHANNELS,
     MOST_TOKENS,
+    Channels,
     Grid,
     Nest,
     Window,
+    add_gradient,
     divisor,
     flat,
     kernel,
-    learn,
     load,
     load_inside,
     name_of,
@@ -31,38 +32,32 @@ from tinygmf.loops.nest import (
 )
 from tinygmf.loops.values import ZERO
 
-# Convolutions and products
+WHOLE = Channels()
 
 
 def dense(
     out: UOp,
     x: UOp,
     weight: UOp,
-    *rest: UOp,
-    bias: bool = False,
-    times: bool = False,
-    plus: bool = False,
-    back: bool = False,
+    *,
+    bias: UOp | None = None,
+    factors: UOp | None = None,
+    plus: UOp | None = None,
     stride: int = 1,
-    parts: int = 1,
-    channel: int = 0,
-    to: int = 0,
-    adding: bool = False,
+    back: bool = False,
+    channels: Channels = WHOLE,
 ) -> UOp:
-    """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x times] [+ plus].
+    """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x * factors] [+ plus].
 
     A weight (B, 1, 1, K, E) is each picture's own; (S, K, E) means S products side by side, of K
-    channels each. `parts` maps lie side by side and share the weight. With `back` it is the
-    gradient for the input: x is that of the result, and the weight's last two axes are swapped.
+    channels each. The parts of `channels` share the weight. With `back` it is the gradient for the
+    input: x is that of the result, and the weight's last two axes are swapped.
     """
-    rest_of = iter(rest)
-    biases = next(rest_of) if bias else None
-    factors = next(rest_of) if times else None
-    others = next(rest_of) if plus else None
+    parts, channel = channels.parts, channels.read
     pointwise = len(weight.shape) == 3 or (weight.shape[-4:-2] == (1, 1) and stride == 1)
     if pointwise:
         out, x = (rows(t, weight, parts) for t in (out, x))
-        factors, others = (t if t is None else rows(t, weight, parts) for t in (factors, others))
+        factors, plus = (t if t is None else rows(t, weight, parts) for t in (factors, plus))
     groups = weight.shape[0] if len(weight.shape) == 3 else 1
     size = (1, 1) if pointwise else weight.shape[-4:-2]
     depth, columns = weight.shape[-2:]
@@ -83,7 +78,7 @@ def dense(
         return grid.read(ky, kx, i, place) * weigh(*grid.tap(ky, kx), k, e)
 
     acc = nest.fill(
-        grid.around, tile, lambda i, j: ZERO if biases is None else load(biases, grid.channel + j)
+        grid.around, tile, lambda i, j: ZERO if bias is None else load(bias, grid.channel + j)
     )
     over = nest.loops(grid.down.taps, grid.across.taps, depth)
     acc = nest.accumulate(acc, over, term)
@@ -92,10 +87,10 @@ def dense(
     value = acc[i, j].load()
     if factors is not None:
         value = value + load(x, *place, channel + e) * load(factors, *place, e)
-    if others is not None:
-        value = value + load(others, *place, e)
-    name = name_of("dense", out, weight, numbers=(stride, back, channel, to))
-    return kernel(name, put(out, (*place, to + e), value, adding).end(*grid.around, i, j))
+    if plus is not None:
+        value = value + load(plus, *place, e)
+    name = name_of("dense", out, weight, numbers=(stride, back, channel, channels.write))
+    return kernel(name, put(out, (*place, channels.write + e), value).end(*grid.around, i, j))
 
 
 def rows(x: UOp, weight: UOp, parts: int) -> UOp:
@@ -113,11 +108,10 @@ def dense_weight(
     share: UOp,
     *,
     stride: int = 1,
-    parts: int = 1,
-    channel: int = 0,
-    at: int = 0,
+    channels: Channels = WHOLE,
 ) -> UOp:
     """out (k, k, K, E) or (S, K, E) += the gradient of `dense` for its weight."""
+    parts, channel, at = channels.parts, channels.read, channels.write
     pointwise = len(out.shape) == 3 or (out.shape[:2] == (1, 1) and stride == 1)
     if pointwise:
         x, g = rows(x, out, parts), rows(g, out, parts)
@@ -144,7 +138,7 @@ def dense_weight(
     i, j = nest.loops(m, c)
     matrix = (s,) if len(out.shape) == 3 else (ky, kx)
     place = (*matrix, k0 * m + i, e0 * c + j)
-    stored = learn(out, place, acc[i, j].load(), share).end(*around, i, j)
+    stored = add_gradient(out, place, acc[i, j].load(), share).end(*around, i, j)
     return kernel(name_of("dense_weight", out, g, numbers=(stride, channel, at)), stored)
 
 
@@ -155,7 +149,7 @@ def column_sum(out: UOp, g: UOp, share: UOp) -> UOp:
     around = (c0,) = nest.loops(out.shape[0] // c)
     acc = total(nest, around, g.shape[0], c, lambda r, j: load(g, r, c0 * c + j))
     (j,) = nest.loops(c)
-    stored = learn(out, (c0 * c + j,), acc[j].load(), share).end(*around, j)
+    stored = add_gradient(out, (c0 * c + j,), acc[j].load(), share).end(*around, j)
     return kernel(name_of("column_sum", out, g), stored)
 
 
@@ -170,28 +164,23 @@ def depthwise(
     out: UOp,
     x: UOp,
     weight: UOp,
-    *rest: UOp,
-    parts: int = 1,
-    bias: bool = False,
-    plus: bool = False,
-    back: bool = False,
+    *,
+    bias: UOp | None = None,
+    plus: UOp | None = None,
     stride: int = 1,
-    first: int = 0,
-    channel: int = 0,
-    to: int = 0,
+    back: bool = False,
+    channels: Channels = WHOLE,
     adding: bool = False,
 ) -> UOp:
-    """out = x convolved with weight (k, k, C), or (k, k, S, C), channel by channel, [+ bias, from
-    number `first` on] [+ plus].
+    """out = x convolved with weight (k, k, C), or (k, k, S, C), channel by channel, [+ the bias of
+    the channels written] [+ plus]; `adding` adds that to what is there.
 
-    Both maps consist of `parts` S maps side by side, (B, H, W, S * …), which share the weight
-    unless it has one for each. With `back` the gradient of that for its input.
+    Both maps consist of the parts S of `channels`, (B, H, W, S * …), which share the weight unless
+    it has one for each. With `back` the gradient of that for its input.
     """
+    parts, channel, to = channels.parts, channels.read, channels.write
     size, columns = weight.shape[0], weight.shape[-1]
     out_wide, x_wide = out.shape[3] // parts, x.shape[3] // parts
-    rest_of = iter(rest)
-    biases = next(rest_of) if bias else None
-    others = next(rest_of) if plus else None
     nest = Nest()
     grid = Grid(nest, out, x, (size, size), parts, columns, stride, back)
     s, c0, tile = grid.part, grid.channel, (grid.tokens, grid.columns)
@@ -203,14 +192,14 @@ def depthwise(
         return value * load(weight, *grid.tap(ky, kx), *own, c0 + j)
 
     acc = nest.fill(
-        grid.around, tile, lambda i, j: ZERO if biases is None else load(biases, first + c0 + j)
+        grid.around, tile, lambda i, j: ZERO if bias is None else load(bias, to + c0 + j)
     )
     over = nest.loops(grid.down.taps, grid.across.taps)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(*tile)
     value, place = acc[i, j].load(), (grid.b, grid.row, grid.column(i))
-    if others is not None:
-        value = value + load(others, *place, c0 + j)
+    if plus is not None:
+        value = value + load(plus, *place, c0 + j)
     here = (*place, s * out_wide + to + c0 + j)
     name = name_of("depthwise", out, weight, numbers=(stride, back, channel, to))
     return kernel(name, put(out, here, value, adding).end(*grid.around, i, j))
@@ -222,12 +211,11 @@ def depthwise_weight(
     g: UOp,
     share: UOp,
     *,
-    parts: int = 1,
     stride: int = 1,
-    channel: int = 0,
-    at: int = 0,
+    channels: Channels = WHOLE,
 ) -> UOp:
     """out (k, k, C) or (k, k, S, C) += the gradient of `depthwise` for its weight."""
+    parts, channel, at = channels.parts, channels.read, channels.write
     batch, height, width, _ = g.shape
     size, columns, own = out.shape[0], out.shape[-1], len(out.shape) == 4
     x_wide, g_wide = x.shape[3] // parts, g.shape[3] // parts
@@ -248,16 +236,17 @@ def depthwise_weight(
     acc = nest.accumulate(acc, over, term)
     kx, j = nest.loops(size, c)
     here = (ky, kx, s1, c0 * c + j) if own else (ky, kx, c0 * c + j)
-    stored = learn(out, here, acc[kx, j].load(), share).end(*around, kx, j)
+    stored = add_gradient(out, here, acc[kx, j].load(), share).end(*around, kx, j)
     return kernel(name_of("depthwise_weight", out, g, numbers=(stride,)), stored)
 
 
-def copy(out: UOp, x: UOp, *, channels: int, parts: int, to: int = 0) -> UOp:
-    """The first channels of each of the `parts` of x, to those of out from `to` on."""
+def copy(out: UOp, x: UOp, *, count: int, channels: Channels) -> UOp:
+    """So many channels of each part of x, to those of out."""
     out, x = flat(out), flat(x)
-    wide, x_wide = out.shape[1] // parts, x.shape[1] // parts
-    r, s, j = loops = Nest().loops(out.shape[0], parts, channels)
-    stored = put(out, (r, s * wide + to + j), load(x, r, s * x_wide + j)).end(*loops)
+    wide, x_wide = out.shape[1] // channels.parts, x.shape[1] // channels.parts
+    r, s, j = loops = Nest().loops(out.shape[0], channels.parts, count)
+    value = load(x, r, s * x_wide + channels.read + j)
+    stored = put(out, (r, s * wide + channels.write + j), value).end(*loops)
     return kernel(name_of("copy", out, x), stored)
 
 
@@ -269,10 +258,10 @@ def product(out: UOp, x: UOp, y: UOp) -> UOp:
     return kernel(name_of("product", out), put(out, tuple(place), value).end(*place))
 
 
-def scale(out: UOp, x: UOp, factors: UOp, *rest: UOp, number: int) -> UOp:
-    """out (B, H, W, C) = x times each picture's factor, row `number` of (…, B) [+ another map]."""
+def scale(out: UOp, x: UOp, factors: UOp, *, plus: UOp | None = None, row: int) -> UOp:
+    """out (B, H, W, C) = x times each picture's factor, a row of (…, B), [+ plus]."""
     b, *place = loops = Nest().loops(*out.shape)
-    value = load(x, b, *place) * load(factors, number, b)
-    if rest:
-        value = value + load(rest[0], b, *place)
+    value = load(x, b, *place) * load(factors, row, b)
+    if plus is not None:
+        value = value + load(plus, b, *place)
     return kernel(name_of("scale", out), put(out, (b, *place), value).end(*loops))
