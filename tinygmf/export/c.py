@@ -1,0 +1,220 @@
+"""The network as one C program: C11, no library but libm, no allocation, readable.
+
+`network.c` holds each kernel once and the calls in order, `weights.bin` the folded weights behind a
+header with a checksum, `main.c` a program that names what a picture shows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import string
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinygmf import __version__
+from tinygmf.config import variant_name
+from tinygmf.export.program import Program, round_up
+from tinygmf.export.toolchain import c_compiler, run_tool
+from tinygmf.image import resize_and_crop
+
+HEADER, MAGIC = 64, b"tgmf"  # bytes before the weights, and the first of them
+TEMPLATES = files("tinygmf.export").joinpath("templates")
+
+
+def write_c(program: Program, folder: Path, example: Image.Image) -> None:
+    """Everything that a C compiler needs, into a folder that exists. `example`, of any
+    size, becomes example.ppm, of the network's. Raises OSError."""
+    write_source(program, folder)
+    for name in ("main.c", "Makefile"):
+        (folder / name).write_text(fill(name, {}), encoding="utf-8")
+    (folder / "weights.bin").write_bytes(weights_file(program))
+    cropped = resize_and_crop(example, program.size, program.network.settings)
+    cropped.save(folder / "example.ppm")
+
+
+def write_source(program: Program, folder: Path) -> None:
+    """network.c and network.h."""
+    header = header_fields(program)
+    (folder / "network.h").write_text(fill("network.h", header), encoding="utf-8")
+    source = fill("network.c", header | source_fields(program))
+    (folder / "network.c").write_text(source, encoding="utf-8")
+
+
+def run_c(
+    folder: Path, program: Program, pictures: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Compile the folder's network.c for this machine and run it on normalised pictures
+    (B, 3, size, size) -> logits (B, classes), and the maps that stay (B, N, channels).
+
+    Raises ValueError where there is no C compiler, or the program does not take its weights.
+    """
+    file = (folder / "weights.bin").read_bytes()
+    arena = np.full(program.arena, np.nan, np.float32)  # it may hold anything
+    logits = np.empty((program.batch, width(program)), np.float32)
+    arrays = arena, np.ascontiguousarray(pictures, np.float32), logits
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        library = str(Path(temporary) / "network.so")
+        options = ["-std=c11", "-O2", "-shared", "-fPIC", "-o", library]
+        run_tool([*c_compiler(), *options, str(folder / "network.c"), "-lm"])
+        network = ctypes.CDLL(library)
+        network.network_weights.restype = ctypes.c_void_p
+        weights = network.network_weights(file, ctypes.c_size_t(len(file)))
+        if not weights:
+            raise ValueError(f"{folder / 'weights.bin'}: the program does not take its weights")
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        network.network_run(ctypes.c_void_p(weights), *pointers)
+    cut = {m.name: arena[m.offset : m.offset + m.size] for m in program.maps}
+    shape = {m.name: (program.batch, -1, m.channels) for m in program.maps}
+    return logits, {name: part.reshape(shape[name]) for name, part in cut.items()}
+
+
+def width(program: Program) -> int:
+    """Values for each picture: classes, or features without a head."""
+    config = program.network.config
+    return config.num_classes or config.embedding_dims[-1]
+
+
+def fill(template: str, fields: dict[str, object]) -> str:
+    """The template's text with a value for each @FIELD@."""
+    text = TEMPLATES.joinpath(template).read_text(encoding="utf-8")
+    return re.sub(r"@([A-Z_]+)@", lambda match: str(fields[match[1]]), text)
+
+
+def header_fields(program: Program) -> dict[str, object]:
+    config = program.network.config
+    name = variant_name(config) or "GroupMixFormer"
+    return {
+        "TITLE": f"{name}, {config.num_classes} classes, {program.size} x {program.size} pixels: "
+        f"written by tinygmf {__version__}",
+        "BATCH": program.batch,
+        "SIZE": program.size,
+        "CLASSES": width(program),
+        "WEIGHTS": weight_offsets(program)[-1],
+        "ARENA": program.arena,
+    }
+
+
+def source_fields(program: Program) -> dict[str, object]:
+    settings = program.network.settings
+    names = settings.classes or [str(i) for i in range(width(program))]
+    offsets = zip(program.weights, weight_offsets(program), strict=False)
+    return {
+        "NAMES": "\n".join(f"    {c_string(name)}," for name in names),
+        "MEAN": ", ".join(map(c_float, settings.mean)),
+        "STD": ", ".join(map(c_float, settings.std)),
+        "ARCHITECTURE": architecture(program),
+        "KERNELS": "\n".join(map(plain_c, program.kernels.values())),
+        "WEIGHT_OFFSETS": "\n".join(f"    {weight.name} = {at}," for weight, at in offsets),
+        "CALLS": "\n".join(call_lines(program)),
+    }
+
+
+def call_lines(program: Program) -> Iterable[str]:
+    weights, part = {weight.name for weight in program.weights}, ""
+    for call in program.calls:
+        if call.part != part:
+            part = call.part
+            yield f"    /* {part} */"
+        arguments = [
+            f"a + {program.offsets[name]}"
+            if name in program.offsets
+            else f"w + {name}"
+            if name in weights
+            else name
+            for name in call.arguments
+        ]
+        if call.pieces == 1:
+            yield f"    {call.kernel}({', '.join(arguments)});"
+        else:
+            yield f"    for (unsigned char piece = 0; piece < {call.pieces}; piece++)"
+            yield f"        {call.kernel}({', '.join(arguments)}, piece);"
+
+
+# Weights
+
+
+def weight_offsets(program: Program) -> list[int]:
+    """Where each array starts, and the size of all."""
+    ends = np.cumsum([round_up(weight.array.size) for weight in program.weights])
+    return [0, *map(int, ends)]
+
+
+def weights_file(program: Program) -> bytes:
+    """The header, and the arrays at their offsets, little-endian."""
+    *offsets, size = weight_offsets(program)
+    data = np.zeros(size, "<f4")
+    for weight, offset in zip(program.weights, offsets, strict=True):
+        data[offset : offset + weight.array.size] = weight.array.reshape(-1)
+    body = data.tobytes()
+    header = struct.pack("<4sIII", MAGIC, architecture(program), size, zlib.crc32(body))
+    return header.ljust(HEADER, b"\0") + body
+
+
+def architecture(program: Program) -> int:
+    """A number that two networks share if their weights have the same names and shapes."""
+    return zlib.crc32(repr([(w.name, w.array.shape) for w in program.weights]).encode())
+
+
+# From what tinygrad writes to what a person reads, and every compiler takes
+
+
+def plain_c(source: str) -> str:
+    """One kernel: array indices for pointer arithmetic, products for shifts, C11 for builtins."""
+    head, brace, body = source.partition("{")
+    name, parameters = head.removeprefix("void ").split("(", 1)
+    inputs = range(1, parameters.count("float*"))
+    declared = ["float *restrict out", *(f"const float *restrict in{i}" for i in inputs)]
+    declared += ["const unsigned char piece"] * parameters.count("unsigned char")
+    body = re.sub(r"\bdata\d+_(?!\d)", "piece", body)
+    body = re.sub(r"\bdata0_\d+", "out", body)
+    body = re.sub(r"\bdata(\d+)_\d+", r"in\1", body)
+    body = re.sub(r"\bLidx(\d+)", r"i\1", body)
+    body = re.sub(r"<<(\d+)", lambda match: f"*{1 << int(match[1])}", body)
+    body = body.replace("__builtin_bit_cast(float, (int)", "from_bits(")
+    body = body.replace("__builtin_sqrtf", "sqrtf").replace("__builtin_inff()", "INFINITY")
+    body = body.replace("+-", "-")
+    body = re.sub(r" = \(((?:[^()]|\([^()]*\))*)\);", r" = \1;", indices(body))
+    if "__builtin" in body or "restrict" in body:
+        raise ValueError(f"kernel {name}: expected C11 after rewriting, found a compiler's own")
+    return f"static void {name}({', '.join(declared)}) {brace}{body.rstrip()}\n"
+
+
+def indices(text: str) -> str:
+    """`(*(x+(i*3)))` and `*(x+(i*3))` -> `x[i*3]`."""
+    while match := re.search(r"(\(?)(?<![\w)\]])\*\((\w+)\+", text):
+        end = closing(text, match.end())
+        inner = text[match.end() : end]
+        if inner.startswith("(") and closing(inner, 1) == len(inner) - 1:
+            inner = inner[1:-1]
+        wrapped = match[1] and text[end + 1] == ")"
+        start = match.start() if wrapped else match.start() + len(match[1])
+        text = f"{text[:start]}{match[2]}[{inner}]{text[end + 1 + bool(wrapped) :]}"
+    return text
+
+
+def closing(text: str, start: int) -> int:
+    """Where the bracket closes that was opened before `start`."""
+    depth = 1
+    for i in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if not depth:
+            return i
+    raise ValueError("unbalanced brackets")
+
+
+def c_string(text: str) -> str:
+    """A literal of UTF-8; three-digit escapes cannot run into what follows."""
+    plain = (string.ascii_letters + string.digits + " ,.-_()'").encode()
+    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'
+
+
+def c_float(value: float) -> str:
+    return f"{float(value):.9g}f"
