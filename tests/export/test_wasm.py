@@ -1,0 +1,137 @@
+"""The WebAssembly module gives the published network's numbers under node, and the page, which
+holds all of it, in a browser; what does not fit is refused."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity import DATA, load_npz, parity_input
+from PIL import Image
+
+from tinygmf.config import Settings
+from tinygmf.export.c import run_c, write_c
+from tinygmf.export.program import Program, capture
+from tinygmf.export.wasm import run_wasm, write_wasm
+from tinygmf.image import normalize, preprocess
+from tinygmf.weights.checkpoint import load_weights
+
+SIZE = 64
+NAMES = ("</script><!--<script>", '"', "\\", "@INFO@", "${x}", "`", "Ü 三", "7", "8", "9")
+BLOCK = "groupmixformer_backbone.1.gma_stage.1"
+MAPS = [f"{BLOCK}.att.qkv", BLOCK]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    weights = load_weights(DATA / "nano.pth")
+    return capture(weights._replace(settings=Settings(classes=NAMES)), SIZE, maps=MAPS)
+
+
+@pytest.fixture(scope="module")
+def folder(program, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wasm with space")
+    write_wasm(program, folder, slope())
+    return folder
+
+
+def noise() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def slope() -> Image.Image:
+    """A picture that every way of resizing leaves nearly the same."""
+    y, x = np.mgrid[0:130, 0:150] / 150
+    return Image.fromarray((255 * np.stack([x, y, 1 - x], 2)).astype(np.uint8))
+
+
+def node(folder: Path, script: str) -> subprocess.CompletedProcess:
+    start = (
+        f"const {{ load, info }} = await import({json.dumps((folder / 'network.mjs').as_uri())});"
+    )
+    command = ["node", "--input-type=module", "-e", start + script]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_logits_and_maps_are_those_that_pytorch_measured(program, folder):
+    numbers = load_npz("nano_activations_1x3x64x64")
+    x = parity_input(int(numbers["seed"]), (1, 3, SIZE, SIZE))
+    logits, maps = run_wasm(folder, program, x)
+    assert np.abs(logits - numbers["logits"]).max() < 1e-5
+    assert list(maps) == MAPS
+    for name, found in maps.items():
+        np.testing.assert_allclose(found, numbers[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_classify_reads_pixels_as_the_engine_does(program, folder, tmp_path):
+    rgba = json.dumps(np.asarray(noise().convert("RGBA")).reshape(-1).tolist())
+    script = f"""
+        const source = {{ data: Uint8ClampedArray.from({rgba}), width: {SIZE}, height: {SIZE} }};
+        const network = await load();
+        console.log(JSON.stringify([[...network.prepare(source)], network.classify(source, 3)]));
+    """
+    pixels, answers = json.loads(node(folder, script).stdout)
+    expected = normalize(noise())
+    np.testing.assert_allclose(np.array(pixels).reshape(expected.shape), expected, atol=1e-6)
+    write_c(program, tmp_path, noise())
+    logits = run_c(tmp_path, program, expected[None])[0][0].astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    best = [int(i) for i in (-logits).argsort()[:3]]
+    assert [answer["index"] for answer in answers] == best
+    assert [answer["name"] for answer in answers] == [NAMES[i] for i in best]
+    assert [a["probability"] for a in answers] == pytest.approx(shares[best], abs=1e-6)
+
+
+def test_weights_that_are_cut_short_or_damaged_are_refused(folder):
+    for damage in ("bytes.slice(0, -1)", "(bytes[999] ^= 1, bytes)", "new Uint8Array(0)"):
+        script = f"""
+            const {{ readFile }} = await import("node:fs/promises");
+            const bytes = await readFile({json.dumps(str(folder / "weights.bin"))});
+            await load(undefined, {damage}).catch((error) => console.log(error.message));
+        """
+        assert node(folder, script).stdout.startswith("expected this network's weights, whole")
+
+
+def test_pictures_of_another_size_are_refused(folder):
+    script = """
+        const network = await load();
+        for (const wrong of [() => network.run(new Float32Array(5)),
+                             () => network.prepare({ data: new Uint8Array(16) })])
+          try { wrong(); } catch (error) { console.log(error.message); }
+    """
+    assert node(folder, script).stdout.split("\n")[:2] == [
+        f"expected {3 * SIZE * SIZE} values",
+        f"expected {SIZE} x {SIZE}",
+    ]
+
+
+def test_the_module_takes_nothing_from_outside(folder):
+    path = json.dumps(str(folder / "network.wasm"))
+    script = f"""
+        const {{ readFile }} = await import("node:fs/promises");
+        const module = new WebAssembly.Module(await readFile({path}));
+        console.log(WebAssembly.Module.imports(module).length);
+    """
+    assert node(folder, script).stdout == "0\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_the_page_answers_in_a_browser_from_the_disk(folder, program, tmp_path):
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    page = (folder / "page.html").as_uri()
+    command = [str(BROWSER), *options, "--virtual-time-budget=20000", "--dump-dom", page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    rows = done.stdout.partition("<ol")[2].partition("</ol>")[0].split("<li>")[1:]
+    write_c(program, tmp_path, slope())
+    logits = run_c(tmp_path, program, preprocess(slope(), SIZE)[None])[0][0].astype(np.float64)
+    shares = 100 * np.exp(logits) / np.exp(logits).sum()
+    assert [float(row.split(" ")[0]) for row in rows] == pytest.approx(
+        sorted(shares, reverse=True)[:5], abs=0.1
+    )

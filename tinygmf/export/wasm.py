@@ -1,0 +1,107 @@
+"""The network as WebAssembly: the C program through zig, with a module that loads and asks it.
+
+`network.wasm` needs fixed-width SIMD, which every browser has had since 2023, and takes nothing
+from outside. `page.html` holds all of it and opens from a disk, where browsers load no modules.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+from importlib.resources import as_file
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.export.c import TEMPLATES, fill, header_fields, weights_file, width, write_source
+from tinygmf.export.program import Program
+from tinygmf.export.toolchain import run_tool, zig
+
+EXPORTS = "network_run", "network_prepare", "network_weights", "__heap_base"
+OPTIONS = ["-target", "wasm32-freestanding", "-std=c11", "-O3", "-msimd128", "-mbulk-memory"]
+LINKING = ["-nostdlib", "-s", "-Wl,--no-entry", *(f"-Wl,--export={name}" for name in EXPORTS)]
+
+# What node does: load the module, run the pictures of its input, write logits and maps.
+SCRIPT = """
+const { load, info } = await import(process.argv[1]);
+const network = await load();
+const chunks = [];
+for await (const chunk of process.stdin) chunks.push(chunk);
+const input = new Uint8Array(Buffer.concat(chunks));
+const logits = network.run(new Float32Array(input.buffer));
+const kept = Object.keys(info.maps).map((name) => network.map(name).values);
+for (const values of [logits, ...kept]) process.stdout.write(Buffer.from(values.buffer));
+"""
+
+
+def write_wasm(program: Program, folder: Path, example: Image.Image) -> None:
+    """network.wasm, weights.bin, network.mjs and page.html, into a folder that exists.
+
+    `example`, of any size, is what the page shows first. Raises ValueError without zig; OSError.
+    """
+    command = zig()
+    if command is None:
+        raise ValueError("zig is missing: run pip install 'tinygmf[clang]'")
+    source, code = folder / "source", folder / "network.wasm"
+    source.mkdir()
+    write_source(program, source)
+    with as_file(TEMPLATES.joinpath("wasm")) as headers:
+        files = [f"-I{headers}", "-o", str(code), str(source / "network.c")]
+        run_tool([*command, "cc", *OPTIONS, *LINKING, *files])
+    shutil.rmtree(source)
+    weights = weights_file(program)
+    (folder / "weights.bin").write_bytes(weights)
+    title = header_fields(program)["TITLE"]
+    known = json.dumps(info(program), indent=1).replace("<", "\\u003c")  # for the page's parser
+    module = fill("network.mjs", {"TITLE": title, "INFO": known})
+    (folder / "network.mjs").write_text(module, encoding="utf-8")
+    picture = io.BytesIO()
+    example.save(picture, "PNG")
+    fields = {"NAME": title, "MODULE": module}
+    data = {"CODE": code.read_bytes(), "WEIGHTS": weights, "EXAMPLE": picture.getvalue()}
+    fields |= {name: base64.b64encode(content).decode() for name, content in data.items()}
+    (folder / "page.html").write_text(fill("page.html", fields), encoding="utf-8")
+
+
+def info(program: Program) -> dict[str, object]:
+    """What the module knows of the network; numbers of floats, but for `size` in pixels."""
+    settings = program.network.settings
+    return {
+        "size": program.size,
+        "batch": program.batch,
+        "picture": 3 * program.size**2,
+        "arena": program.arena,
+        "crop": settings.crop,
+        "maps": {
+            kept.name: {"offset": kept.offset, "size": kept.size, "channels": kept.channels}
+            for kept in program.maps
+        },
+        "classes": list(settings.classes) or [str(i) for i in range(width(program))],
+    }
+
+
+def run_wasm(
+    folder: Path, program: Program, pictures: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """Run the folder's module under node on normalised pictures (B, 3, size, size) -> logits and
+    kept maps, as `c.run_c` gives them; None where there is no node."""
+    node = shutil.which("node")
+    if node is None:
+        return None
+    module = (folder / "network.mjs").resolve().as_uri()
+    command = [node, "--input-type=module", "-e", SCRIPT, module]
+    done = subprocess.run(command, input=pictures.astype("<f4").tobytes(), capture_output=True)
+    if done.returncode:
+        raise ValueError(f"{folder / 'network.mjs'}: node: {done.stderr.decode()[-300:]}")
+    values = np.frombuffer(done.stdout, "<f4")
+    counts = [program.batch * width(program), *(kept.size for kept in program.maps)]
+    logits, *maps = np.split(values, np.cumsum(counts)[:-1])
+    shaped = (
+        (kept.name, values.reshape(program.batch, -1, kept.channels))
+        for kept, values in zip(program.maps, maps, strict=True)
+    )
+    return logits.reshape(program.batch, -1), dict(shaped)
