@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import tempfile
@@ -155,3 +156,24 @@ def lines_of(text: str) -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder that takes the name `path` when the block ends well.
+
+    Until then it lies beside it under another name; if the block raises, it is removed. Raises
+    ValueError if `path` is there and not an empty folder; OSError.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: expected a new or empty folder, found more: name another")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -31,6 +31,7 @@ COMMANDS = {
     "info": "Show what a network is made of, stage by stage.",
     "verify": "Compare this port with the pure-Python reference, stage by stage.",
     "convert": "Rewrite weights in the other format, or take the network out of a checkpoint.",
+    "export": "Write a network as a C program, as WebAssembly or as an ONNX file.",
     "devices": "List what tinygrad can compute on here, and prove it with one kernel each.",
     "cache": "Show or clear the compiled programs that are kept.",
 }
