@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from process import environment
 
 SCRIPT = Path(__file__).with_name("tools") / "kill_at_random.py"
 
@@ -15,10 +16,8 @@ SCRIPT = Path(__file__).with_name("tools") / "kill_at_random.py"
     ("kills", "training"), [(4, 0), pytest.param(100, 60, marks=pytest.mark.slow)]
 )
 def test_nothing_is_lost_when_a_process_dies_or_runs_out(kills, training):
-    path = os.pathsep.join([str(SCRIPT.parents[2]), *filter(None, sys.path)])
     command = [sys.executable, str(SCRIPT), "--kills", str(kills), "--training", str(training)]
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("survived") >= 6
     assert done.stdout.count("nothing lost") == (3 if training else 2)

@@ -1,7 +1,6 @@
 """Nothing grows, and the same seed gives the same bits."""
 
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import long_run
 import numpy as np
 import pytest
+from process import call, environment
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf import GroupMixFormer
@@ -18,32 +18,39 @@ from tinygmf.model import create_model
 from tinygmf.training.recipe import Recipe
 from tinygmf.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def growth(**counts: int) -> subprocess.CompletedProcess[str]:
+    """The tool in a process of its own: this one holds what other tests have left."""
+    options = [f"--{name}={count}" for name, count in counts.items()]
+    command = [sys.executable, long_run.__file__, *options, "--device=CPU"]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+
+@needs_proc
 @pytest.mark.parametrize("predictions", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_predictions_leave_memory_and_open_files_as_they_were(predictions):
-    memory, files = long_run.run(predictions, "CPU")
-    assert memory <= long_run.MEGABYTES and files <= 0
+    done = growth(predictions=predictions, steps=0)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_training_leaves_memory_and_open_files_as_they_were():
-    memory, files = long_run.train(2000, "CPU")
-    assert memory <= long_run.MEGABYTES and files <= 0
+    done = growth(predictions=500, steps=2000)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_two_runs_of_one_seed_end_with_the_same_weights_bit_by_bit(tmp_path):
     """One of them in another process, which compiles everything anew."""
-    code = "import sys, test_long_run; sys.stdout.write(test_long_run.trained())"
-    path = os.pathsep.join([str(ROOT / "tests" / "tools"), str(ROOT), *filter(None, sys.path)])
-    environment = os.environ | {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == trained()
+    done = call(print_trained, env=environment(XDG_CACHE_HOME=str(tmp_path)))
+    assert done.stdout == trained(), done.stderr
+
+
+def print_trained() -> None:
+    sys.stdout.write(trained())
 
 
 def trained() -> str:
@@ -71,16 +78,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 
 
 def test_another_process_gives_the_same_logits_bit_by_bit(tmp_path):
-    code = """
-import sys, numpy as np
-from test_long_run import logits
-sys.stdout.write(logits().tobytes().hex())
-"""
-    path = os.pathsep.join([str(ROOT / "tests" / "tools"), str(ROOT), *filter(None, sys.path)])
-    environment = os.environ | {"PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code]  # compiled anew: its cache is empty
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == logits().tobytes().hex()
+    """It compiles anew: its cache is empty."""
+    done = call(print_logits, env=environment(XDG_CACHE_HOME=str(tmp_path)))
+    assert done.stdout == logits().tobytes().hex(), done.stderr
+
+
+def print_logits() -> None:
+    sys.stdout.write(logits().tobytes().hex())
 
 
 def logits() -> np.ndarray:

@@ -8,47 +8,65 @@ import subprocess
 import sys
 from pathlib import Path
 
+import process
 import pytest
+from tinygrad import Tensor
 
 from tinygmf.engine import clang, devices, probe
 from tinygmf.engine.user_cache import CacheError, cache_directory
 
-ROOT = Path(__file__).parents[2]
-LOAD = "from tinygmf.engine import clang, devices\n"
-WITHOUT_ZIG = """
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "ziglang" else find(name, *rest)
-"""
-ONE_KERNEL = """
-name = devices.open_device("CPU")
-devices.set_default_device(name)
-from tinygrad import Tensor
-result = Tensor([1.0, 2.0]) + 1
-print(result.device, result.tolist())
-"""
+PATIENCE = 600  # seconds: a busy machine may take long to start a process
+needs_zig = pytest.mark.skipif(
+    importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package"
+)
 
 
-def run(code: str, home: Path, before: str = "", **variables: str) -> subprocess.CompletedProcess:
-    """Run code in a new process whose home directory is empty."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("CC", "DEV", "CACHEDB")}
-    places = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", before + LOAD + code],
-        env=kept | places | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def fresh(home: Path, **variables: str) -> dict[str, str]:
+    """The environment of a user with an empty home, who has chosen neither compiler nor device."""
+    chosen = ("CC", "DEV", "CACHEDB", "CACHELEVEL")
+    kept = {name: value for name, value in process.environment().items() if name not in chosen}
+    return kept | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")} | variables
 
 
-def one_line(code: str, home: Path, before: str = "", **variables: str) -> str:
-    """Run code that must raise DeviceError and return the error's message: one line."""
-    caught = f"try:\n    {code}\nexcept devices.DeviceError as error:\n    print(error)"
-    done = run(caught, home, before, **variables)
+def refusal(name: str, home: Path, hidden: str = "", **variables: str) -> str:
+    """The message with which a device does not open: one line."""
+    done = process.call(print_refusal, name, hidden=hidden, env=fresh(home, **variables))
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert len(done.stdout.splitlines()) == 1, done.stdout
     return done.stdout.strip()
+
+
+# What the new processes do
+
+
+def print_refusal(name: str) -> None:
+    devices.PROBE_SECONDS = PATIENCE  # for "Working here: ...", however busy the machine is
+    try:
+        devices.open_device(name)
+    except devices.DeviceError as error:
+        print(error)
+
+
+def print_one_kernel(name: str) -> None:
+    """The compiler, the device and the result of one kernel, a line each."""
+    opened = devices.open_device(name)
+    devices.set_default_device(opened)
+    result = Tensor([1.0, 2.0]) + 1
+    print(clang.compiler(), result.device, result.tolist(), sep="\n")
+
+
+def print_another_default() -> None:
+    """The default device after another one was it, and the other's description."""
+    print_one_kernel("cpu:1")
+    devices.set_default_device("CPU")
+    print(Tensor([1.0]).device, devices.device_description("CPU:1"))
+
+
+def print_chosen_device() -> None:
+    print(devices.open_device())
+
+
+# The tests
 
 
 @pytest.fixture
@@ -61,43 +79,44 @@ def no_clang_on_path(tmp_path: Path) -> str:
 
 
 def test_one_kernel_runs_on_the_cpu_with_an_empty_home(tmp_path):
-    done = run(ONE_KERNEL, tmp_path)
-    assert done.stdout.split(maxsplit=1) == ["CPU", "[2.0, 3.0]\n"], done.stderr
+    done = process.call(print_one_kernel, "CPU", env=fresh(tmp_path))
+    assert done.stdout.splitlines()[1:] == ["CPU", "[2.0, 3.0]"], done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package")
+@needs_zig
 def test_zig_stands_in_for_clang_even_where_cc_names_gcc(tmp_path, no_clang_on_path):
-    code = "print(clang.compiler())" + ONE_KERNEL
-    done = run(code, tmp_path, PATH=no_clang_on_path, CC="gcc")
-    script, answer = done.stdout.splitlines()
-    assert answer == "CPU [2.0, 3.0]"
+    environment = fresh(tmp_path, PATH=no_clang_on_path, CC="gcc")
+    script, *answer = process.call(print_one_kernel, "CPU", env=environment).stdout.splitlines()
+    assert answer == ["CPU", "[2.0, 3.0]"]
     assert Path(script).parent == tmp_path / "cache" / "tinygmf"
     assert stat.S_IMODE(os.stat(script).st_mode) == 0o700
     assert stat.S_IMODE(os.stat(Path(script).parent).st_mode) == 0o700
 
 
 def test_without_a_compiler_one_line_says_how_to_get_one(tmp_path, no_clang_on_path):
-    message = one_line("devices.open_device('CPU')", tmp_path, WITHOUT_ZIG, PATH=no_clang_on_path)
+    message = refusal("CPU", tmp_path, hidden="ziglang", PATH=no_clang_on_path)
     assert "pip install 'tinygmf[clang]'" in message and "Traceback" not in message
 
 
 def test_a_name_that_is_no_device_is_told_in_one_line(tmp_path):
-    message = one_line("devices.open_device('FOO')", tmp_path)
+    message = refusal("FOO", tmp_path)
     assert "FOO" in message and "there is no such device" in message
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has METAL")
 def test_a_device_that_does_not_open_is_told_in_one_line_with_those_that_do(tmp_path):
-    message = one_line("devices.open_device('metal')", tmp_path)
-    assert "this is not a Mac" in message and "Working here: " in message and "CPU" in message
+    message = refusal("metal", tmp_path)
+    assert "this is not a Mac" in message
+    assert "CPU" in message.partition("Working here: ")[2]
 
 
-def test_a_driver_that_hangs_does_not_keep_the_message_from_the_user(tmp_path, monkeypatch):
+def test_a_driver_that_hangs_does_not_keep_the_message_from_the_user(monkeypatch):
     """The probing of the others is cut short, and those that answered before are named."""
-    monkeypatch.setattr(devices, "PROBE_SECONDS", 1.0)
-    code = "import time; print('CUDA', flush=True); time.sleep(60)"
-    command = devices.probe_command("") | {"args": [sys.executable, "-c", code]}
-    monkeypatch.setattr(devices, "probe_command", lambda argument: command)
+
+    def cut_short(args: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(args, timeout, output=b"CUDA\n")
+
+    monkeypatch.setattr(subprocess, "run", cut_short)
     with pytest.raises(devices.DeviceError, match=r"no such device.*Working here: CUDA$"):
         devices.open_device("FOO")
 
@@ -111,16 +130,15 @@ def test_an_unwritable_cache_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 def test_dev_decides_where_no_device_is_named(tmp_path):
-    done = run("print(devices.open_device())", tmp_path, DEV="CPU")
+    done = process.call(print_chosen_device, env=fresh(tmp_path, DEV="CPU"))
     assert done.stdout == "CPU\n", done.stderr
 
 
 def test_a_number_and_lower_case_name_the_second_cpu_device(tmp_path):
-    code = ONE_KERNEL.replace('"CPU"', '"cpu:1"') + "devices.set_default_device('CPU')\n"
-    code += "print(Tensor([1.0]).device, devices.device_description(name))"
-    first, second = run(code, tmp_path).stdout.splitlines()
-    assert first == "CPU:1 [2.0, 3.0]"
-    assert second.startswith("CPU CPU:1 (") and "clang" in second
+    done = process.call(print_another_default, env=fresh(tmp_path))
+    _, device, result, described = done.stdout.splitlines()
+    assert (device, result) == ("CPU:1", "[2.0, 3.0]")
+    assert described.startswith("CPU CPU:1 (") and "clang" in described
 
 
 def test_a_clang_that_cc_names_is_left_alone(tmp_path, monkeypatch):
@@ -131,7 +149,7 @@ def test_a_clang_that_cc_names_is_left_alone(tmp_path, monkeypatch):
     assert os.environ["CC"] == clang.compiler() == str(mine)
 
 
-def test_every_device_is_tried_and_the_cpu_is_proved():
+def test_every_device_is_tried_and_the_cpu_is_proved(patient):
     reports = {report.name: report for report in probe.list_devices()}
     assert list(reports) == list(devices.NEEDS)
     assert reports["CPU"].available and reports["CPU"].proof > 0
@@ -140,9 +158,11 @@ def test_every_device_is_tried_and_the_cpu_is_proved():
         assert len(report.detail.splitlines()) == 1
 
 
-def test_a_probe_that_hangs_or_crashes_is_reported(monkeypatch):
-    monkeypatch.setattr(devices, "PROBE_SECONDS", 0.01)
+def test_a_probe_that_hangs_is_reported(monkeypatch):
+    monkeypatch.setattr(devices, "PROBE_SECONDS", 0.001)  # no Python starts as fast as that
     assert "no answer" in probe.try_device("CPU").detail
-    monkeypatch.setattr(devices, "PROBE_SECONDS", 30)
+
+
+def test_a_probe_that_crashes_is_reported(monkeypatch, patient):
     monkeypatch.setattr(devices, "PROBE", os.devnull)
     assert "ended the process" in probe.try_device("CPU").detail

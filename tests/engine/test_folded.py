@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from parity import (
     NANO_CONFIG,
+    activations_of,
     deterministic_state_dict,
     load_npz,
     manifest,
     nano_entries,
+    parity_input,
     relative_difference,
 )
-from parity import parity_input as measured_input
+from strategies import normal
 from tinygrad import Tensor, TinyJit, dtypes
 from tinygrad.dtype import DType
 from tinygrad.nn.state import get_state_dict
@@ -54,15 +56,9 @@ def fold(model: GroupMixFormer, dtype: DType = dtypes.float32) -> FoldedGroupMix
     return FoldedGroupMixFormer(model.config, state_arrays(model), dtype)
 
 
-def random(*shape: int) -> Tensor:
-    return tensor_from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-
-
-@pytest.mark.parametrize("size", ["1x3x64x64", "2x3x32x64"])
-def test_logits_and_maps_are_the_published_ones(folded, size):
-    measured = load_npz(f"nano_activations_{size}")
-    shape = tuple(map(int, size.split("x")))
-    x = tensor_from_numpy(measured_input(int(measured["seed"]), shape))
+def test_logits_and_maps_are_the_published_ones(folded, activations):
+    pictures, measured = activations
+    x = tensor_from_numpy(pictures)
     logits, maps = folded(x), folded.forward_features(x)
     Tensor.realize(logits, *maps)
     assert relative_difference(logits.numpy(), measured["logits"]) < 1e-5
@@ -76,7 +72,7 @@ def test_logits_and_maps_are_the_published_ones(folded, size):
 def test_an_odd_size_that_is_not_square_gives_the_references_logits(folded):
     weights = deterministic_state_dict(nano_entries())
     reference = Network({name: tensor.tolist() for name, tensor in weights.items()})
-    picture = measured_input(0, (1, 3, 37, 50))
+    picture = parity_input(0, (1, 3, 37, 50))
     expected = np.array([reference(picture[0].tolist())])
     assert relative_difference(folded(tensor_from_numpy(picture)).numpy(), expected) < 1e-5
 
@@ -91,8 +87,8 @@ def test_bfloat16_is_close(nano):
 
 
 def check_precision(nano: GroupMixFormer, dtype: DType) -> None:
-    measured = load_npz("nano_activations_1x3x64x64")
-    x = tensor_from_numpy(measured_input(int(measured["seed"]), (1, 3, 64, 64)))
+    pictures, measured = activations_of()
+    x = tensor_from_numpy(pictures)
     half = fold(nano, dtype)
     assert {w.dtype for w in half.weights} == {dtype, dtypes.float32}
     logits = half(x)
@@ -102,11 +98,10 @@ def check_precision(nano: GroupMixFormer, dtype: DType) -> None:
 
 def test_without_a_head_it_gives_the_pooled_features():
     model = network(nano_entries(), GroupMixFormerConfig(**NANO_CONFIG))
-    measured = load_npz("nano_activations_1x3x64x64")
+    pictures, measured = activations_of()
     weight, bias = model.head.weight.numpy(), model.head.bias.numpy()
     model.reset_classifier(0)
-    x = tensor_from_numpy(measured_input(int(measured["seed"]), (1, 3, 64, 64)))
-    pooled = fold(model)(x).numpy()
+    pooled = fold(model)(tensor_from_numpy(pictures)).numpy()
     assert relative_difference(pooled @ weight.T + bias, measured["logits"]) < 1e-5
 
 
@@ -123,8 +118,8 @@ def test_a_picture_that_is_too_small_is_refused_with_its_shape(folded):
 
 
 def test_a_captured_program_is_kept_without_weights_and_runs_with_others(nano, folded):
-    measured = load_npz("nano_activations_1x3x64x64")
-    x = tensor_from_numpy(measured_input(int(measured["seed"]), (1, 3, 64, 64)))
+    pictures, measured = activations_of()
+    x = tensor_from_numpy(pictures)
     program = TinyJit(folded.forward)
     program.cnt = 1  # capture at the first call
     first = program(x, folded.weights)[-1].numpy()
@@ -147,7 +142,7 @@ def test_a_captured_program_is_kept_without_weights_and_runs_with_others(nano, f
 def test_published_variants_give_the_measured_logits(name):
     model = network(manifest()[name]["state_dict"], VARIANTS[f"groupmixformer_{name}"])
     measured = load_npz(f"{name}_224")
-    x = tensor_from_numpy(measured_input(int(measured["seed"]), (1, 3, 224, 224)))
+    x = tensor_from_numpy(parity_input(int(measured["seed"]), (1, 3, 224, 224)))
     assert relative_difference(fold(model)(x).numpy(), measured["logits"]) < 1e-5
 
 
@@ -189,7 +184,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_loop_nest_of_an_operation_is_its_tensor_expression(monkeypatch, case):
     operation, shapes, options = CASES[case]
-    arguments = [random(*shape) if isinstance(shape, tuple) else shape for shape in shapes]
+    arguments = [
+        tensor_from_numpy(normal(0, *shape)) if isinstance(shape, tuple) else shape
+        for shape in shapes
+    ]
     found, expected = both(monkeypatch, operation, *arguments, **options)
     assert relative_difference(found, expected) < 1e-5
 
@@ -202,6 +200,6 @@ def test_gelu_is_the_exact_one(monkeypatch):
 
 
 def test_softmax_holds_for_large_values(monkeypatch):
-    x = 200 * random(1, 9, 4)
-    found, expected = both(monkeypatch, inference.softmax, x.realize(), 0, 4)
+    x = tensor_from_numpy(200 * normal(0, 1, 9, 4))
+    found, expected = both(monkeypatch, inference.softmax, x, 0, 4)
     assert np.abs(found - expected).max() < 1e-6

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from parity import DATA, load_npz, parity_input
+from parity import DATA, activations_of
 from PIL import Image
 from strategies import normal
 
@@ -23,9 +23,8 @@ def predict(model):
 
 
 def test_it_gives_the_measured_logits(model):
-    measured = load_npz("nano_activations_1x3x64x64")
-    predict = Predictor(model, 64, progress=False)
-    found = predict.run(parity_input(int(measured["seed"]), (1, 3, 64, 64)))
+    pictures, measured = activations_of()
+    found = Predictor(model, 64, progress=False).run(pictures)
     assert abs(found - measured["logits"]).max() < 2e-5 * abs(measured["logits"]).max()
 
 

@@ -17,17 +17,16 @@ from tinygmf.training.programs import Programs
 from tinygmf.training.state import TrainingState
 from tinygmf.weights.checkpoint import state_arrays
 
-RNG = np.random.default_rng(0)
-ONE = tensor_from_numpy(np.ones(2, np.float32), "CPU")
 
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+@pytest.fixture
+def normal(rng):
+    """A function that draws standard normal numbers of a shape."""
+    return lambda *shape: rng.standard_normal(shape, dtype=np.float32)
 
 
 def run(kernel, out: np.ndarray, *inputs: np.ndarray, share: bool = False, **options) -> np.ndarray:
+    inputs += (np.ones(2, np.float32),) if share else ()
     tensors = [tensor_from_numpy(array, "CPU") for array in (out, *inputs)]
-    tensors += [ONE] if share else []
     return tensors[0].custom_kernel(*tensors[1:], fxn=partial(kernel, **options))[0].numpy()
 
 
@@ -49,7 +48,7 @@ def by_hand(x: np.ndarray, weight: np.ndarray, g: np.ndarray, stride: int) -> tu
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(5, 6), (4, 2)], ids=str)
-def test_a_convolution_and_its_gradients_equal_those_by_hand(size, stride):
+def test_a_convolution_and_its_gradients_equal_those_by_hand(normal, size, stride):
     x, weight = normal(2, *size, 3), normal(3, 3, 3, 4)
     g = normal(2, *(-(-n // stride) for n in size), 4)
     y, dx, dweight = by_hand(x, weight, g, stride)
@@ -65,7 +64,7 @@ def test_a_convolution_and_its_gradients_equal_those_by_hand(size, stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(5, 6), (4, 2)], ids=str)
-def test_a_depthwise_convolution_and_its_gradients_equal_those_by_hand(size, stride):
+def test_a_depthwise_convolution_and_its_gradients_equal_those_by_hand(normal, size, stride):
     x, weight = normal(2, *size, 4), normal(5, 5, 4)
     g = normal(2, *(-(-n // stride) for n in size), 4)
     y, dx, dweight = by_hand(x, weight[..., None] * np.eye(4, dtype=np.float32), g, stride)
@@ -77,7 +76,7 @@ def test_a_depthwise_convolution_and_its_gradients_equal_those_by_hand(size, str
     np.testing.assert_allclose(found, np.einsum("ijkk->ijk", dweight), atol=1e-4)
 
 
-def test_parts_of_a_map_are_read_and_written_where_they_lie():
+def test_parts_of_a_map_are_read_and_written_where_they_lie(normal):
     x, weight, out = normal(1, 3, 3, 2 * 5), normal(3, 3, 2), normal(1, 3, 3, 2 * 4)
     found = run(products.depthwise, out, x, weight, channels=Channels(2, read=3, write=1))
     for part in range(2):
@@ -98,7 +97,7 @@ def test_a_slope_is_that_of_its_function(function):
     np.testing.assert_allclose(found, (up - down) / (2 * h), atol=3e-3)
 
 
-def test_the_loss_changes_as_the_gradient_says_at_an_odd_size_with_branches_dropped():
+def test_the_loss_changes_as_the_gradient_says_at_an_odd_size_with_branches_dropped(normal):
     config = replace(VARIANTS["groupmixformer_nano"], num_classes=3, drop_path_rate=0.5)
     batch, size = 2, 40  # maps of 10, 5, 3 and 2 tokens a side
     arrays = state_arrays(GroupMixFormer(config, seed=0))

@@ -5,19 +5,15 @@ from functools import cache
 import numpy as np
 import pytest
 from parity import (
+    MEASURED,
+    activations_of,
     deterministic_state_dict,
-    load_npz,
     nano_entries,
-    parity_input,
     relative_difference,
 )
 
 from reference import Network
 
-FILES = {
-    "nano_activations_1x3x64x64": (1, 3, 64, 64),
-    "nano_activations_2x3x32x64": (2, 3, 32, 64),
-}
 TOLERANCE = 2e-5  # of each output's largest value: the measurements were made in float32
 
 
@@ -29,9 +25,9 @@ def nano() -> Network:
 
 @cache
 def traces(name: str) -> tuple[dict, list[dict]]:
-    """The measured outputs of a file, and ours for each of its pictures."""
-    expected = load_npz(name)
-    images = parity_input(int(expected["seed"]), FILES[name])
+    """The measured outputs of a file, and ours for each of its pictures: computed once, as that
+    takes seconds."""
+    images, expected = activations_of(name)
     return expected, [nano().trace(image.tolist()) for image in images]
 
 
@@ -42,14 +38,14 @@ def one_picture(expected: np.ndarray, ours: np.ndarray, b: int, batch: int) -> n
     return expected[b]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_module_of_the_published_network_is_traced_under_its_own_name(name):
     expected, ours = traces(name)
     for trace in ours:
-        assert trace.keys() == expected.keys() - {"seed", "logits"}
+        assert trace.keys() == expected.keys() - {"logits"}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_module_gives_the_published_numbers(name):
     expected, ours = traces(name)
     for b, trace in enumerate(ours):
@@ -61,10 +57,10 @@ def test_every_module_gives_the_published_numbers(name):
             assert difference < TOLERANCE, module
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_logits_and_features_are_what_the_trace_shows(name):
     expected, ours = traces(name)
-    for b, image in enumerate(parity_input(int(expected["seed"]), FILES[name])):
+    for b, image in enumerate(activations_of(name)[0]):
         assert nano()(image.tolist()) == ours[b]["head"]
         np.testing.assert_allclose(ours[b]["head"], expected["logits"][b], rtol=0, atol=1e-5)
         for i, feature in enumerate(nano().features(image.tolist())):
@@ -74,7 +70,7 @@ def test_logits_and_features_are_what_the_trace_shows(name):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_published_scale_counts_an_eighth_of_the_channels_rounded_down(stage):
-    expected = load_npz("nano_activations_1x3x64x64")
+    _, expected = activations_of()
     att = f"groupmixformer_backbone.{stage}.gma_stage.0.att"
     weights = deterministic_state_dict(nano_entries())
     weight, bias = weights[f"{att}.proj.weight"], weights[f"{att}.proj.bias"]

@@ -365,7 +365,7 @@ def fuzz(
             for _ in range(100):
                 data = target.make(r)
                 last[: len(data) + 8] = len(data).to_bytes(8, "little") + data
-                if problem := _try(target, data, result, watch):
+                if problem := try_one(target, data, result, watch):
                     path = keep / f"{name}-{seed}-{result.tried}"
                     path.write_bytes(data)
                     result.defects.append(f"{path}: {problem}")
@@ -376,7 +376,7 @@ def _hang(*_: object) -> None:
     raise RuntimeError(f"no end within {HANGS} s")
 
 
-def _try(target: Target, data: bytes, result: Result, watch: Watch) -> str:
+def try_one(target: Target, data: bytes, result: Result, watch: Watch) -> str:
     """Read one input; what is wrong with how that went, if anything."""
     target.prepare(data)
     problem, watch.seen, watch.allowed, watch.on = "", "", target.allowed, True

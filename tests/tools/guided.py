@@ -24,7 +24,7 @@ with atheris.instrument_imports(
         "tinygmf.image",
     ]
 ):
-    from fuzz_checkpoints import Result, Watch, _try, targets
+    from fuzz_checkpoints import Result, Watch, targets, try_one
 
 
 def main(name: str, *options: str) -> None:
@@ -36,7 +36,7 @@ def main(name: str, *options: str) -> None:
         target.read(data)  # what is imported on first use is imported now
 
     def one(data: bytes) -> None:
-        if problem := _try(target, data, result, watch):
+        if problem := try_one(target, data, result, watch):
             raise AssertionError(problem)
 
     def change(data: bytes, size: int, seed: int) -> bytes:

@@ -26,6 +26,10 @@ NANO_CONFIG = {
     "num_classes": 10,
 }
 
+# The measurements of every module's output, and the shape (B, 3, H, W) of their pictures.
+ONE_PICTURE, TWO_PICTURES = "nano_activations_1x3x64x64", "nano_activations_2x3x32x64"
+MEASURED = {ONE_PICTURE: (1, 3, 64, 64), TWO_PICTURES: (2, 3, 32, 64)}
+
 # Projections that end a residual branch are drawn small, so that deep networks stay tame.
 SMALL_GAIN = ("cpe.proj.weight", "att.proj.weight", "mlp.fc2.weight")
 
@@ -52,6 +56,12 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, of the largest value expected."""
     assert found.shape == expected.shape
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def activations_of(name: str = ONE_PICTURE) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Pictures (B, 3, H, W), and what each module of the nano network makes of them."""
+    outputs = load_npz(name)
+    return parity_input(int(outputs.pop("seed")), MEASURED[name]), outputs
 
 
 def deterministic_state_dict(entries: Iterable[Any]) -> dict[str, np.ndarray]:
