@@ -1,18 +1,19 @@
 """The command line as a user calls it, with good input and bad."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from parity import DATA
 from PIL import Image
+from process import call, environment
+from strategies import noise
 
+from tinygmf import __version__
 from tinygmf.commands.main import main
 from tinygmf.engine.predictor import Predictor
 from tinygmf.weights.checkpoint import load_weights, write_tensors
@@ -23,26 +24,16 @@ NANO = str(DATA / "nano.pth")
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "noise.png"
-    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
+    Image.fromarray(noise(0, 40, 50)).save(path)
     return path
 
 
-def failure(capsys, *arguments: str) -> str:
-    """The one line that a user's mistake ends with."""
-    assert main(list(arguments)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    [line] = captured.err.splitlines()
-    return line
-
-
-def test_too_little_memory_is_one_line(capsys, monkeypatch):
+def test_too_little_memory_is_one_line(failure, monkeypatch):
     def too_little(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("tinygmf.study.summary.format_summary", too_little)
-    assert "too little memory" in failure(capsys, "info", "groupmixformer_nano")
+    assert "too little memory" in failure("info", "groupmixformer_nano")
 
 
 def test_classify_names_the_likeliest_classes(picture, capsys):
@@ -57,7 +48,9 @@ def test_classify_names_the_likeliest_classes(picture, capsys):
     assert rows[0].split()[1] == str(answer["top"][0]["class"])
 
 
-def test_classify_takes_the_names_that_training_left_beside_the_weights(picture, tmp_path, capsys):
+def test_classify_takes_the_names_that_training_left_beside_the_weights(
+    failure, picture, tmp_path, capsys
+):
     weights, names = tmp_path / "model.pth", [f"name {i}" for i in range(10)]
     weights.write_bytes(Path(NANO).read_bytes())
     (tmp_path / "classes.txt").write_text("\n".join(names))
@@ -66,27 +59,27 @@ def test_classify_takes_the_names_that_training_left_beside_the_weights(picture,
     [answer] = json.loads(capsys.readouterr().out)
     assert all(entry["name"] == names[entry["class"]] for entry in answer["top"])
     (tmp_path / "classes.txt").write_text("one")
-    line = failure(capsys, *arguments)
+    line = failure(*arguments)
     assert "classes.txt: expected 10 lines" in line and "found 1: name another file" in line
 
 
-def test_classify_tells_of_a_missing_picture_before_it_compiles(capsys):
-    line = failure(capsys, "classify", "no.png", "--weights", NANO)
+def test_classify_tells_of_a_missing_picture_before_it_compiles(failure):
+    line = failure("classify", "no.png", "--weights", NANO)
     assert "no.png" in line and "expected a picture" in line
 
 
-def test_classify_tells_of_weights_that_are_none(picture, capsys):
-    line = failure(capsys, "classify", str(picture), "--weights", str(picture))
+def test_classify_tells_of_weights_that_are_none(failure, picture):
+    line = failure("classify", str(picture), "--weights", str(picture))
     assert str(picture) in line and ".pth or .safetensors" in line
 
 
-def test_classify_tells_of_a_size_that_is_too_small(picture, capsys):
-    line = failure(capsys, "classify", str(picture), "--weights", NANO, "--size", "31")
+def test_classify_tells_of_a_size_that_is_too_small(failure, picture):
+    line = failure("classify", str(picture), "--weights", NANO, "--size", "31")
     assert "at least 32 pixels, found 31" in line
 
 
-def test_classify_tells_of_a_device_that_is_not_there(picture, capsys):
-    line = failure(capsys, "classify", str(picture), "--weights", NANO, "--device", "ABACUS")
+def test_classify_tells_of_a_device_that_is_not_there(failure, picture):
+    line = failure("classify", str(picture), "--weights", NANO, "--device", "ABACUS")
     assert "ABACUS" in line and "CPU" in line
 
 
@@ -94,8 +87,7 @@ def labelled_folder(tmp_path, names=("0", "7")):
     for i, name in enumerate(names):
         folder = tmp_path / "val" / name
         folder.mkdir(parents=True)
-        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / "noise.png")
+        Image.fromarray(noise(i, 32, 32)).save(folder / "noise.png")
     (tmp_path / "val" / names[0] / "broken.jpg").write_bytes(b"no picture")
     return tmp_path / "val"
 
@@ -116,13 +108,13 @@ def test_evaluate_counts_right_answers_and_names_unreadable_pictures(tmp_path, c
     assert json.loads(report.read_text())["top1"] == 1
 
 
-def test_evaluate_tells_of_folders_that_are_not_the_classes(tmp_path, capsys):
+def test_evaluate_tells_of_folders_that_are_not_the_classes(failure, tmp_path):
     folder = labelled_folder(tmp_path, ("cat", "dog"))
-    line = failure(capsys, "evaluate", str(folder), "--weights", NANO)
+    line = failure("evaluate", str(folder), "--weights", NANO)
     assert "the network's 10 classes (0, 1, 2, 3, 4, …), found 'cat', no class" in line
     labels = tmp_path / "labels.txt"
     labels.write_text("cat/noise.png cat\n")
-    line = failure(capsys, "evaluate", str(folder), "--weights", NANO, "--labels", str(labels))
+    line = failure("evaluate", str(folder), "--weights", NANO, "--labels", str(labels))
     assert "line 1" in line and "its class, one of the network's 10" in line
 
 
@@ -237,8 +229,8 @@ def test_info_shows_the_network_beside_the_published_figures(capsys):
     assert "55,602" in table and "16x16" in table
 
 
-def test_info_tells_of_a_model_that_is_not_there(capsys):
-    line = failure(capsys, "info", "groupmixformer_huge")
+def test_info_tells_of_a_model_that_is_not_there(failure):
+    line = failure("info", "groupmixformer_huge")
     assert "groupmixformer_huge" in line and "groupmixformer_tiny" in line
 
 
@@ -252,8 +244,8 @@ def test_convert_goes_there_and_back_without_a_change(tmp_path, capsys):
     assert all((first[key] == last[key]).all() for key in first)
 
 
-def test_convert_tells_of_a_suffix_it_does_not_write(tmp_path, capsys):
-    line = failure(capsys, "convert", NANO, str(tmp_path / "nano.onnx"))
+def test_convert_tells_of_a_suffix_it_does_not_write(failure, tmp_path):
+    line = failure("convert", NANO, str(tmp_path / "nano.onnx"))
     assert "nano.onnx" in line and ".pth or .safetensors" in line
 
 
@@ -266,11 +258,11 @@ def test_verify_finds_port_and_reference_the_same_network(capsys):
 def test_cache_lists_the_compiled_programs_and_clears_them(
     picture, capsys, tmp_path, monkeypatch, cache_home
 ):
-    copy = tmp_path / "cache"  # of the programs that all tests share
-    shutil.copytree(cache_home, copy)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(copy))
     main(["classify", str(picture), "--weights", NANO, "--size", "32"])
     capsys.readouterr()
+    copy = tmp_path / "cache"  # of the programs that all tests share
+    shutil.copytree(cache_home / "tinygmf" / "programs", copy / "tinygmf" / "programs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copy))
     assert main(["cache"]) == 0
     assert "widths 20,20,30,40" in capsys.readouterr().out
     assert main(["cache", "--clear"]) == 0
@@ -278,9 +270,15 @@ def test_cache_lists_the_compiled_programs_and_clears_them(
     assert capsys.readouterr().out.splitlines()[-1].startswith("0 programs")
 
 
+def test_python_m_tinygmf_is_the_command():
+    command = [sys.executable, "-m", "tinygmf", "--version"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"tinygmf {__version__}\n", "")
+
+
 def test_a_mistake_is_one_line_and_no_traceback_for_the_installed_command():
-    command = [sys.executable, "-m", "tinygmf.commands.main", "info", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tinygmf", "info", "nothing"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
 
@@ -344,20 +342,15 @@ def test_without_a_home_programs_are_not_kept_and_that_is_one_line(picture, tmp_
 
 def test_no_clang_anywhere_is_one_line_that_says_what_to_run(tmp_path):
     """A fresh machine: no clang on PATH, none in CC, no zig in the environment."""
-    code = (
-        "import importlib.util as u, sys; find = u.find_spec; "
-        "u.find_spec = lambda name, *a: None if name == 'ziglang' else find(name, *a); "
-        "from tinygmf.commands.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    environment = {
-        "HOME": str(tmp_path),
-        "PATH": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    arguments = ["verify", "--weights", NANO, "--device", "CPU"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True
+    path = environment()["PYTHONPATH"]
+    fresh = {"HOME": str(tmp_path), "PATH": str(tmp_path), "PYTHONPATH": path}
+    done = call(
+        run_command, "verify", "--weights", NANO, "--device=CPU", hidden="ziglang", env=fresh
     )
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert "pip install 'tinygmf[clang]'" in line
+
+
+def run_command(*arguments: str) -> None:
+    sys.exit(main(list(arguments)))

@@ -129,16 +129,6 @@ def pictures(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
-def failure(capsys, *arguments: object) -> str:
-    """The one line that a user's mistake ends with."""
-    assert main(["train", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    [line] = captured.err.splitlines()
-    assert line.startswith("tinygmf: ")
-    return line
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -164,38 +154,38 @@ def failure(capsys, *arguments: object) -> str:
     ],
 )
 def test_a_mistake_is_one_line_that_comes_before_anything_is_compiled(
-    pictures, tmp_path, capsys, monkeypatch, options, message
+    failure, pictures, tmp_path, monkeypatch, options, message
 ):
     monkeypatch.setattr("tinygmf.training.trainer.Programs", None)
     (tmp_path / "folder.pth").mkdir()
     names = {"data": pictures, "out": tmp_path}
     usual = ["--batch-size", "2", "--size", "32", "--out", "{out}/run"]
     arguments = [text.format(**names) for text in (*usual, *options)]
-    assert message.format(**names) in failure(capsys, pictures, *arguments)
+    assert message.format(**names) in failure("train", pictures, *arguments)
 
 
-def test_data_that_is_none_is_one_line(tmp_path, capsys):
-    line = failure(capsys, tmp_path / "missing")
+def test_data_that_is_none_is_one_line(failure, tmp_path):
+    line = failure("train", tmp_path / "missing")
     assert "expected digits, shapes, cifar10, fashion-mnist or a folder of pictures" in line
     (tmp_path / "empty").mkdir()
-    assert "one folder for each class, found none" in failure(capsys, tmp_path / "empty")
+    assert "one folder for each class, found none" in failure("train", tmp_path / "empty")
 
 
-def test_broken_pictures_alone_are_one_line(pictures, capsys):
+def test_broken_pictures_alone_are_one_line(failure, pictures):
     for path in pictures.rglob("*.png"):
         path.write_bytes(b"no picture")
-    line = failure(capsys, pictures, "--batch-size", "2")
+    line = failure("train", pictures, "--batch-size", "2")
     assert "found none of 8 that can be read; the last one:" in line
 
 
-def test_a_data_set_that_cannot_be_fetched_is_one_line(capsys, monkeypatch):
+def test_a_data_set_that_cannot_be_fetched_is_one_line(failure, monkeypatch):
     def offline(**_: object) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("tinygrad.nn.datasets.mnist", offline)
     monkeypatch.setattr("tinygrad.nn.datasets.cifar", offline)
     for name in ("fashion-mnist", "cifar10"):
-        assert f"{name}: expected to fetch it, found no network" in failure(capsys, name)
+        assert f"{name}: expected to fetch it, found no network" in failure("train", name)
 
 
 def write_run(folder: Path, **about: object) -> None:
@@ -217,10 +207,12 @@ def write_run(folder: Path, **about: object) -> None:
         ({}, ["--resume", "--drop-path", "0.5"], "of the run to resume: no --drop-path"),
     ],
 )
-def test_another_run_in_the_folder_is_one_line(pictures, tmp_path, capsys, about, options, message):
+def test_another_run_in_the_folder_is_one_line(
+    failure, pictures, tmp_path, about, options, message
+):
     write_run(tmp_path / "run", **about)
     usual = ["--batch-size", "2", "--out", tmp_path / "run"]
-    assert message in failure(capsys, pictures, *usual, *options)
+    assert message in failure("train", pictures, *usual, *options)
 
 
 def test_a_finished_run_is_not_replaced_and_the_message_says_how_to_go_on(

@@ -187,6 +187,7 @@ def test_a_packed_file_whose_inside_is_damaged_is_named(tmp_path):
 def test_of_a_packed_file_no_more_is_unpacked_than_its_head_declares(tmp_path):
     for name, content in fashion_files().items():
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    open_folder(tmp_path)  # imports what is imported on first use
     path, content = tmp_path / f"{IMAGES}.gz", fashion_files()[IMAGES]
     path.write_bytes(gzip.compress(content + bytes(1 << 26)))
     tracemalloc.start()

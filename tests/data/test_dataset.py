@@ -1,5 +1,6 @@
 """Batches: the same ones whatever the threads do, and broken pictures passed over."""
 
+import os
 import random
 import threading
 import time
@@ -13,7 +14,6 @@ from PIL import Image
 from tinygmf.data.dataset import DataError, Dataset
 from tinygmf.data.folders import folder_pictures, open_folder
 from tinygmf.data.shapes import shapes
-from tinygmf.engine import predictor
 from tinygmf.image import ImageError
 from tinygmf.training.recipe import Recipe
 
@@ -49,7 +49,7 @@ def assert_same(found: list, expected: list) -> None:
 def test_batches_depend_neither_on_the_threads_nor_on_timing(monkeypatch, workers):
     expected = list(small_shapes().batches(EVERYTHING, epoch=3))
     assert len(expected) == 7
-    monkeypatch.setattr(predictor, "_cores", lambda: workers)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(workers)), raising=False)
     assert_same(list(slow(small_shapes(), workers).batches(EVERYTHING, epoch=3)), expected)
 
 
@@ -80,7 +80,7 @@ def test_pictures_are_decoded_while_the_device_computes():
 
     batches = replace(data, load=load).batches(EVERYTHING, epoch=0)
     next(batches)
-    assert ahead.wait(timeout=10)
+    assert ahead.wait(timeout=600)  # a busy machine may take its time, a defect takes for ever
 
 
 def test_a_broken_picture_is_named_and_the_next_one_taken():

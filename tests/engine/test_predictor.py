@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from parity import DATA, activations_of
 from PIL import Image
-from strategies import normal
+from strategies import noise, normal
 
 from tinygmf import Predictor, load_model
 from tinygmf.engine.predictor import chunks, probabilities, read_ahead
@@ -38,7 +38,7 @@ def test_a_batch_of_any_length_gives_what_its_pictures_give_alone(predict):
 
 
 def test_files_images_and_arrays_are_the_same_picture(predict, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+    pixels = noise(0, 36, 36)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "noise.png")
     ready = normalize(image.crop((2, 2, 34, 34)))  # 36 is what 32 is resized to before the crop

@@ -3,17 +3,21 @@
 import hashlib
 import os
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from process import call, environment
 from tinygrad import Tensor
 
 from tinygmf.engine import program_cache
+from tinygmf.engine.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
 
 DEVICE = "CPU"
@@ -54,24 +58,21 @@ def test_a_program_is_compiled_once_and_then_loaded():
     assert compile_double(must_not_run)(*tensors(3)).tolist() == [10] * 7
 
 
-def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, with the cache folder of this test."""
-    script = folder / "script.py"
-    script.write_text(text)
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    command, environment = [sys.executable, str(script)], {"PYTHONPATH": here, "DEV": DEVICE}
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+def in_new_process(function: Callable) -> subprocess.CompletedProcess[str]:
+    """A call in a process of its own, with the cache folder of this test. It leaves no compiled
+    files beside its sources: on a full disk, halves of them."""
+    return call(function, env=environment(DEV=DEVICE, PYTHONDONTWRITEBYTECODE="1"))
 
 
-def test_a_new_process_loads_it_and_gives_it_other_weights(tmp_path):
+def test_a_new_process_loads_it_and_gives_it_other_weights():
     compile_double()
-    code = (
-        "from test_program_cache import *; "
-        "print(compile_double(must_not_run)(*tensors(5)).tolist())"
-    )
-    done = run_script(tmp_path, code)
+    done = in_new_process(print_other_weights)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str([26.0] * 7)
+
+
+def print_other_weights() -> None:
+    print(compile_double(must_not_run)(*tensors(5)).tolist())
 
 
 def test_weights_and_inputs_stay_out_of_the_file():
@@ -152,21 +153,17 @@ def test_an_entry_of_another_user_is_never_unpickled(tmp_path):
     assert not mark.exists() and path.stat().st_uid == 0
 
 
-KERNELS = """
-import tinygmf
-from tinygrad import Tensor
-
-if __name__ == "__main__":
+def run_kernels() -> None:
+    """More than one, so that tinygrad's workers compile them."""
     x = Tensor.empty(7).contiguous()
     Tensor.realize((x + 1).contiguous().sum(), (x * 2).contiguous())
-"""  # more than one, so that tinygrad's workers compile them
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
 @pytest.mark.parametrize("others_can_write", ["nothing", "kernels.db", "kernels.db-wal"])
 def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_write):
     """tinygrad's own cache is a database: what is private is read, or this would prove nothing."""
-    run_script(tmp_path, KERNELS)
+    in_new_process(run_kernels)
     database, mark = tmp_path / "tinygmf" / "kernels.db", tmp_path / "mark"
     kernels = sqlite3.connect(database)
     for (table,) in kernels.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
@@ -177,13 +174,13 @@ def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_
         path = database.with_name(others_can_write)
         path.touch()
         path.chmod(0o666)
-    warned = run_script(tmp_path, KERNELS).stderr
+    warned = in_new_process(run_kernels).stderr
     assert mark.exists() == (others_can_write == "nothing")
     assert ("a file that only you can write" in warned) == (others_can_write != "nothing")
 
 
 def test_no_process_keeps_kernels_in_tinygrads_own_folder(tmp_path):
-    run_script(tmp_path, KERNELS)
+    in_new_process(run_kernels)
     assert (tmp_path / "tinygmf" / "kernels.db").stat().st_size > 0
     assert not (tmp_path / "tinygrad").exists()
 
@@ -213,8 +210,10 @@ def test_a_damaged_entry_is_rebuilt(damage):
 
 def test_another_version_or_another_processor_makes_another_entry(monkeypatch):
     compile_double()
-    for name, value in [("version", lambda _: "9.9"), ("_processor", lambda: "another")]:
-        monkeypatch.setattr(program_cache, name, value)
+    here = program_cache.environment(DEVICE)
+    for name in ("tinygrad", "processor"):
+        there = here | {name: "another"}
+        monkeypatch.setattr(program_cache, "environment", lambda device, there=there: there)
         compile_double()
     assert len(program_cache.list_entries()) == 3
 
@@ -242,29 +241,24 @@ def test_a_cache_that_cannot_be_written_is_not_fatal(empty_cache):
         assert compile_double()(*tensors(3)).tolist() == [10] * 7
 
 
-FULL_DISK = """
-import resource, signal, sys
-import numpy as np
-from tinygmf.engine import program_cache
-from tinygmf.engine.devices import open_device
-from tinygmf.tensors import tensor_from_numpy
-
-def two_kernels(x):  # so that tinygrad's workers compile them
+def two_kernels(x: Tensor) -> Tensor:
     return (x + 1).contiguous().sum() * x
 
-if __name__ == "__main__":
+
+def compile_on_a_full_disk() -> None:
+    import resource
+
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # less than a database needs
-    x = tensor_from_numpy(np.ones(7, np.float32), open_device("CPU"))
-    program = program_cache.load_or_compile({}, two_kernels, x, device="CPU")
-    sys.exit(program(x).tolist() != [14] * 7)
-"""
+    x = tensor_from_numpy(np.ones(7, np.float32), open_device(DEVICE))
+    program = program_cache.load_or_compile({}, two_kernels, x, device=DEVICE)
+    print(program(x).tolist())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of resources are POSIX's")
-def test_a_full_disk_costs_the_caches_and_nothing_else(tmp_path):
-    done = run_script(tmp_path, FULL_DISK)
-    assert done.returncode == 0
+def test_a_full_disk_costs_the_caches_and_nothing_else():
+    done = in_new_process(compile_on_a_full_disk)
+    assert done.stdout.strip() == str([14.0] * 7), done.stderr
     assert "kernels are not kept" in done.stderr and "program was not kept" in done.stderr
 
 

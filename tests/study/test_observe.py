@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from parity import DATA, TWO_PICTURES, activations_of
 from PIL import Image
+from strategies import noise
 from tinygrad import Tensor
 
 from tinygmf import create_model, load_model
@@ -194,8 +195,7 @@ def command(*arguments):
 def pictures(tmp_path):
     names = [tmp_path / "a.png", tmp_path / "b.png"]
     for i, name in enumerate(names):
-        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(name)
+        Image.fromarray(noise(i, 32, 32)).save(name)
     return names
 
 

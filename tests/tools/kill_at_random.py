@@ -426,7 +426,9 @@ def interrupted_compile(folder: Path) -> None:
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    assert process.returncode == 130, (process.returncode, said)
+    # Python ends itself with the signal if it came while code made from text ran, a dataclass's
+    # say; to a shell both are 130.
+    assert process.returncode in (130, -signal.SIGINT), (process.returncode, said)
     assert said.splitlines()[-1].endswith("tinygmf: interrupted") and "Traceback" not in said, said
     assert [p for p in cache.rglob("*") if p.suffix in (".program", ".tmp")] == []
 

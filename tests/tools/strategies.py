@@ -31,3 +31,8 @@ permutations = st.permutations(range(16)).map(np.array)
 def normal(seed: int, *shape: int) -> np.ndarray:
     """Standard normal numbers, float32."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def noise(seed: int, height: int, width: int) -> np.ndarray:
+    """The pixels of an RGB picture, 0 to 255."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -1,14 +1,13 @@
 """What checkpoint.py promises: exact both ways, strict, and nothing in a file ever runs."""
 
-import gc
 import os
 import pickle
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tinygrad import Device, Tensor, dtypes
+from tinygrad import Device, GlobalCounters, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import Settings
@@ -299,11 +298,13 @@ def test_load_model_refuses_an_incomplete_file(tmp_path, lost):
     assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: ")
 
 
-def test_loading_is_fast():
+def test_loading_runs_no_kernel():
+    """One for each of 299 tensors would take half a minute."""
     model, tensors = load_model(DATA / "nano.pth"), read_tensors(DATA / "nano.pth")
-    start = time.perf_counter()
+    before = GlobalCounters.kernel_count
     load_state_dict(model, tensors)
-    assert time.perf_counter() - start < 1, "299 tensors take 0.04 s"
+    Tensor.realize(*get_state_dict(model).values())
+    assert GlobalCounters.kernel_count == before
 
 
 # What is no weight file
@@ -555,17 +556,17 @@ def test_a_safetensors_header_in_another_encoding_is_refused(tmp_path, encoding)
     refusal(path)
 
 
-@pytest.fixture
-def young_heap():
-    """Keep the collector from going through all that earlier tests have left in memory."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def peak_memory(function: Callable[[], object]) -> int:
+    """The most that Python's objects and NumPy's arrays take while it runs, in bytes."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
-@pytest.mark.usefixtures("young_heap")
-def test_nonsense_of_any_kind_is_refused_within_a_second_and_little_memory(tmp_path):
+def test_nonsense_of_any_kind_is_refused_in_little_memory(tmp_path):
     path, most = tmp_path / "a", pth.MAX_PICKLE_BYTES - 3
     programs = [b"}" * most, b"]" * most, b"(" * most, b"N" + b"q\x00" * (most // 2)]
     header = b'{"a":[' + b"[]," * 600_000 + b"[]]}"
@@ -574,14 +575,8 @@ def test_nonsense_of_any_kind_is_refused_within_a_second_and_little_memory(tmp_p
             archive(path, b"\x80\x02" + content)
         else:
             path.write_bytes(struct.pack("<Q", len(content)) + content)
-        start = time.process_time()
         refusal(path)
-        assert time.process_time() - start < 3  # 0.5 s on a machine with nothing else to do
-    tracemalloc.start()
-    refusal(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 60_000_000
+    assert peak_memory(lambda: refusal(path)) < 60_000_000
 
 
 def test_a_zip_directory_is_not_read_before_its_size_is_known(tmp_path):
@@ -589,11 +584,8 @@ def test_a_zip_directory_is_not_read_before_its_size_is_known(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         for index in range(1 + pth.MAX_DIRECTORY_BYTES // 60):
             file.writestr(f"archive/{index:08}", b"")
-    tracemalloc.start()
     assert "directory is larger" in refusal(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2 * pth.MAX_DIRECTORY_BYTES
+    assert peak_memory(lambda: refusal(path)) < 2 * pth.MAX_DIRECTORY_BYTES
 
 
 def test_records_that_overlap_or_claim_to_be_small_are_refused(tmp_path):
@@ -624,21 +616,23 @@ def test_an_absurd_architecture_of_empty_tensors_costs_no_memory(tmp_path):
         shape = tuple(10**9 if n == 20 else n for n in tensors[key].shape)
         tensors[key] = np.zeros((*shape, 0) if 10**9 in shape else shape, np.float32)
     write_tensors(tensors, tmp_path / "a.safetensors")
-    start = time.process_time()
-    with pytest.raises(CheckpointError):
-        load_model(tmp_path / "a.safetensors")
-    assert time.process_time() - start < 5  # 0.8 s on a machine with nothing else to do
+
+    def load() -> None:
+        with pytest.raises(CheckpointError):
+            load_model(tmp_path / "a.safetensors")
+
+    load()  # imports what is imported on first use
+    assert peak_memory(load) < 10_000_000
 
 
-def test_names_of_blocks_without_tensors_cost_no_time(tmp_path):
+def test_no_block_is_built_for_names_without_tensors(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinygmf.model.GMABlock", None)  # calling it would be a TypeError
     tensors = read_tensors(DATA / "nano.pth")
     empty = np.zeros(0, np.float32)
     names = [f"groupmixformer_backbone.0.gma_stage.{i}.x" for i in range(9000)]
     write_tensors(tensors | dict.fromkeys(names, empty), tmp_path / "a.safetensors")
-    start = time.process_time()
     with pytest.raises(CheckpointError, match="not whole"):
         load_model(tmp_path / "a.safetensors")
-    assert time.process_time() - start < 3
 
 
 def test_a_link_is_followed_and_a_loop_of_links_is_told(tmp_path):
@@ -711,11 +705,8 @@ def test_a_file_with_one_byte_changed_loads_or_is_refused(tmp_path_factory, suff
 def test_memory_stays_within_about_twice_the_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     write_tensors({f"{i}": np.zeros(50_000, np.float32) for i in range(40)}, path)
-    tracemalloc.start()
-    read_tensors(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2.2 * path.stat().st_size
+    read_tensors(path)  # imports what is imported on first use
+    assert peak_memory(lambda: read_tensors(path)) < 2.2 * path.stat().st_size
 
 
 # Tensors without kernels
