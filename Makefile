@@ -2,23 +2,33 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint notebooks versions clean
+.PHONY: help demo test slow lint format notebooks versions clean
 
-demo: .venv/demo.installed  ## classify twelve handwritten digits with the network that comes along
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/demo.installed  ## classify twelve handwritten digits with the network in the package
 	$(BIN)/tinygmf demo
 
-test: .venv/test.installed  ## prove that both implementations are the published network
+test: .venv/test.installed  ## check both implementations against the published network
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-lint: .venv/test.installed
+slow: .venv/test.installed  ## the tests that take minutes each, hours together
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/test.installed  ## ruff and mypy; `make lint test` is what a change must pass
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-notebooks: .venv/notebooks.installed  ## run every notebook; a cell that fails, fails the target
+format: .venv/test.installed  ## let ruff format every file and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: .venv/notebooks.installed  ## run every notebook; one failing cell fails the target
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
 
-versions: .venv/bin/python  ## the tests on every Python here and with the oldest dependencies; VERSIONS=next: tinygrad's newest
+versions: .venv/bin/python  ## test on every Python found and on the oldest dependencies; VERSIONS=next: on the newest tinygrad
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tox-uv
 	$(BIN)/tox run $(if $(VERSIONS),-e $(VERSIONS))
 
@@ -34,5 +44,5 @@ versions: .venv/bin/python  ## the tests on every Python here and with the oldes
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tinygmf needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 
-clean:
+clean:  ## remove the virtual environment and what was built
 	rm -rf .venv build dist *.egg-info

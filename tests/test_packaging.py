@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from imports import imported_packages
+
+from tinygmf import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,10 +29,11 @@ def tracked_files() -> set[str]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The wheel and the sdist of this tree."""
-    pytest.importorskip("build", reason="pip install build to check the wheel and the sdist")
+    for tool in ("build", "hatchling"):
+        pytest.importorskip(tool, reason=f"pip install {tool} to check the wheel and the sdist")
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)  # offline: nothing is fetched
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -87,5 +91,12 @@ def test_the_two_halves_never_import_each_other():
 
 def test_the_top_level_holds_only_what_the_readme_names():
     found = {name.split("/")[0] for name in tracked_files()}
-    allowed = {"pyproject.toml", "README.md", "LICENSE", "Makefile", ".gitignore", ".ci"}
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "Makefile", ".gitignore", ".ci", ".github"}
     assert found <= allowed | {"reference", "tinygmf", "notebooks", "tests"}
+
+
+def test_the_version_stands_in_one_place(built):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project and project["dynamic"] == ["version"]
+    [wheel] = built.glob("*.whl")
+    assert wheel.name.startswith(f"tinygmf-{__version__}-")

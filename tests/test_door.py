@@ -1,0 +1,110 @@
+"""What a reader meets first: pages whose links lead somewhere, workflows that run what there is."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / ".github").glob("*.md")),
+    *sorted((ROOT / "notebooks").glob("pages/*.md")),
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
+YAML = sorted((ROOT / ".github").rglob("*.yml"))
+FIGURE = ROOT / "notebooks" / "figures" / "group_mix_attention.svg"
+LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    """The Markdown of a page or a notebook, without its blocks of code."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = (cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    return FENCED.sub("", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_to_a_file_of_this_repository(page):
+    for link in LINK.findall(prose(page)):
+        if re.match(r"https?://|attachment:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_links_are_found():
+    assert "reference/gma.py" in LINK.findall(prose(ROOT / "README.md"))
+
+
+def test_the_walks_through_the_code_name_files_that_are_there():
+    names = re.findall(r"`((?:tinygmf/)?\w+/\w+\.py)`", prose(ROOT / ".github/CONTRIBUTING.md"))
+    assert len(names) > 20
+    for name in names:
+        assert (ROOT / "tinygmf" / name.removeprefix("tinygmf/")).is_file(), name
+
+
+def test_every_command_is_in_the_readme():
+    from tinygmf.commands.main import COMMANDS
+
+    shown = re.findall(r"^tinygmf (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(set(shown)) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_a_file_of_github_is_yaml_and_asks_for_no_secret(path):
+    yaml = pytest.importorskip("yaml", reason="pip install pyyaml to check .github")
+    text = path.read_text(encoding="utf-8")
+    assert "secrets." not in text
+    content = yaml.safe_load(text)
+    if path.parent.name == "ISSUE_TEMPLATE":
+        assert "`tinygmf devices --test`" in [one["attributes"]["label"] for one in content["body"]]
+    else:
+        assert content["jobs"] and "make " in text
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+
+
+def test_workflows_name_targets_of_the_makefile():
+    commands = re.findall(
+        r"make ((?:[a-z]+ ?)+)", "\n".join(path.read_text(encoding="utf-8") for path in YAML)
+    )
+    wanted = {word for command in commands for word in command.split()}
+    assert {"lint", "test", "slow", "versions"} <= wanted <= targets()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[1] for line in done.stdout.splitlines()}
+    [phony] = re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)
+    assert listed == set(phony.split()) == targets()
+
+
+def test_the_figure_of_the_readme_is_the_one_that_the_package_draws():
+    pytest.importorskip("matplotlib")
+    from tinygmf.study.figures import draw_group_mix_attention
+
+    committed = FIGURE.read_text(encoding="utf-8")
+    assert FIGURE.stat().st_size < 200_000
+    texts = [text.get_text() for text in draw_group_mix_attention().axes[0].texts]
+    drawn = [line for text in texts for line in text.splitlines() if line]
+    assert len(drawn) > 20
+    assert all(f"<!-- {line} -->" in committed for line in drawn)
