@@ -1,6 +1,6 @@
 """GroupMixFormer in plain Python: the network of arXiv 2311.15157, to be read beside the paper.
 
-Only the standard library, one image at a time, nested lists of floats. Begin with `gma.py`.
+Standard library only, one image at a time, nested lists of floats. Begin with `gma.py`.
 
     network = reference.load_network("nano.safetensors")
     logits = network(image)  # image: [3][H][W] floats
@@ -15,7 +15,7 @@ __all__ = ["VARIANTS", "Config", "Network", "load_network"]
 
 
 def load_network(path: str | Path) -> Network:
-    """The network whose weights are in a .safetensors file, its configuration read off them.
+    """Load a network from a .safetensors file; its configuration is inferred from the weights.
 
     Raises OSError if the file cannot be read, and ValueError, in one line that names the file, if
     it is malformed or holds anything but a GroupMixFormer's weights.

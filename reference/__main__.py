@@ -1,4 +1,4 @@
-"""Classify a picture: `python -m reference WEIGHTS.safetensors IMAGE.ppm`."""
+"""Classify an image: `python -m reference WEIGHTS.safetensors IMAGE.ppm`."""
 
 import argparse
 import json
@@ -6,23 +6,23 @@ import sys
 
 from . import load_network
 from .ops import Map, Vector, softmax
-from .picture import normalise, read_ppm
+from .picture import normalize, read_ppm
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m reference",
-        description="Classify a picture with GroupMixFormer and print the five likeliest classes.",
+        description="Classify an image with GroupMixFormer and print the five likeliest classes.",
     )
     parser.add_argument("weights", help="the network's weights, a .safetensors file")
-    parser.add_argument("image", help="a PPM picture, 8 bits a colour, at least 32 x 32 pixels")
+    parser.add_argument("image", help="a PPM image, 8 bits a colour, at least 32 x 32 pixels")
     parser.add_argument(
         "--json", action="store_true", help="print the four maps and the logits as JSON instead"
     )
     arguments = parser.parse_args()
     try:
-        picture = normalise(read_ppm(arguments.image))  # the quick half first
-        features, logits = run(arguments.weights, arguments.image, picture)
+        image = normalize(read_ppm(arguments.image))  # before the weights, which take longer
+        features, logits = run(arguments.weights, arguments.image, image)
     except OSError as error:
         found = f"expected a file to read, found: {error.strerror}; check the name"
         print(f"{error.filename}: {found}", file=sys.stderr)
@@ -41,11 +41,11 @@ def main() -> int:
     return 0
 
 
-def run(weights_path: str, image_path: str, picture: Map) -> tuple[list[Map], Vector]:
-    """The four maps and the logits; ValueError names the file at fault."""
+def run(weights_path: str, image_path: str, image: Map) -> tuple[list[Map], Vector]:
+    """The four maps and the logits. Raises ValueError, which names the file at fault."""
     network = load_network(weights_path)
     try:
-        features = network.features(picture)
+        features = network.features(image)
         return features, network.head(features[-1])
     except ValueError as error:
         raise ValueError(f"{image_path}: {error}") from None

@@ -1,4 +1,4 @@
-"""The network's measures as data: five published variants, and what tensors a variant has."""
+"""The five published variants as data, and the tensors that a variant has."""
 
 import math
 import re
@@ -11,11 +11,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """Channels, number of blocks and the MLP's expansion for each of the four stages."""
+    """Channels, number of blocks and MLP ratio of each of the four stages."""
 
     embedding_dims: tuple[int, ...]  # D_1 to D_4, multiples of 10
     serial_depths: tuple[int, ...]
-    mlp_ratios: tuple[float, ...]  # the MLP's hidden width, by its stage's channels
+    mlp_ratios: tuple[float, ...]  # hidden width of the MLPs / channels of their stage
     num_classes: int = 1000
 
 
@@ -63,7 +63,7 @@ def _block(name: str, dim: int, hidden: int) -> dict[str, Shape]:
 
 
 def _affine(name: str, *shape: int) -> dict[str, Shape]:
-    """A linear layer or a norm: a weight of this shape, and a bias."""
+    """A linear layer or a norm: a weight of this shape and a bias."""
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
@@ -83,7 +83,7 @@ def _separable_conv(name: str, c_out: int, c_in: int, size: int) -> dict[str, Sh
 
 
 def config_of(weights: dict[str, Nested]) -> Config:
-    """Read the configuration off a checkpoint, and check that every tensor fits it.
+    """Infer the configuration from a checkpoint, and check that every tensor fits it.
 
     Raises ValueError, in one line, for the first tensor that is missing, unknown or misshapen, or
     that holds something other than finite numbers.
@@ -106,7 +106,7 @@ def config_of(weights: dict[str, Nested]) -> Config:
 
 
 def _infer(shapes: dict[str, Shape]) -> Config:
-    """Dimensions, depths, ratios and classes, from the names and shapes that show them."""
+    """Dimensions, depths, ratios and classes, from the names and shapes of tensors."""
 
     def size(name: str) -> int:
         if not shapes.get(name):
@@ -116,7 +116,7 @@ def _infer(shapes: dict[str, Shape]) -> Config:
     dims = tuple(size(f"patch_embed_layers.{i}.norm.weight") for i in range(4))
     for dim in dims:
         if dim == 0 or dim % 10:
-            raise ValueError(f"weights: expected channels in tens in each stage, found {dim}")
+            raise ValueError(f"weights: expected channels in multiples of 10, found {dim}")
     blocks: list[set[int]] = [set() for _ in dims]
     for name in shapes:
         if match := re.match(r"groupmixformer_backbone\.([0-3])\.gma_stage\.(\d{1,4})\.", name):

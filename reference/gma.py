@@ -2,12 +2,12 @@
 
 Source: "Advancing Vision Transformers with Group-Mix Attention", arXiv 2311.15157, section 3.
 
-Plain self-attention compares token with token. GMA also lets *groups* of neighbouring tokens take
-part: some of the tokens give way to *group proxies*, each one a summary of the tokens around it.
-The attention then sees token-to-token, token-to-group and group-to-group correlations at once.
+Plain self-attention compares tokens with tokens. In GMA *groups* of neighbouring tokens take part
+too: some tokens are replaced by *group proxies*, each one a summary of the tokens around it. The
+attention then sees token-to-token, token-to-group and group-to-group correlations at once.
 
 Shapes: N = H * W tokens of D channels; `heads` is always 8; head_dim = (4D/5) / 8 = D/10.
-Where the published weights depart from the paper's text, a comment says so.
+Where the published weights differ from the paper, a comment says so.
 """
 
 from . import ops
@@ -22,37 +22,37 @@ POSITION_HEADS = (2, 3, 3)  # heads that see a 3x3, a 5x5 and a 7x7 neighbourhoo
 def group_mix_attention(p: Parameters, x: Tokens, width: int) -> Tokens:
     """Group-Mix Attention of an image's tokens: [N][D] -> [N][D].
 
-    `width` is W, the length of a row of tokens: groups are neighbours in the picture.
+    `width` is W, the length of a row of tokens: groups are neighbours in the image.
     """
-    # 1. Query, Key and Value: what a token asks, what it answers to, and what it has to give.
+    # 1. Query, Key and Value: what a token looks for, what it is found by, what it contributes.
     qkv = p.linear("qkv", x)  # [N][3D]
 
-    # 2. Group aggregation: some of the tokens become group proxies; a fifth goes its own way.
+    # 2. Group aggregation: tokens become group proxies; a fifth of the channels skips attention.
     (q, k, v), non_attention = aggregate(p.at("aggregator"), qkv, width)  # [heads][N][head_dim] x 3
 
-    # 3. Attention on the mixture of tokens and group proxies, each head on its own. The scale
-    #    holds the sums to a moderate size. The published one counts D/8 channels a head (rounded
-    #    down), as if the heads shared all D; they have D/10, but so the weights were trained.
+    # 3. Attention on the mixture of tokens and group proxies, head by head. The scale keeps the
+    #    sums moderate. The published one assumes D/8 channels per head (rounded down); a head has
+    #    D/10, but the weights were trained with this scale.
     scale = (len(x[0]) // HEADS) ** -0.5
     attended = [attend(*head, scale) for head in zip(q, k, v, strict=True)]
     # attended: [heads][N][head_dim]
 
-    # 4. Where a value stands matters too: a term the paper leaves out and the weights hold.
+    # 4. Relative positions of values: a term that the published weights have and the paper lacks.
     position = relative_position(p.at("crpe"), q, v, width)  # [heads][N][head_dim]
     mixed = [ops.add(*head) for head in zip(attended, position, strict=True)]
 
-    # 5. The ensemble layer: one linear layer brings heads and non-attention branch together.
+    # 5. The ensemble layer: one linear layer combines the heads and the non-attention branch.
     together = ops.join([*mixed, non_attention])  # [N][4D/5 + D/5] = [N][D]
     return p.output(p.linear("proj", together))  # [N][D]
 
 
 def aggregate(p: Parameters, qkv: Tokens, width: int) -> tuple[list[list[Tokens]], Tokens]:
-    """Split Q, K and V into five segments and aggregate groups in them.
+    """Split Q, K and V into five segments and aggregate groups in four of them.
 
     [N][3D] -> the mixed Q, K and V, [3][heads][N][head_dim], and the non-attention branch [N][D/5].
-    One set of weights serves Q, K and V, so that they are grouped alike and stay comparable.
+    Q, K and V share one set of weights, so that they are grouped alike and stay comparable.
     """
-    # Groups are neighbours in two dimensions: lay the tokens out as a picture again.
+    # Groups are neighbours in two dimensions, so the tokens become a map again.
     channels = ops.to_map(qkv, width)  # [3D][H][W]
 
     # Split uniformly: channels into Q, K and V, and each of these into five segments.
@@ -61,18 +61,18 @@ def aggregate(p: Parameters, qkv: Tokens, width: int) -> tuple[list[list[Tokens]
     # segments: [5][3][D/5][H][W], the 3 being Q, K and V
 
     # The first segment remains the tokens themselves (in the paper, an identity mapping;
-    # in the published weights, a normalisation and an activation like those of the others).
+    # in the published weights, normalization and activation, as in the other segments).
     tokens = p.hardswish("act0", p.batch_norm("norm0", segments[0]))  # [3][D/5][H][W]
 
-    # The next three become group proxies, of groups of 3x3, 5x5 and 7x7 tokens: several sizes,
-    # because things in a picture have several sizes.
+    # The next three become group proxies of 3x3, 5x5 and 7x7 tokens: objects in an image have
+    # various sizes, so groups do, too.
     proxies = [group_proxies(p, i, segments[i]) for i in (1, 2, 3)]  # 3 x [3][D/5][H][W]
 
-    # Tokens and proxies side by side, for Q, K and V in turn: this mixture is what attention sees.
+    # Tokens and proxies, concatenated for Q, K and V in turn, are what the attention sees.
     mixtures = [[*t, *a, *b, *c] for t, a, b, c in zip(tokens, *proxies, strict=True)]
     # mixtures: [3][4D/5][H][W]
     heads = p.output([split_heads(mixture) for mixture in mixtures], part=0)
-    # heads: [3][heads][N][head_dim]; two heads have tokens, and two each size of group
+    # heads: [3][heads][N][head_dim]; two heads of tokens, and two of each group size
 
     branch = p.output(non_attention_branch(p.at("agg0"), segments[4]), part=1)  # [N][D/5]
     return heads, branch
@@ -81,8 +81,8 @@ def aggregate(p: Parameters, qkv: Tokens, width: int) -> tuple[list[list[Tokens]
 def group_proxies(p: Parameters, i: int, segment: list[Map]) -> list[Map]:
     """Aggregator i replaces each token by a proxy of its group: [3][D/5][H][W], same shape.
 
-    The sliding window has 3, 5 or 7 tokens a side. It moves by one token, so that there are as
-    many proxies as tokens, and proxies can stand where tokens stood.
+    The sliding window has 3, 5 or 7 tokens a side and moves by one token, so that each token has
+    a proxy in its place.
     """
     x = p.separable_conv(f"agg{i}", segment)  # [3][D/5][H][W]
     x = p.batch_norm(f"norm{i}", x)
@@ -92,7 +92,7 @@ def group_proxies(p: Parameters, i: int, segment: list[Map]) -> list[Map]:
 def non_attention_branch(p: Parameters, segment: list[Map]) -> Tokens:
     """The fifth segments of Q, K and V, aggregated without attention: [3][D/5][H][W] -> [N][D/5].
 
-    A path for what attention would only blur: Q, K and V meet locally, in one convolution.
+    A path for local detail that attention would blur: one convolution mixes Q, K and V.
     """
     q, k, v = segment
     x = p.separable_conv("conv", [*q, *k, *v])  # [3D/5][H][W] -> [D/5][H][W]
@@ -108,23 +108,23 @@ def split_heads(x: Map) -> list[Tokens]:
 def attend(q: Tokens, k: Tokens, v: Tokens, scale: float) -> Tokens:
     """The attention of one head: three of [N][head_dim] -> [N][head_dim].
 
-    The paper's attention map is Q softmax(K)ᵀ, N x N numbers, and is applied to V. The product
-    may as well be taken from the right, Q (softmax(K)ᵀ V): the same result, and nothing larger
-    than head_dim x head_dim in between, so the cost grows with N instead of N squared.
+    The paper's attention map is Q softmax(K)ᵀ, N x N numbers, and is applied to V. Multiplied in
+    the other order, Q (softmax(K)ᵀ V), the result is the same, the matrix in between is only
+    head_dim x head_dim, and the cost grows with N instead of N squared.
     """
-    # The softmax runs over the tokens: each channel of K says where in the picture to look.
+    # The softmax runs over the tokens: each channel of K says where in the image to look.
     where = [ops.softmax(channel) for channel in ops.transpose(k)]  # [head_dim][N], rows sum to 1
 
-    # What is found there: for each channel of V, its mean at each of these places.
+    # What is found there: each channel of V, averaged with the weights of each channel of K.
     found = [[ops.dot(channel, places) for places in where] for channel in ops.transpose(v)]
     # found: [head_dim of V][head_dim of K], which is (softmax(K)ᵀ V)ᵀ
 
-    # Each query draws on what was found, as far as it matches the channels of K.
+    # Each query combines what was found, weighted by its own channels.
     return [[scale * value for value in token] for token in ops.linear(q, found)]  # [N][head_dim]
 
 
 def relative_position(p: Parameters, q: list[Tokens], v: list[Tokens], width: int) -> list[Tokens]:
-    """A convolutional relative position encoding: Q times a view of V's neighbourhood.
+    """Convolutional relative position encoding: Q times a convolution of V.
 
     q and v [heads][N][head_dim] -> [heads][N][head_dim]. The convolution weighs each value by
     where it lies relative to the query, over 3x3, 5x5 or 7x7 tokens according to the head.

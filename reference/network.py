@@ -1,7 +1,7 @@
 """GroupMixFormer, leaf to whole: stem, patch embedding, block, four stages, head.
 
 Source: arXiv 2311.15157, section 3; names are those of the published checkpoints.
-Shapes: a picture is [3][H][W]; stage i has maps of D_i channels at a stride of 4, 8, 16 and 32.
+Shapes: an image is [3][H][W]; stage i has maps of D_i channels at a stride of 4, 8, 16 and 32.
 """
 
 from . import ops
@@ -12,7 +12,7 @@ from .parameters import Parameters
 
 __all__ = ["VARIANTS", "Config", "Network"]
 
-SMALLEST_SIDE = 32  # the last stage's stride: a smaller picture would leave it less than a token
+SMALLEST_SIDE = 32  # the last stage's stride: a smaller image would leave it less than one token
 
 
 def stem(p: Parameters, x: Map) -> Map:
@@ -25,7 +25,7 @@ def stem(p: Parameters, x: Map) -> Map:
 
 
 def patch_embedding(p: Parameters, x: Map, stride: int) -> tuple[Tokens, int]:
-    """Halve the picture (stride 2) and widen it: [C][H][W] -> tokens [N][D], and their row's W."""
+    """Halve the map (stride 2) and widen it: [C][H][W] -> tokens [N][D], and the width W."""
     x = p.separable_conv("proj", x, stride)  # [D][ceil(H/stride)][ceil(W/stride)]
     x = p.batch_norm("norm", x)
     x = p.hardswish("act", x)
@@ -33,23 +33,23 @@ def patch_embedding(p: Parameters, x: Map, stride: int) -> tuple[Tokens, int]:
 
 
 def position_encoding(p: Parameters, x: Tokens, width: int) -> Tokens:
-    """x + depthwise3x3(x), [N][D]: where a token stands, learned from its neighbours.
+    """x + depthwise3x3(x), [N][D]: a token's position, learned from its neighbours.
 
-    The paper does without a position encoding; the published weights have this one.
+    The paper uses no position encoding; the published weights have this one.
     """
     around = p.depthwise_conv("proj", ops.to_map(x, width))  # [D][H][W]
     return p.output(ops.add(x, ops.to_tokens(around)))
 
 
 def mlp(p: Parameters, x: Tokens) -> Tokens:
-    """Each token by itself, through a wider layer and back: [N][D] -> [N][D]."""
+    """Each token on its own, through a wider layer and back: [N][D] -> [N][D]."""
     x = p.linear("fc1", x)  # [N][ratio * D]
     x = p.gelu("act", x)
     return p.output(p.linear("fc2", x))  # [N][D]
 
 
 def block(p: Parameters, x: Tokens, width: int) -> Tokens:
-    """A GMA block, each part added to what came before: [N][D] -> [N][D]."""
+    """A GMA block: position, attention and MLP, each a residual branch: [N][D] -> [N][D]."""
     x = position_encoding(p.at("cpe"), x, width)
     x = ops.add(x, group_mix_attention(p.at("att"), p.layer_norm("norm1", x), width))
     x = ops.add(x, mlp(p.at("mlp"), p.layer_norm("norm2", x)))
@@ -68,7 +68,7 @@ def pyramid(p: Parameters, image: Map, config: Config) -> list[Map]:
     x = stem(p.at("conv_stem"), image)
     maps = []
     for i, depth in enumerate(config.serial_depths):
-        stride = 1 if i == 0 else 2  # the stem has brought the first stage to its stride
+        stride = 1 if i == 0 else 2  # the stem's output already has stage 1's stride
         tokens, width = patch_embedding(p.at(f"patch_embed_layers.{i}"), x, stride)
         tokens = stage(p.at(f"groupmixformer_backbone.{i}"), tokens, width, depth)
         x = ops.to_map(tokens, width)
@@ -77,19 +77,19 @@ def pyramid(p: Parameters, image: Map, config: Config) -> list[Map]:
 
 
 def head(p: Parameters, x: Map) -> Vector:
-    """Normalise the last map, average it and classify: [D_4][h][w] -> [classes]."""
+    """Normalize the last map, average it and classify: [D_4][h][w] -> [classes]."""
     pooled = ops.global_average(p.batch_norm("norm4", x))  # [D_4]
     [logits] = ops.linear([pooled], p.tensor("head.weight"), p.tensor("head.bias"))
     return p.output(logits, "head")
 
 
 class Network:
-    """A GroupMixFormer for inference, made of its weights: checkpoint name -> nested lists.
+    """A GroupMixFormer for inference, built from its weights: checkpoint name -> nested lists.
 
-    The configuration is read off the weights. Raises ValueError, in one line, where a tensor is
+    The configuration is inferred from the weights. Raises ValueError, in one line, if a tensor is
     missing, unknown, misshapen or not finite.
 
-    An image is [3][H][W] of normalised floats (see `picture.normalise`), H and W at least 32;
+    An image is [3][H][W] of normalized floats (see `picture.normalize`), H and W at least 32;
     anything else raises ValueError.
     """
 
@@ -102,12 +102,12 @@ class Network:
         return self.head(self.features(image)[-1])
 
     def features(self, image: Map) -> list[Map]:
-        """Four maps [D_i][ceil(H/s)][ceil(W/s)] with s = 4, 8, 16, 32: [3][H][W] -> [4]..."""
+        """[3][H][W] -> four maps [D_i][ceil(H/s)][ceil(W/s)], s = 4, 8, 16, 32."""
         _check_image(image)
         return pyramid(Parameters(self.weights), image, self.config)
 
     def head(self, last_map: Map) -> Vector:
-        """The logits of the last of `features`: [D_4][h][w] -> [classes]."""
+        """The logits of the last map of `features`: [D_4][h][w] -> [classes]."""
         return head(Parameters(self.weights), last_map)
 
     def trace(self, image: Map) -> dict[str, Nested]:
@@ -130,7 +130,7 @@ def _check_image(image: Map) -> None:
     height = len(image[0])
     widths = {len(row) for channel in image for row in channel}
     if len(widths) > 1 or any(len(channel) != height for channel in image):
-        raise ValueError("image: expected rows of one length and channels of one height, found not")
+        raise ValueError("image: expected rows of one length, channels of one height, found others")
     width = max(widths, default=0)
     if min(height, width) < SMALLEST_SIDE:
         raise ValueError(

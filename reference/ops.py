@@ -2,7 +2,7 @@
 
 Numbers are Python floats in nested lists, in one of two layouts:
 
-    map     [C][H][W]   C channels, each a picture of H rows of W numbers
+    map     [C][H][W]   C channels, each H rows of W numbers
     tokens  [N][D]      N = H * W places, read row by row, with D channels each
 """
 
@@ -115,7 +115,7 @@ def conv2d(x: Map, weight: list[Map], bias: Vector | None = None, stride: int = 
 
 
 def depthwise_conv2d(x: Map, weight: list[Map], bias: Vector | None = None, stride: int = 1) -> Map:
-    """Convolution in which every channel has one kernel of its own and sees no other channel.
+    """Convolution in which each channel has its own kernel and sees no other channel.
 
     x [C][H][W], weight [C][1][k][k], bias [C] or None -> [C][ceil(H / stride)][ceil(W / stride)].
     """
@@ -129,10 +129,10 @@ def depthwise_conv2d(x: Map, weight: list[Map], bias: Vector | None = None, stri
 def batch_norm(
     x: Map, weight: Vector, bias: Vector, mean: Vector, variance: Vector, eps: float = 1e-5
 ) -> Map:
-    """Each channel minus its running mean, over its running deviation: [C][H][W] -> [C][H][W].
+    """Each channel minus its running mean, over its standard deviation: [C][H][W] -> [C][H][W].
 
-    This is evaluation mode: `mean` and `variance` [C] were gathered in training, so the layer is
-    only a scale and a shift for each channel.
+    This is evaluation mode: `mean` and `variance` [C] were collected in training, so the layer
+    scales and shifts each channel.
     """
     result = []
     for channel, w, b, m, var in zip(x, weight, bias, mean, variance, strict=True):
@@ -154,7 +154,7 @@ def layer_norm(x: Tokens, weight: Vector, bias: Vector, eps: float) -> Tokens:
 
 
 def softmax(x: Vector) -> Vector:
-    """Positive numbers that sum to 1: [N] -> [N]. The largest is taken off against overflow."""
+    """Positive numbers that sum to 1: [N] -> [N]. Subtracting the largest prevents overflow."""
     largest = max(x)
     powers = [math.exp(v - largest) for v in x]
     total = sum(powers)
@@ -162,12 +162,12 @@ def softmax(x: Vector) -> Vector:
 
 
 def gelu(x: float) -> float:
-    """x Φ(x), with the normal distribution's own Φ and not its tanh likeness."""
+    """x Φ(x), with the exact normal distribution function Φ, not the tanh approximation."""
     return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
 
 
 def hardswish(x: float) -> float:
-    """x * clip(x + 3, 0, 6) / 6: a swish of straight lines."""
+    """x * clip(x + 3, 0, 6) / 6: a piecewise approximation of swish."""
     if x <= -3:
         return 0.0
     return x if x >= 3 else x * (x + 3) / 6

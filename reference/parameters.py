@@ -1,8 +1,8 @@
-"""The network's weights, seen from one of its modules: where a layer's name meets its numbers.
+"""The network's weights as one of its modules sees them: a layer's name leads to its numbers.
 
 `p.at("att").linear("qkv", x)` applies the layer whose weights are `<p>.att.qkv.weight` and
 `<p>.att.qkv.bias`. Names are those of the published checkpoints. Every output passes through
-`Parameters.output`, the one place where a trace is kept.
+`Parameters.output`, which alone records the trace.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .ops import Nested
 class Parameters:
     """A flat dictionary of weights under a prefix, and a trace of outputs if one is wanted.
 
-    A layer on maps takes a map [C][H][W] or a list of maps, each treated alike.
+    A layer on maps takes a map [C][H][W], or a list of maps and treats each alike.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Parameters:
         )
 
     def separable_conv(self, name: str, x: Nested, stride: int = 1) -> Nested:
-        """A depthwise convolution, which looks around, and a 1x1, which mixes channels."""
+        """A depthwise convolution, which mixes places, and a 1x1, which mixes channels."""
         p = self.at(name)
         x = p.depthwise_conv("conv1", x, stride)  # [C_in][H'][W']
         x = p.conv("pointwise_conv", x)  # [C_out][H'][W']

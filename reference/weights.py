@@ -1,4 +1,4 @@
-"""Read weights from a .safetensors file, with nothing but the standard library.
+"""Read weights from a .safetensors file with the standard library alone.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes with the header's length, the
 header in JSON, and the tensors' numbers one after another. All numbers are little-endian.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .ops import Nested
 
-# The format's name for a type of number -> its code for `struct`. BF16 is treated apart.
+# The format's name for a type of number -> its code for `struct`. BF16 is handled separately.
 CODES = {
     "F64": "d", "F32": "f", "F16": "e", "BF16": "H", "BOOL": "?",
     "I64": "q", "I32": "i", "I16": "h", "I8": "b",

@@ -47,7 +47,7 @@ def test_preprocess_equals_the_published_evaluation(width, height, size):
     np.testing.assert_array_equal(result, published(image, size))
 
 
-def test_a_white_picture_is_normalised_to_known_numbers():
+def test_a_white_image_is_normalized_to_known_numbers():
     result = preprocess(Image.new("RGB", (300, 200), "white"), 64)
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     np.testing.assert_allclose(result[:, 0, 0], expected, rtol=1e-6)

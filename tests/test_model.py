@@ -1,4 +1,4 @@
-"""The network as a user builds it: names, shapes, parameters, initialisation, heads."""
+"""The network as a user builds it: names, shapes, parameters, initialization, heads."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert (first[key].numpy() != other[key].numpy()).any()
 
 
-def test_initialisation_is_the_published_one():
+def test_initialization_is_the_published_one():
     state = get_state_dict(create_model("groupmixformer_miny", num_classes=10))
     block = "groupmixformer_backbone.2.gma_stage.0"
     linear = state[f"{block}.mlp.fc1.weight"].numpy()

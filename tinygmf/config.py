@@ -1,7 +1,7 @@
-"""What a GroupMixFormer is made of: four widths, four depths, four MLP ratios.
+"""What defines a GroupMixFormer: four widths, four depths, four MLP ratios.
 
 Variants are data. The five published ones are those of the authors' configuration files;
-`groupmixformer_nano` is ours, for teaching on 32x32 pictures.
+`groupmixformer_nano` is ours, for teaching on 32x32 images.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ AGGREGATORS = ("convolution", "average", "maximum", "minimum", "none")
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What a block does about attention. The defaults are the published network; anything else is
-    an ablation, to be trained from fresh weights.
+    """The attention of every block. The defaults are the published network; anything else is an
+    ablation, to be trained from fresh weights.
 
-    Raises ValueError, in one line, for what cannot be.
+    Raises ValueError, in one line, for an impossible combination.
     """
 
     aggregator: str = "convolution"  # how a group becomes its proxy; "none": all stay tokens
-    kernels: tuple[int, int, int] = (3, 5, 7)  # sides of the groups, odd; 1: tokens
+    kernels: tuple[int, int, int] = (3, 5, 7)  # kernel sizes of the aggregators, odd; 1: tokens
     non_attention: bool = True  # without it the fifth segment is tokens, and there are 10 heads
     cpe: bool = True  # the position encoding before each block
     crpe: bool = True  # the position encoding inside attention
-    softmax: bool = False  # softmax(QKᵀ)V, whose N x N map is formed, instead of linear attention
+    softmax: bool = False  # softmax(QKᵀ)V, with its N x N map, instead of linear attention
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernels", tuple(self.kernels))
@@ -58,9 +58,9 @@ class AttentionConfig:
 @dataclass(frozen=True)
 class GroupMixFormerConfig:
     """The whole architecture. `embedding_dims` are the widths D of the four stages (multiples of
-    10), `serial_depths` their numbers of blocks, `mlp_ratios` hidden width / D of each MLP.
+    10), `serial_depths` their numbers of blocks, `mlp_ratios` the hidden width / D of their MLPs.
 
-    Raises ValueError, in one line, for a configuration that no network can have.
+    Raises ValueError, in one line, for an impossible configuration.
     """
 
     embedding_dims: tuple[int, ...]
@@ -69,7 +69,7 @@ class GroupMixFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0  # stochastic depth of the last block; rises linearly from 0
     drop_rate: float = 0.0  # dropout after the MLP's layers and the ensemble layer
-    attention: AttentionConfig = AttentionConfig()  # changed for ablations alone
+    attention: AttentionConfig = AttentionConfig()  # anything else is an ablation
 
     def __post_init__(self) -> None:
         for name in ("embedding_dims", "serial_depths", "mlp_ratios"):
@@ -90,11 +90,11 @@ class GroupMixFormerConfig:
 
     @property
     def is_published_form(self) -> bool:
-        """Whether the attention is the published one, and no ablation."""
+        """Whether the attention is the published one, not an ablation."""
         return self.attention == AttentionConfig()
 
     def require_published_form(self, what: str) -> None:
-        """ValueError, in one line, for an ablation; `what` needs the published attention."""
+        """Raise ValueError, in one line, for an ablation; `what` needs the published attention."""
         if not self.is_published_form:
             raise ValueError(
                 f"{what}: expected the published attention, found the ablation {self.attention}; "
@@ -116,10 +116,10 @@ class GroupMixFormerConfig:
 
     @classmethod
     def from_state_dict(cls, shapes: Mapping[str, tuple[int, ...]]) -> GroupMixFormerConfig:
-        """The configuration that a checkpoint's keys and shapes imply, number of classes included.
+        """Infer the configuration from a checkpoint's keys and shapes, number of classes included.
 
-        `drop_path_rate` leaves no trace in the weights: it is the listed variant's where the
-        architecture is a listed one, else 0. Raises ValueError if this is no GroupMixFormer.
+        `drop_path_rate` leaves no trace in the weights: it is that of the listed variant with this
+        architecture, else 0. Raises ValueError if this is no GroupMixFormer.
         """
         try:
             dims = tuple(shapes[f"patch_embed_layers.{i}.norm.weight"][0] for i in range(STAGES))
@@ -140,9 +140,9 @@ class GroupMixFormerConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint says of its network beside the weights. Nothing here shapes a tensor."""
+    """What a checkpoint says about its network beside the weights. It affects no tensor's shape."""
 
-    image_size: int | None = None  # side of the pictures it was trained on, in pixels
+    image_size: int | None = None  # side of the training images, in pixels
     classes: tuple[str, ...] = ()  # names in class order; empty where unknown
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -153,7 +153,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Settings:
-        """The settings among the values of a checkpoint's metadata; others are passed over.
+        """Read the settings from a checkpoint's metadata; other values are ignored.
 
         Raises ValueError, in one line, for a value of the wrong kind.
         """
@@ -192,7 +192,7 @@ def _count_blocks(shapes: Mapping[str, tuple[int, ...]], stage: int) -> int:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """The ratio with int(dim * ratio) == hidden: division may fall one float below it."""
+    """The ratio with int(dim * ratio) == hidden; plain division may give one float less."""
     if hidden % dim == 0:
         return hidden // dim
     ratio = hidden / dim
@@ -215,7 +215,7 @@ VARIANTS = {
 
 
 def variant_name(config: GroupMixFormerConfig) -> str | None:
-    """The listed variant of this architecture, whatever its classes and dropout; else None."""
+    """The listed variant with this architecture, whatever its classes and dropout; else None."""
 
     def shape(config: GroupMixFormerConfig) -> tuple[object, ...]:
         return config.embedding_dims, config.serial_depths, config.mlp_ratios, config.attention

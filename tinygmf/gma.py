@@ -2,11 +2,11 @@
 
 Queries, keys and values are each cut into five segments of channels. One segment stays as it is
 (single tokens), three are aggregated over windows of 3x3, 5x5 and 7x7 tokens (group proxies), and
-attention runs on all four side by side: token to token, token to group and group to group at once.
-The fifth segment does without attention. `reference/gma.py` says the same line by line.
+attention runs on all four together: token to token, token to group and group to group at once.
+The fifth segment skips attention. `reference/gma.py` explains the same line by line.
 
-Shapes: B pictures, N = H * W tokens, D channels, 8 heads, head_dim = D / 10.
-`AttentionConfig` can take parts away or change them, to see what each is good for.
+Shapes: B images, N = H * W tokens, D channels, 8 heads, head_dim = D / 10.
+`AttentionConfig` can remove or change parts, to show what each contributes.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def to_tokens(feature_map: Tensor) -> Tensor:
 
 
 class Identity(Module):
-    """In an ablation, in the place of what was taken away."""
+    """In an ablation, stands where a part was removed."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Pool(Module):
-    """In an ablation, a depthwise convolution's stand-in without weights: (B, C, H, W) -> the same.
+    """In an ablation, replaces a depthwise convolution, without weights: (B, C, H, W) -> the same.
 
     Each window's "average", "maximum" or "minimum", over its places inside the map.
     """
@@ -67,9 +67,9 @@ class Pool(Module):
 
 
 class SeparableConv2d(Module):
-    """A depthwise convolution, which looks around, and a 1x1 one, which mixes the channels.
+    """A depthwise convolution, which mixes places, and a 1x1 one, which mixes channels.
 
-    `kind` other than "convolution" is an ablation: a `Pool` looks around instead.
+    Any `kind` but "convolution" is an ablation: a `Pool` replaces the depthwise convolution.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SeparableConv2d(Module):
 
 
 class NonAttentionBranch(Module):
-    """The article's non-attention branch: the fifth segments of Q, K and V, mixed by convolution.
+    """The paper's non-attention branch: the fifth segments of Q, K and V, mixed by convolution.
 
     (B, 3D/5, H, W) -> (B, N, D/5)
     """
@@ -108,8 +108,7 @@ class NonAttentionBranch(Module):
 
 
 class Aggregator(Module):
-    """The article's group aggregation: it makes group proxies of Q, K and V, all with one set of
-    weights.
+    """The paper's group aggregation: makes group proxies of Q, K and V, with shared weights.
 
     qkv (3, B, N, D) -> mixed (3, B, heads, N, head_dim), where heads 0-1 hold single tokens and
     2-3, 4-5, 6-7 proxies of 3x3, 5x5 and 7x7 tokens; and the non-attention branch (B, N, D/5).
@@ -131,7 +130,7 @@ class Aggregator(Module):
 
     def forward(self, qkv: Tensor, size: Size) -> tuple[Tensor, Tensor | None]:
         _, batch, n, dim = qkv.shape
-        sharded = isinstance(qkv.device, tuple)  # cut along the batch, which has to be in front
+        sharded = isinstance(qkv.device, tuple)  # along the batch, which must come first
         front = qkv.transpose(0, 1) if sharded else qkv
         maps = to_map(front.reshape(3 * batch, n, dim), size)  # (3B, D, H, W)
         x0, x1, x2, x3, x4 = maps.split(dim // 5, dim=1)  # five of (3B, D/5, H, W)
@@ -155,7 +154,7 @@ class Aggregator(Module):
 
 
 def _aggregator(rng: Rng, segment: int, kernel_size: int, config: AttentionConfig) -> Any:
-    """What makes one size of group proxies; nothing where the segment stays tokens."""
+    """What makes group proxies of one size; the identity if the segment stays tokens."""
     if config.aggregator == "none" or kernel_size == 1:
         return Identity()
     return SeparableConv2d(rng, segment, segment, kernel_size, kind=config.aggregator)
@@ -170,8 +169,8 @@ def _norm_and_act(rng: Rng, segment: int, config: AttentionConfig) -> tuple[Any,
 class ConvRelPosEnc(Module):
     """Convolutional relative position encoding: Q times a depthwise convolution of V.
 
-    In the published code and not in the article (it comes from CoaT, arXiv 2104.06399). Kernels
-    3, 5 and 7 serve 2, 3 and 3 heads; an ablation's further heads have the last.
+    In the published code but not in the paper (it comes from CoaT, arXiv 2104.06399). Kernel sizes
+    3, 5 and 7 serve 2, 3 and 3 heads; additional heads of an ablation take the last one.
     q, v (B, heads, N, head_dim) -> (B, heads, N, head_dim).
     """
 
@@ -199,7 +198,7 @@ class ConvRelPosEnc(Module):
 def attention_scale(dim: int) -> float:
     """What linear attention is multiplied by.
 
-    The published code rounds D / 8 down and takes it for the head's width, which is D / 10.
+    The published code takes D / 8, rounded down, for the width of a head, which is D / 10.
     """
     return (dim // NUM_HEADS) ** -0.5
 
@@ -207,7 +206,7 @@ def attention_scale(dim: int) -> float:
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Q (softmax(K)ᵀ V), the softmax over the tokens: three of (B, heads, N, head_dim) -> the same.
 
-    It equals (Q softmax(K)ᵀ) V, the article's attention map applied to V, without the N x N map.
+    It equals (Q softmax(K)ᵀ) V, the paper's attention map applied to V, without the N x N map.
     """
     k = k.float().softmax(axis=2).cast(v.dtype)  # float32 in every precision
     n, head_dim = int(k.shape[2]), int(k.shape[3])
@@ -226,7 +225,7 @@ class GroupMixAttention(Module):
     """Group-Mix Attention: tokens (B, N, D) on a grid of `size` (H, W) -> tokens (B, N, D).
 
     `dim` is D, a multiple of 10. Stands on its own: `GroupMixAttention(40)(tokens, (14, 14))`.
-    Source: arXiv 2311.15157, section 3.2; the article's ensemble layer is `proj`.
+    Source: arXiv 2311.15157, section 3.2; the paper's ensemble layer is `proj`.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
-"""The few layers that GroupMixFormer is built from, with the published initialisation.
+"""The few layers that GroupMixFormer is built from, with the published initialization.
 
-Every layer is a `Module`: calling it runs `forward` and, while `record` is open, notes the
-output. That single place is how `GroupMixFormer.trace` names every intermediate.
-Weights are drawn with NumPy from `rng`; with `rng=None` they have no values and take no
-memory until a checkpoint fills them.
+Every layer is a `Module`: calling it runs `forward` and, inside `record`, reports the output. This
+one place lets `GroupMixFormer.trace` name every intermediate. Weights are drawn with NumPy from
+`rng`; with `rng=None` they have no values and take no memory until a checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Module:
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Every module below this one with its dotted name, as the checkpoint spells it."""
+        """Every module below this one, with its dotted name in the checkpoint."""
         for name, value in vars(self).items():
             parts = value if isinstance(value, list) else [value]
             for i, part in enumerate(parts):
@@ -56,8 +55,8 @@ class Module:
 
 @contextmanager
 def record(note: Callable[[Module, Any], None]) -> Iterator[None]:
-    """Calls `note(module, output)` after every module that runs inside the `with` block; what it
-    returns, unless that is None, takes the output's place."""
+    """Call `note(module, output)` after every module that runs inside the `with` block. What it
+    returns replaces the output, unless it is None."""
     token = _recorder.set(note)
     try:
         yield
@@ -103,9 +102,9 @@ def count_products(count: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def record_statistics() -> Iterator[Statistics]:
-    """Collects what every BatchNorm in the `with` block finds while training, in place of its
-    own update: itself, the batch's mean and (biased) variance, both (C,), and the number of
-    values behind each."""
+    """Collect the batch statistics of every BatchNorm in the `with` block instead of updating its
+    running ones: the module, mean and (biased) variance, both (C,), and the number of values
+    behind each."""
     statistics: Statistics = []
     token = _statistics.set(statistics)
     try:
@@ -143,8 +142,8 @@ class Linear(Module):
 class Conv2d(Module):
     """(B, in, H, W) -> (B, out, ceil(H/stride), ceil(W/stride)), odd kernels, zero padding.
 
-    Initialised as PyTorch does: uniform within 1 / sqrt(fan in), where the fan in of a depthwise
-    kernel is its own area alone.
+    Initialized as in PyTorch: uniform within 1 / sqrt(fan-in); the fan-in of a depthwise kernel
+    is its area.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class Conv2d(Module):
 
 
 def convolve(x: Tensor, weight: Tensor, groups: int = 1, stride: int = 1) -> Tensor:
-    """A convolution with an odd kernel and zero padding, whose gradient is written out below.
+    """A convolution with an odd kernel size and zero padding; its gradient is written out below.
 
     It is dense (`groups` 1) or depthwise (`groups` equal to both numbers of channels). tinygrad's
     own gradient of a convolution takes ten times as long to compile.
@@ -211,7 +210,7 @@ def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, groups: int, stride: i
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, g: Tensor, groups: int, stride: int) -> Tensor:
-    """For every tap of the kernel the sum, over pictures and places, of shifted x times g."""
+    """For every tap of the kernel, the sum over images and places of shifted x times g."""
     kernel, rim = int(weight.shape[-1]), int(weight.shape[-1]) // 2
     windows = x.pad((None, None, (rim, rim), (rim, rim)))
     windows = windows._pool((kernel, kernel), stride)  # (B, in, H/stride, W/stride, k, k)
@@ -241,7 +240,7 @@ class BatchNorm(Module, nn.BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         dtype, x = x.dtype, x.float()
         if not TRAINING:
-            return self.normalise(x, self.running_mean, self.running_var).cast(dtype)
+            return self.normalize(x, self.running_mean, self.running_var).cast(dtype)
         axes = tuple(axis for axis in range(x.ndim) if axis != 1)
         mean = x.mean(axes).contiguous()
         centred = x - mean.detach().reshape(1, -1, *(1,) * (x.ndim - 2))  # d(var)/d(mean) = 0
@@ -251,7 +250,7 @@ class BatchNorm(Module, nn.BatchNorm):
             self.update(mean, var, count)
         else:
             statistics.append((self, mean, var, count))
-        return self.normalise(x, mean, var).cast(dtype)
+        return self.normalize(x, mean, var).cast(dtype)
 
     def update(self, mean: Tensor, var: Tensor, count: int) -> None:
         """The running statistics after a batch with this mean and variance of `count` values."""
@@ -260,7 +259,7 @@ class BatchNorm(Module, nn.BatchNorm):
         self.running_var.assign(0.9 * self.running_var + 0.1 * unbiased)
         self.num_batches_tracked.assign(self.num_batches_tracked + 1)
 
-    def normalise(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    def normalize(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         return x.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())
 
 
@@ -272,10 +271,8 @@ class LayerNorm(Module):
         self.weight, self.bias = _filled(rng, 1, channels), _filled(rng, 0, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = (
-            x.float().layernorm(eps=self.eps) * self.weight + self.bias
-        )  # float32 in every precision
-        return y.cast(x.dtype)
+        y = x.float().layernorm(eps=self.eps)  # float32 in every precision
+        return (y * self.weight + self.bias).cast(x.dtype)
 
 
 class Hardswish(Module):
@@ -286,15 +283,15 @@ class Hardswish(Module):
 
 
 class GELU(Module):
-    """x * Phi(x), with the exact normal distribution and not the tanh approximation."""
+    """x Φ(x), with the exact normal distribution function Φ, not the tanh approximation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.gelu(approximate="none")
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Stochastic depth (arXiv 1603.09382), while training: each sample's branch is dropped with
-    probability `rate`, and the kept ones are scaled by 1 / (1 - rate)."""
+    """Stochastic depth (arXiv 1603.09382): in training, drop each sample's residual branch with
+    probability `rate` and scale the others by 1 / (1 - rate)."""
     if not TRAINING or rate == 0:
         return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -306,7 +303,7 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
 
 @contextmanager
 def branch_factors(factors: Iterator[Tensor]) -> Iterator[None]:
-    """Every `drop_path` in the `with` block takes its next factors, (B,), from here: 0 or
+    """Let every `drop_path` in the `with` block take its factors, (B,), from here: 0 or
     1 / (1 - rate), drawn by the caller."""
     token = _branch_factors.set(factors)
     try:

@@ -1,7 +1,7 @@
 """GroupMixFormer (arXiv 2311.15157, section 3.3): four stages of Group-Mix Attention blocks.
 
-Attribute names are the published checkpoints' names and must not change; what the article calls a
-part stands in its docstring. Shapes: B pictures, N = H * W tokens, D channels of a stage.
+Attribute names are those of the published checkpoints and must not change; docstrings give the
+paper's names. Shapes: B images, N = H * W tokens, D channels of a stage.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MIN_SIZE = 32  # pixels: below it the last stage has less than one token
 
 
 class ConvStem(Module):
-    """Two 3x3 convolutions of stride 2: picture (B, 3, H, W) -> (B, D, H/4, W/4)."""
+    """Two 3x3 convolutions of stride 2: image (B, 3, H, W) -> (B, D, H/4, W/4)."""
 
     def __init__(self, rng: Rng, dim: int) -> None:
         self.proj1 = Conv2d(rng, 3, dim // 2, 3, stride=2, bias=True)
@@ -92,7 +92,7 @@ class Mlp(Module):
 
 
 class GMABlock(Module):
-    """Position, attention, MLP, each added to the tokens (B, N, D) it reads."""
+    """Position, attention and MLP, each a residual branch on tokens (B, N, D)."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class GMAStage(Module):
 
 
 class GroupMixFormer(Module):
-    """The network: pictures (B, 3, H, W), normalised, at least 32x32 -> logits (B, num_classes).
+    """The network: images (B, 3, H, W), normalized, at least 32x32 -> logits (B, num_classes).
 
-    `seed` makes the published initialisation reproducible; with None the weights have no
+    `seed` makes the published initialization reproducible; with None the weights have no
     values and take no memory until `load_state_dict` fills them. Source: arXiv 2311.15157, table 1.
     """
 
@@ -163,7 +163,7 @@ class GroupMixFormer(Module):
         return [{"num_chs": dim, "reduction": stride} for dim, stride in widths]
 
     def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
-        """A new head of `num_classes`; 0 removes it, and calling gives pooled features (B, D4)."""
+        """Replace the head with a new one; 0 removes it, and calls give pooled features (B, D4)."""
         self.config = replace(self.config, num_classes=num_classes)
         self.settings = replace(self.settings, classes=())
         rng, width = np.random.default_rng(seed), self.config.embedding_dims[-1]
@@ -181,13 +181,13 @@ class GroupMixFormer(Module):
             self.settings = replace(self.settings, classes=names)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32.
+        """Images (B, 3, H, W) -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32.
 
         Raises ValueError for anything but at least 32x32 pixels in three channels.
         """
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
             raise ValueError(
-                f"pictures: expected (B, 3, H, W) with H and W of at least {MIN_SIZE}, "
+                f"images: expected (B, 3, H, W) with H and W of at least {MIN_SIZE}, "
                 f"found {tuple(x.shape)}"
             )
         x, maps = run_part(self.conv_stem, [self.conv_stem], x), []
@@ -244,10 +244,10 @@ def list_models() -> list[str]:
 def create_model(
     name: str, num_classes: int = 1000, seed: int = 0, **changes: Any
 ) -> GroupMixFormer:
-    """A fresh network with the published initialisation, the same for the same `seed`.
+    """A network with fresh weights: the published initialization, the same for the same `seed`.
 
     `changes` replace fields of the variant's configuration (`drop_path_rate=0.2`). Raises
-    ValueError for an unknown name or a configuration that cannot be.
+    ValueError for an unknown name or an impossible configuration.
     """
     if name not in VARIANTS:
         raise ValueError(f"model {name!r}: expected one of {', '.join(VARIANTS)}")

@@ -1,7 +1,7 @@
-"""NumPy arrays to tinygrad tensors, without a kernel.
+"""NumPy arrays to tinygrad tensors, without running a kernel.
 
 `Tensor(array).realize()` plans, schedules and runs a copy for every tensor: up to 0.1 s each. A
-network has one to three thousand of them, so this file writes each array straight into its device
+network has one to three thousand tensors, so this file writes each array straight into its device
 buffer: 0.2 ms each.
 """
 

@@ -9,7 +9,7 @@ import pytest
 from parity import deterministic_state_dict, nano_entries, safetensors_bytes
 
 from reference import load_network
-from reference.picture import DEVIATION, MEAN, normalise, read_ppm
+from reference.picture import DEVIATION, MEAN, normalize, read_ppm
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.random.RandomState(0).randint(0, 256, (33, 32, 3), dtype=np.uint8)  # [H][W][3]
@@ -59,8 +59,8 @@ def test_a_picture_s_largest_value_is_white(tmp_path):
     assert read_ppm(tmp_path / "image.ppm") == [[[0, 1]], [[0.2, 1]], [[1, 1]]]
 
 
-def test_a_picture_of_imagenet_s_mean_colour_is_normalised_to_0():
-    assert normalise([[[mean]] for mean in MEAN]) == [[[0]], [[0]], [[0]]]
+def test_an_image_of_imagenet_s_mean_colour_is_normalized_to_0():
+    assert normalize([[[mean]] for mean in MEAN]) == [[[0]], [[0]], [[0]]]
 
 
 BAD_PICTURES = {

@@ -115,7 +115,7 @@ def test_the_effective_kernel_is_the_aggregator(model, measured, seen, kernel):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_kernel_of_the_queries_goes_back_to_the_normalised_tokens(model, measured):
+def test_the_kernel_of_the_queries_goes_back_to_the_normalized_tokens(model, measured):
     tokens = measured[f"{BLOCK}.norm1"][0].T.reshape(-1, *TOKENS)  # (D, h, w)
     weight = model.groupmixformer_backbone[0].gma_stage[0].att.qkv.weight.numpy()
     segment = np.einsum("od,dhw->ohw", weight[4:8], tokens)  # of Q; D = 20, segments of 4

@@ -153,7 +153,7 @@ def test_whatever_is_written_is_read_back_bit_for_bit(tmp_path_factory, suffix, 
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_file_is_recognised_by_its_content(tmp_path, suffix):
+def test_a_file_is_recognized_by_its_content(tmp_path, suffix):
     write_tensors(WEIGHTS, tmp_path / f"weights{suffix}")
     os.rename(tmp_path / f"weights{suffix}", tmp_path / "weights.bin")
     assert_identical(read_tensors(tmp_path / "weights.bin"), WEIGHTS)
