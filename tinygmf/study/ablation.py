@@ -46,7 +46,7 @@ ABLATIONS = {
     "no-branch": AttentionConfig(non_attention=False),
     "no-cpe": AttentionConfig(cpe=False),
     "no-crpe": AttentionConfig(crpe=False),
-    "no-position": AttentionConfig(cpe=False, crpe=False),  # what the article describes
+    "no-position": AttentionConfig(cpe=False, crpe=False),  # what the paper describes
     "softmax": AttentionConfig(softmax=True),
     # multi-head self-attention of the same width, with nothing that knows of neighbours
     "plain": AttentionConfig("none", non_attention=False, cpe=False, crpe=False, softmax=True),

@@ -84,7 +84,7 @@ def _heading(seen: Observation) -> str:
 
 
 def draw_responses(pictures: Sequence[Image.Image], seen: Sequence[Observation]) -> Figure:
-    """The article's figure, a row for each picture: the picture, the ensemble layer, the four
+    """The paper's figure, a row for each picture: the picture, the ensemble layer, the four
     pre-attention branches, the non-attention branch."""
     rows = [one.responses() for one in seen]
     figure, axes = make_panels(len(seen), 1 + len(rows[0]), 1.9, 2.5)

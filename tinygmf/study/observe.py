@@ -1,10 +1,10 @@
 """What Group-Mix Attention does with a picture: responses, attention and group proxies, as arrays.
 
-Stages and blocks are counted from 1, as in the article; positions are pixels (y, x) of the picture
+Stages and blocks are counted from 1, as in the paper; positions are pixels (y, x) of the picture
 that the network sees. `figures.py` draws what is computed here. One block is looked at at a time:
 
     [seen] = observe(model, pictures, stage=3, block=5)
-    seen.responses()                    # the maps of the article's figure
+    seen.responses()                    # the maps of the paper's figure
     seen.attention_rows([(112, 96)])    # what that place attends to, head by head
     seen.before_and_after(kernel=7)     # what becomes of tokens that turn into group proxies
 """
@@ -130,7 +130,7 @@ def choose_block(
 def observe(
     model: GroupMixFormer, pictures: np.ndarray, stage: int | None = None, block: int | None = None
 ) -> list[Observation]:
-    """One block at work on normalised pictures (B, 3, H, W): an observation of each picture.
+    """One block at work on normalized pictures (B, 3, H, W): an observation of each picture.
 
     `stage` and `block` count from 1; `choose_block` says what is taken without them. Raises
     ValueError for a stage or block that is not there, and for pictures the network cannot take.
@@ -177,7 +177,7 @@ def run_until(
 def response_maps(
     model: GroupMixFormer, image: np.ndarray, stage: int | None = None, block: int | None = None
 ) -> dict[str, np.ndarray]:
-    """`Observation.responses` of one normalised picture (3, H, W)."""
+    """`Observation.responses` of one normalized picture (3, H, W)."""
     return observe(model, image[None], stage, block)[0].responses()
 
 
@@ -188,7 +188,7 @@ def attention_rows(
     block: int | None,
     queries: Sequence[Position],
 ) -> np.ndarray:
-    """`Observation.attention_rows` of one normalised picture (3, H, W)."""
+    """`Observation.attention_rows` of one normalized picture (3, H, W)."""
     return observe(model, image[None], stage, block)[0].attention_rows(queries)
 
 
@@ -201,7 +201,7 @@ def effective_kernel(
     """Aggregator `kernel` (3, 5 or 7) as one dense convolution: (D/5 out, channels in, k, k).
 
     Depthwise and 1x1 convolution and BatchNorm's scale, multiplied out. With `of` ("q", "k" or
-    "v") the layer `qkv` before it as well: then it reads the D channels of the normalised tokens,
+    "v") the layer `qkv` before it as well: then it reads the D channels of the normalized tokens,
     else the D/5 channels of its segment. Before that comes LayerNorm, which is no convolution.
     """
     stage, block = choose_block(model.config, (0, 0), stage, block)

@@ -1,6 +1,6 @@
 """What a configuration costs, stage by stage: parameters and FLOPs, beside the published figures.
 
-Parameters are counted from the shapes of the state dict. FLOPs are counted as the article and its
+Parameters are counted from the shapes of the state dict. FLOPs are counted as the paper and its
 tools count them, multiply-adds of convolutions, linear layers and attention's two products, for one
 picture; the layers count them while the network is traced.
 """
@@ -111,7 +111,7 @@ def format_summary(config: GroupMixFormerConfig, image_size: tuple[int, int] = (
             f"{top1} % ImageNet-1K top-1"
         )
     if name == "groupmixformer_large":
-        lines.append("(the article says 70.3 M; its published configuration has the number above)")
+        lines.append("(the paper says 70.3 M; its published configuration has the number above)")
     return "\n".join(lines)
 
 
