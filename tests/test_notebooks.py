@@ -111,7 +111,8 @@ def test_a_notebook_runs(path, monkeypatch, tmp_path):
     before = {file.name for file in FOLDER.iterdir()}
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(FOLDER)}}
-    nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=place
-    ).execute()  # CellExecutionError, with the cell, if one fails
+    client = nbclient.NotebookClient(
+        notebook, timeout=None, startup_timeout=600, kernel_name="python3", resources=place
+    )
+    client.execute()  # CellExecutionError, with the cell, if one fails
     assert {file.name for file in FOLDER.iterdir()} == before, "a notebook left a file behind"

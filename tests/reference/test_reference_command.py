@@ -19,7 +19,7 @@ BINARY = b"P6 32 33 255\n" + PIXELS.tobytes()
 def run(*arguments: object) -> subprocess.CompletedProcess:
     """The command in a fresh Python without site-packages: the standard library must do."""
     command = [sys.executable, "-S", "-m", "reference", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
