@@ -3,9 +3,9 @@
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
+import process
 import pytest
 
 from tinygmf.files import (
@@ -43,7 +43,7 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     os.mkfifo(pipe)
     reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
     write(pipe, b"figures")
-    assert reader.communicate(timeout=30)[0] == b"figures"
+    assert reader.communicate()[0] == b"figures"
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
@@ -55,30 +55,19 @@ def test_a_device_is_written_to_and_stays_a_device():
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-PRINTS = """
-import sys
-from tinygmf.files import replacing
-print("before")
-with replacing(sys.argv[1]) as file:
-    file.write(b"between\\n")
-print("after")
-"""
+def print_around(name: str) -> None:
+    print("before")
+    write(Path(name), b"between\n")
+    print("after")
 
 
 @UNIX
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "out.txt"])
 def test_the_programs_own_output_keeps_what_was_printed_before_and_after(tmp_path, name):
     """Also where the output is a file that is named twice: `tinygmf … --json out > out`."""
-    out, root = tmp_path / "out.txt", str(Path(__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
+    out, line = tmp_path / "out.txt", process.command(print_around, name)
     with out.open("wb") as file:
-        subprocess.run(
-            [sys.executable, "-c", PRINTS, name],
-            stdout=file,
-            cwd=tmp_path,
-            env=environment,
-            check=True,
-        )
+        subprocess.run(line, stdout=file, cwd=tmp_path, env=process.environment(), check=True)
     assert out.read_text() == "before\nbetween\nafter\n"
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from parity import DATA
 from PIL import Image
@@ -156,7 +157,7 @@ def test_the_file_of_weights_says_how_pictures_are_prepared(picture, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_evaluate_goes_by_the_names_in_the_file(tmp_path, capsys):
+def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
     """Classes in the order of text, as older versions trained them: 0, 1, 10, 2, …"""
     folder = labelled_folder(tmp_path, ("2", "10"))
     names = tuple(sorted(map(str, range(1, 11))))
@@ -170,7 +171,8 @@ def test_evaluate_goes_by_the_names_in_the_file(tmp_path, capsys):
     rows = {str(names.index("2")), str(names.index("10"))}
     assert set(figures["confusion"]) == rows and figures["classes"] == list(names)
     (folder / "11").mkdir()
-    line = failure(capsys_cleared(capsys), "evaluate", str(folder), *options)
+    capsys.readouterr()
+    line = failure("evaluate", str(folder), *options)
     assert "found '11', no class" in line
     option = tmp_path / "names.txt"
     option.write_text("".join(f"{i}\n" for i in (*range(2, 11), 11)))
@@ -178,26 +180,21 @@ def test_evaluate_goes_by_the_names_in_the_file(tmp_path, capsys):
     assert set(json.loads(report.read_text())["confusion"]) == {"0", "8"}
 
 
-def capsys_cleared(capsys):
-    capsys.readouterr()
-    return capsys
-
-
-def test_nothing_that_can_be_read_is_an_error(tmp_path, capsys):
+def test_nothing_that_can_be_read_is_an_error(failure, tmp_path):
     folder = tmp_path / "val" / "3"
     folder.mkdir(parents=True)
     for i in range(2):
         (folder / f"{i}.png").write_bytes(b"no picture")
-    line = failure(capsys, "evaluate", str(folder.parent), "--weights", NANO, "--size", "32")
+    line = failure("evaluate", str(folder.parent), "--weights", NANO, "--size", "32")
     assert "expected pictures to measure on, found none of 2 that can be read" in line
 
 
 def test_figures_are_printed_before_they_are_saved_and_the_place_is_tried_first(
-    tmp_path, capsys, monkeypatch
+    failure, tmp_path, capsys, monkeypatch
 ):
     folder, options = labelled_folder(tmp_path), ["--weights", NANO, "--size", "32"]
     missing = ["--json", str(tmp_path / "no" / "where.json")]
-    line = failure(capsys, "evaluate", str(folder), *options, *missing)
+    line = failure("evaluate", str(folder), *options, *missing)
     assert "where.json: cannot be written: No such file or directory" in line
     monkeypatch.setattr("tinygmf.commands.evaluate.require_writable", lambda path: None)
     assert main(["evaluate", str(folder), *options, *missing]) == 2  # the folder went away since
@@ -214,9 +211,9 @@ def test_figures_are_printed_before_they_are_saved_and_the_place_is_tried_first(
         ["ablate", "--json", "{place}"],
     ],
 )
-def test_every_command_tries_its_results_place_first(tmp_path, capsys, arguments):
+def test_every_command_tries_its_results_place_first(failure, tmp_path, arguments):
     place = str(tmp_path / "no" / "x")
-    line = failure(capsys, *(text.format(place=place) for text in arguments))
+    line = failure(*(text.format(place=place) for text in arguments))
     assert f"{place}" in line and "cannot be written: No such file or directory" in line
 
 
@@ -285,10 +282,9 @@ def test_a_mistake_is_one_line_and_no_traceback_for_the_installed_command():
 
 def installed(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """The command in a shell with other variables."""
-    kept = {k: v for k, v in os.environ.items() if k != "DEV"}
-    environment = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
-    command = [sys.executable, "-m", "tinygmf.commands.main", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    shell = {name: value for name, value in environment().items() if name != "DEV"} | variables
+    command = [sys.executable, "-m", "tinygmf", *arguments]
+    return subprocess.run(command, env=shell, capture_output=True, text=True)
 
 
 SHELLS = {

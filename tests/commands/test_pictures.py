@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from parity import DATA
 from PIL import Image
+from process import environment
 
 from tinygmf.commands import pictures as command
 from tinygmf.commands.main import main
 from tinygmf.commands.pictures import Pictures
 from tinygmf.image import as_rgb
+from tinygmf.weights.checkpoint import read_tensors, write_tensors
 
 NANO = str(DATA / "nano.pth")
 SMALL = ["--weights", NANO, "--size", "32"]  # all tests share one compiled program
@@ -94,7 +96,7 @@ def test_no_picture_at_all_is_an_error(tmp_path, monkeypatch, names, message):
 
 
 def test_pictures_are_decoded_as_they_are_needed_and_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("tinygmf.engine.predictor._cores", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     alive, most, decoded = set(), 0, 0
 
     class Held:
@@ -117,10 +119,8 @@ def test_pictures_are_decoded_as_they_are_needed_and_not_kept(tmp_path, monkeypa
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    environment = os.environ | {"PYTHONPATH": path} | options.pop("env", {})
-    command = [sys.executable, "-m", "tinygmf.commands.main", *arguments]
-    return subprocess.run(command, env=environment, timeout=300, **options)
+    command = [sys.executable, "-m", "tinygmf", *arguments]
+    return subprocess.run(command, env=environment(**options.pop("env", {})), **options)
 
 
 ODD_NAMES = [
@@ -167,12 +167,12 @@ def test_json_is_whole_with_any_name_and_whatever_else_is_printed(tmp_path, monk
     assert "*** CPU kernel" in captured.err and "broken.png" in captured.err
 
 
-def test_answers_that_are_not_finite_are_an_error_and_no_json(tmp_path, monkeypatch, capsys):
+def test_answers_that_are_not_finite_are_an_error_and_no_json(tmp_path, capsys):
     write_pictures(tmp_path, "x.png")
-    monkeypatch.setattr(
-        "tinygmf.engine.predictor.Predictor._run", lambda self, batch: np.full((1, 10), np.nan)
-    )
-    assert main(["classify", str(tmp_path), *SMALL, "--json"]) == 2
+    weights, tensors = tmp_path / "broken.pth", read_tensors(NANO)
+    write_tensors(tensors | {"head.bias": np.full(10, np.nan, np.float32)}, weights)
+    options = ["--weights", str(weights), "--size", "32", "--json"]
+    assert main(["classify", str(tmp_path / "x.png"), *options]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "expected finite numbers, found others" in captured.err
 

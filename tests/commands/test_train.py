@@ -1,13 +1,13 @@
 """`tinygmf train` as a user calls it: fine-tuning from a folder of pictures, and every mistake."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import process
 import pytest
 from parity import DATA
 from PIL import Image
@@ -216,7 +216,7 @@ def test_another_run_in_the_folder_is_one_line(
 
 
 def test_a_finished_run_is_not_replaced_and_the_message_says_how_to_go_on(
-    pictures, tmp_path, capsys
+    failure, pictures, tmp_path
 ):
     folder = tmp_path / "run"
     usual = [pictures, "--batch-size", "2", "--out", folder]
@@ -224,48 +224,44 @@ def test_a_finished_run_is_not_replaced_and_the_message_says_how_to_go_on(
     kept = [folder / command.WEIGHTS, tmp_path / "alone.pth"]
     for path in kept:
         path.write_bytes(b"trained")
-    line = failure(capsys, *usual)
+    line = failure("train", *usual)
     assert "expected no finished run, found model.safetensors of one: give another --out" in line
     assert "with --weights and the run's network to train that further" in line
-    line = failure(capsys, *usual, "--resume", "--epochs", "40")
+    line = failure("train", *usual, "--resume", "--epochs", "40")
     assert "found one that has ended, after 20 epochs" in line
     assert "with --weights and the run's network" in line
-    line = failure(capsys, *usual[:-1], kept[1])
+    line = failure("train", *usual[:-1], kept[1])
     assert "alone.pth: expected no file, found one" in line
     assert all(path.read_bytes() == b"trained" for path in kept)
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from tinygmf.commands.run_folder import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+def hold(folder: str) -> None:
+    """Lock a run's folder until standard input ends."""
+    with locked(Path(folder)):
+        print("held", flush=True)
+        sys.stdin.read()
 
 
-def test_two_runs_in_one_folder_are_refused_until_the_first_has_ended(pictures, tmp_path, capsys):
+def test_two_runs_in_one_folder_are_refused_until_the_first_has_ended(failure, pictures, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     held = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
-        env=environment,
+        process.command(hold, folder),
+        env=process.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert held.stdout is not None and held.stdout.readline() == b"held\n"
     usual = [pictures, "--batch-size", "2", "--size", "32", "--out", folder]
-    assert "found that another process trains in it" in failure(capsys, *usual)
+    assert "found that another process trains in it" in failure("train", *usual)
     held.kill()  # its file stays
     held.communicate()
     with locked(folder):
         assert (folder / ".run.lock").exists()
 
 
-def test_a_run_in_a_folder_of_pictures_is_refused(pictures, capsys):
-    line = failure(capsys, pictures, "--batch-size", "2", "--out", pictures / "cat")
+def test_a_run_in_a_folder_of_pictures_is_refused(failure, pictures):
+    line = failure("train", pictures, "--batch-size", "2", "--out", pictures / "cat")
     assert "expected a folder of its own for the run, found pictures in it" in line
     assert len(list((pictures / "cat").iterdir())) == 5
 
