@@ -69,6 +69,7 @@ class GroupMixFormerConfig:
     num_classes: int = 1000
     drop_path_rate: float = 0.0  # stochastic depth of the last block; rises linearly from 0
     drop_rate: float = 0.0  # dropout after the MLP's layers and the ensemble layer
+    in_chans: int = 3  # channels of an image; with 1 it is grey
     attention: AttentionConfig = AttentionConfig()  # anything else is an ablation
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class GroupMixFormerConfig:
             )
         if self.num_classes < 0:
             raise ValueError(f"num_classes: expected 0 (no head) or more, found {self.num_classes}")
+        if self.in_chans < 1:
+            raise ValueError(f"in_chans: expected at least 1 channel, found {self.in_chans}")
         for name in ("drop_path_rate", "drop_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 <= rate < 1, found {getattr(self, name)}")
@@ -99,6 +102,14 @@ class GroupMixFormerConfig:
             raise ValueError(
                 f"{what}: expected the published attention, found the ablation {self.attention}; "
                 "call the model itself"
+            )
+
+    def require_colour(self, what: str) -> None:
+        """ValueError, in one line, for a network of other pictures than RGB; `what` makes those."""
+        if self.in_chans != 3:
+            raise ValueError(
+                f"{what}: expected a network of pictures with 3 channels, found one with "
+                f"{self.in_chans}: call the model itself, with arrays (B, {self.in_chans}, H, W)"
             )
 
     def mlp_hidden(self, stage: int) -> int:
@@ -125,6 +136,7 @@ class GroupMixFormerConfig:
             dims = tuple(shapes[f"patch_embed_layers.{i}.norm.weight"][0] for i in range(STAGES))
             depths = tuple(_count_blocks(shapes, i) for i in range(STAGES))
             hidden = [shapes[_block_key(i, 0, "mlp.fc1.weight")][0] for i in range(STAGES)]
+            in_chans = shapes["conv_stem.proj1.weight"][1]
         except (KeyError, IndexError) as missing:
             raise ValueError(f"not a GroupMixFormer: it has no tensor {missing}") from None
         head = shapes.get("head.weight")
@@ -133,6 +145,7 @@ class GroupMixFormerConfig:
             serial_depths=depths,
             mlp_ratios=tuple(_ratio(h, d) for h, d in zip(hidden, dims, strict=True)),
             num_classes=head[0] if head else 0,
+            in_chans=in_chans,
         )
         name = variant_name(config)
         return replace(config, drop_path_rate=VARIANTS[name].drop_path_rate) if name else config

@@ -234,21 +234,33 @@ def _plain_jpeg(data: bytes) -> tuple[bytes, bytes | None]:
     return b"".join(parts) + data[place:], exif
 
 
-def preprocess(picture: Picture, size: int = 224, settings: Settings = PUBLISHED) -> np.ndarray:
-    """Return a picture as the network's input: float32, (3, size, size).
+def preprocess(
+    picture: Picture, size: int = 224, settings: Settings = PUBLISHED, channels: int = 3
+) -> np.ndarray:
+    """Return a picture as the network's input: float32, (channels, size, size); 1 channel is grey.
 
     The published evaluation: the shorter side to 256/224 of `size` (bicubic), the centre cropped,
     divided by 255, ImageNet's mean subtracted, divided by its standard deviation. Equals
     torchvision's Resize, CenterCrop, ToTensor and Normalize; `settings` have other values for
-    crop, mean and deviation. Raises ValueError for a size below 1, ImageError for no picture.
+    crop, mean and deviation. Raises ValueError for a size below 1 and for other numbers of
+    channels than 1 and 3, ImageError for no picture.
     """
-    return normalize(resize_and_crop(as_rgb(picture), size, settings), settings)
+    if channels not in (1, 3):
+        raise ValueError(
+            f"pictures: expected a network of 3 channels, or of 1 for grey, found one of {channels}"
+            f": give it normalised arrays ({channels}, {size}, {size})"
+        )
+    crop = resize_and_crop(as_rgb(picture), size, settings)
+    return normalize(crop.convert("L") if channels == 1 else crop, settings)
 
 
 def normalize(image: Image.Image, settings: Settings = PUBLISHED) -> np.ndarray:
-    """Return an RGB picture of the right size as the network's input: float32, (3, H, W)."""
+    """Return an RGB picture of the right size as the network's input: float32, (3, H, W); a grey
+    one (mode L) in one channel, by the average of the three means and of the three deviations."""
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
     pixels = np.asarray(image, np.float32) / 255
+    if image.mode == "L":
+        return ((pixels - mean.mean()) / std.mean())[None]
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
 

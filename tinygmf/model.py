@@ -46,8 +46,8 @@ MIN_SIZE = 32  # pixels: below it the last stage has less than one token
 class ConvStem(Module):
     """Two 3x3 convolutions of stride 2: image (B, 3, H, W) -> (B, D, H/4, W/4)."""
 
-    def __init__(self, rng: Rng, dim: int) -> None:
-        self.proj1 = Conv2d(rng, 3, dim // 2, 3, stride=2, bias=True)
+    def __init__(self, rng: Rng, in_chans: int, dim: int) -> None:
+        self.proj1 = Conv2d(rng, in_chans, dim // 2, 3, stride=2, bias=True)
         self.norm1, self.act1 = BatchNorm(rng, dim // 2), Hardswish()
         self.proj2 = Conv2d(rng, dim // 2, dim, 3, stride=2, bias=True)
         self.norm2, self.act2 = BatchNorm(rng, dim), Hardswish()
@@ -139,7 +139,7 @@ class GroupMixFormer(Module):
         rng = None if seed is None else np.random.default_rng(seed)
         dims, rates = config.embedding_dims, config.drop_path_rates()
         self.config, self.settings = config, Settings()
-        self.conv_stem = ConvStem(rng, dims[0])
+        self.conv_stem = ConvStem(rng, config.in_chans, dims[0])
         self.patch_embed_layers = [
             PatchEmbedLayer(rng, dims[max(i - 1, 0)], dims[i], stride=1 if i == 0 else 2)
             for i in range(STAGES)
@@ -183,13 +183,9 @@ class GroupMixFormer(Module):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) -> four maps (B, D_i, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32.
 
-        Raises ValueError for anything but at least 32x32 pixels in three channels.
+        Raises ValueError for anything but at least 32x32 pixels in `config.in_chans` channels.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
-            raise ValueError(
-                f"images: expected (B, 3, H, W) with H and W of at least {MIN_SIZE}, "
-                f"found {tuple(x.shape)}"
-            )
+        check_pictures(x, self.config.in_chans)
         x, maps = run_part(self.conv_stem, [self.conv_stem], x), []
         for embed, stage in zip(self.patch_embed_layers, self.groupmixformer_backbone, strict=True):
             tokens, size = run_part(embed, [embed], x)
@@ -227,6 +223,15 @@ class GroupMixFormer(Module):
         with record(note):
             self(x)
         return trace
+
+
+def check_pictures(x: Tensor, in_chans: int) -> None:
+    """Raise ValueError for anything but (B, in_chans, H, W) of at least 32x32 pixels."""
+    if x.ndim != 4 or x.shape[1] != in_chans or min(x.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"images: expected (B, {in_chans}, H, W) with H and W of at least {MIN_SIZE}, "
+            f"found {tuple(x.shape)}"
+        )
 
 
 @cache

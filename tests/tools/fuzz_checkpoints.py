@@ -15,6 +15,7 @@ The same seed tries the same inputs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import math
@@ -27,6 +28,7 @@ import struct
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -36,11 +38,13 @@ from pathlib import Path
 
 import numpy as np
 from folder_inputs import ERRORS, READ, FolderInputs
+from pickles import REGISTRY, Call, module, parameter, torch_save
 from PIL import Image
 
 from tinygmf.image import ImageError, decode, preprocess
-from tinygmf.weights.checkpoint import CheckpointError, parse_checkpoint
+from tinygmf.weights.entries import find_network
 from tinygmf.weights.pth import write_pth
+from tinygmf.weights.reading import CheckpointError, parse_checkpoint
 from tinygmf.weights.safetensors import write_safetensors
 
 SECONDS = 1.0  # of the processor's time, for one weight file
@@ -57,6 +61,19 @@ TENSORS = {
     "bias": np.array([-0.0, np.inf, np.nan], np.float32),
     "half": np.arange(4, dtype=np.float16),
     "num_batches_tracked": np.array(7),
+}
+
+
+ROOT = np.arange(6, dtype=np.float32)
+NETWORK = {
+    **{f"patch_embed_layers.{i}.norm.weight": np.ones(10, np.float32) for i in range(4)},
+    **{
+        f"groupmixformer_backbone.{i}.gma_stage.0.mlp.fc1.weight": np.ones((20, 10), np.float32)
+        for i in range(4)
+    },
+    "conv_stem.proj1.weight": np.ones((5, 3, 3, 3), np.float32),
+    "norm4.weight": np.ones(10, np.float32),
+    "head.weight": np.ones((2, 10), np.float32),
 }
 
 
@@ -114,17 +131,68 @@ def zip_of(records: Iterable[tuple[str, bytes]]) -> bytes:
     return bytes(body + directory + b"PK\5\6" + sizes)
 
 
+def states() -> list[dict]:
+    """Training states with what stands in people's: networks, averages, objects of any class."""
+    prefixed = {f"module.{key}": array for key, array in NETWORK.items()}
+    objects = {
+        "set": {1},
+        "bytes": b"x" * 300,
+        "array": bytearray(b"y"),
+        "path": Path("a"),
+        "z": 1j,
+    }
+    return [
+        {"model": NETWORK, "model_ema": {"n": np.array(3), **prefixed}, "c": Counter("ab")},
+        {"net": module(NETWORK), "p": parameter(ROOT), "at": Call(REGISTRY.kind("a.B"), (1,))},
+        {"state_dict": {**prefixed, "neck.w": ROOT}, **objects},
+    ]
+
+
+def pth_files() -> list[bytes]:
+    """Every way to write them: both formats of torch.save's, pickles of every protocol."""
+    files = [file_of(write_pth, TENSORS), file_of(write_pth, {"a": TENSORS["weight"]})]
+    with tempfile.TemporaryDirectory() as folder:
+        for state in states():
+            for protocol in (2, 3, 4, 5):
+                legacy = protocol in (3, 5)
+                path = torch_save(state, Path(folder, "x"), protocol, legacy)
+                files.append(path.read_bytes())
+                files.append(torch_save(state, path, protocol).read_bytes())
+    return files
+
+
 class PthInputs:
     """.pth files: changed as a whole, or with a changed pickle in a correct archive."""
 
     def __init__(self) -> None:
-        self.files = [file_of(write_pth, TENSORS), file_of(write_pth, {"a": TENSORS["weight"]})]
-        self.programs = [_record(content, b"data.pkl") for content in self.files]
+        self.files = pth_files()
+        archives = [content for content in self.files if content.startswith(b"PK")]
+        self.records = [_records(content) for content in archives]
+        self.programs = [records.pop("data.pkl") for records in self.records]
         self.instructions = [_instructions(program) for program in self.programs]
         self.pool = sorted({code for program in self.instructions for code in program})
         self.pool += [b"(", b"t", b")", b"]", b"}", b"a", b"e", b"u", b"s", b"R", b"Q", b"b", b"N"]
         self.pool += [b"h\0", b"h\1", b"q\0", b"\x85", b"\x86", b"\x87", b"\x88", b"K\xff", b"."]
-        self.data = TENSORS["weight"].tobytes()
+        self.pool += [
+            b"0",
+            b"1",
+            b"2",
+            b"\x81",
+            b"\x92",
+            b"\x93",
+            b"\x94",
+            b"\x8f",
+            b"\x90",
+            b"\x91",
+        ]
+        self.pool += [
+            b"\x8b\4\0\0\0abcd",
+            b"U\1a",
+            b"C\1a",
+            b"\x8c\1a",
+            b"\x80\4",
+            b"cos\nsystem\n",
+        ]
 
     def __call__(self, r: random.Random) -> bytes:
         kind = r.randrange(10)
@@ -132,12 +200,15 @@ class PthInputs:
             return change_bytes(r, r.choice(self.files))
         if kind == 2:
             return splice(r, r.choice(self.files), r.choice(self.files))
+        which = r.randrange(len(self.programs))
         if kind == 3:
-            program = change_bytes(r, r.choice(self.programs))
+            program = change_bytes(r, self.programs[which])
         else:
-            program = b"".join(self._change(r, list(r.choice(self.instructions))))
-        names = ["a/data/0", "a/data/1", "a/data/2", "a/data/3"]
-        records = [(name, self.data[: r.choice((24, 24, 24, 12, 8))]) for name in names]
+            program = b"".join(self._change(r, list(self.instructions[which])))
+        records = [(f"a/{name}", data) for name, data in self.records[which].items()]
+        if kind == 8:
+            at = r.randrange(len(records))
+            records[at] = records[at][0], change_bytes(r, records[at][1])
         archive = zip_of([("a/data.pkl", program), *records])
         return change_bytes(r, archive) if kind == 9 else archive
 
@@ -161,12 +232,10 @@ class PthInputs:
         return codes
 
 
-def _record(archive: bytes, name: bytes) -> bytes:
-    """The content of a record that is the archive's first, stored as it is."""
-    start = archive.index(name) + len(name)
-    extra = struct.unpack_from("<H", archive, 28)[0]
-    size = struct.unpack_from("<I", archive, 18)[0]
-    return archive[start + extra :][:size]
+def _records(archive: bytes) -> dict[str, bytes]:
+    """The content of every record, by its name without the archive's folder."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        return {name.partition("/")[2]: file.read(name) for name in file.namelist()}
 
 
 def _instructions(program: bytes) -> list[bytes]:
@@ -281,6 +350,8 @@ def read_weights(data: bytes) -> int:
     """The bytes of what was read; ValueError as a user's error."""
     try:
         tensors = parse_checkpoint(io.BytesIO(data), len(data)).tensors
+        with contextlib.suppress(ValueError):  # most hold no network that is whole
+            tensors |= parse_checkpoint(io.BytesIO(data), len(data), find_network).tensors
     except ValueError as error:
         raise CheckpointError(f"fuzz: {error}") from None
     return sum(array.nbytes for array in tensors.values()) // 4

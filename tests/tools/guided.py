@@ -18,9 +18,13 @@ import atheris
 
 with atheris.instrument_imports(
     include=[
-        "tinygmf.weights.checkpoint",
+        "tinygmf.weights.entries",
+        "tinygmf.weights.notes",
         "tinygmf.weights.pth",
+        "tinygmf.weights.reading",
+        "tinygmf.weights.recognise",
         "tinygmf.weights.safetensors",
+        "tinygmf.weights.unpickle",
         "tinygmf.image",
     ]
 ):

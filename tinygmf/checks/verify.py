@@ -71,7 +71,11 @@ def sample_picture(size: int) -> Image.Image:
 
 
 def verify_network(
-    weights: str | os.PathLike[str], size: int, device: str | None, dtype: str = "float32"
+    weights: str | os.PathLike[str],
+    size: int,
+    device: str | None,
+    dtype: str = "float32",
+    entry: str | None = None,
 ) -> bool:
     """Prints the largest difference of every stage; True if all are within rounding.
 
@@ -79,7 +83,8 @@ def verify_network(
     """
     if size < MIN_SIZE:
         raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")
-    network, picture = load_weights(weights), sample_picture(size)
+    network, picture = load_weights(weights, entry), sample_picture(size)
+    network.config.require_colour("verify")
     predict = Predictor(network, size, device=device, dtype=dtype)
     expected = run_reference(network, picture)
     found = [output[0] for output in predict.outputs(normalize(picture)[None])]

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     out, pictures = sys.stdout, Pictures(args.images)
     with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is no answer
         device = chosen_device(args)
-        model = load_weights(args.weights)
+        model = load_weights(args.weights, args.entry)
         names = chosen_classes(args, model)
         predict = Predictor(model, chosen_size(args, model), device=device, dtype=args.dtype)
         found = answers(predict, pictures, names, args.topk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tinygmf.commands.options import without_device
+from tinygmf.commands.options import add_entry, without_device
 from tinygmf.config import GroupMixFormerConfig, variant_name
 from tinygmf.files import require_writable
 
@@ -12,6 +12,7 @@ from tinygmf.files import require_writable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help=".pth or .safetensors")
     parser.add_argument("output", metavar="OUT", help=".pth or .safetensors")
+    add_entry(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
 
     require_writable(args.output)
     with without_device():
-        weights = load_weights(args.input)
+        weights = load_weights(args.input, args.entry)
     write_tensors(weights.arrays, args.output, weights.settings.to_json())
     print(f"{args.output}: {_describe(weights.config)}")
     return 0

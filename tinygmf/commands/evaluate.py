@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         require_writable(args.json)
     device, passed = chosen_device(args), PassedOver()
-    model = load_weights(args.weights)
+    model = load_weights(args.weights, args.entry)
     names = chosen_classes(args, model)
     samples = find_pictures(args.folder, names, args.labels, passed)
     if passed:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if out.suffix != ".npz":
         figures.require_matplotlib()
     chosen_device(args)
-    model = load_model(args.weights)
+    model = load_model(args.weights, entry=args.entry)
     size, settings, pictures = chosen_size(args, model), model.settings, Pictures(args.images)
     place = choose_block(model.config, (size, size), args.stage, args.block)
     _check_query(args.query, size)

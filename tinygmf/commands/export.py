@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinygmf.commands.options import add_classes, chosen_classes, chosen_size, positive
+from tinygmf.commands.options import add_classes, add_entry, chosen_classes, chosen_size, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ def size_or_free(text: str) -> int | str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="WEIGHTS", help=".pth or .safetensors")
+    add_entry(parser)
     parser.add_argument("--to", required=True, choices=["c", "wasm", "onnx"])
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new or empty")
     parser.add_argument(
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_what_does_not_fit(args)
     start = time.perf_counter()
-    weights = load_weights(args.weights)
+    weights = load_weights(args.weights, args.entry)
+    weights.config.require_colour("export")
     if weights.config.num_classes:
         classes = tuple(chosen_classes(args, weights))
         weights = weights._replace(settings=replace(weights.settings, classes=classes))

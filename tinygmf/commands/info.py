@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinygmf.commands.options import add_size, without_device
+from tinygmf.commands.options import add_entry, add_size, without_device
 from tinygmf.config import VARIANTS, GroupMixFormerConfig, Settings
 from tinygmf.model import list_models
 
@@ -14,6 +14,7 @@ PUBLISHED_SIZE = 224  # pixels
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL|FILE", help="all models without it")
+    add_entry(parser)
     add_size(parser)
 
 
@@ -27,13 +28,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     config, size = VARIANTS.get(args.model), args.size or PUBLISHED_SIZE
     if config is None:
-        config, settings = _of_file(args.model)
+        config, settings = _of_file(args.model, args.entry)
         size = args.size or settings.image_size or size
     print(format_summary(config, (size, size)))
     return 0
 
 
-def _of_file(path: str) -> tuple[GroupMixFormerConfig, Settings]:
+def _of_file(path: str, entry: str | None) -> tuple[GroupMixFormerConfig, Settings]:
     from tinygmf.weights.checkpoint import load_weights
 
     if not Path(path).exists():
@@ -41,5 +42,5 @@ def _of_file(path: str) -> tuple[GroupMixFormerConfig, Settings]:
             f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
         )
     with without_device():
-        model = load_weights(path)
+        model = load_weights(path, entry)
     return model.config, model.settings

@@ -19,6 +19,16 @@ def positive(text: str) -> int:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    add_entry(parser)
+
+
+def add_entry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="which of several networks in the file, e.g. model or state_dict.teacher; by default "
+        "the average of a network and its average",
+    )
 
 
 def add_size(parser: argparse.ArgumentParser, default: int | None = None) -> None:

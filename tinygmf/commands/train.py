@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinygmf.commands.options import add_entry
 from tinygmf.commands.run_folder import (
     CLASSES,
     RUN,
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a trained network to go on from; its head is kept if it has as many classes",
     )
+    add_entry(parser)
     parser.add_argument("--num-classes", type=int, metavar="N", help="check that the data has N")
     parser.add_argument(
         "--out",
@@ -134,7 +136,7 @@ def chosen_model(args: argparse.Namespace, classes: list[str], recipe: Recipe) -
 
     if args.weights is None:
         return create_model(args.model or "groupmixformer_nano", len(classes), recipe.seed)
-    model = load_model(args.weights)
+    model = load_model(args.weights, entry=args.entry)
     trained = model.settings.image_size
     if trained not in (None, recipe.size):
         print(

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.weights.checkpoint import load_weights
 
     device = chosen_device(args)
-    model = load_weights(args.weights)
+    model = load_weights(args.weights, args.entry)
     size = chosen_size(args, model)
     predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
     before, after = predict.tune(args.beam)

@@ -34,7 +34,7 @@ from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
 from tinygmf.loops.inference import apply, dense, depthwise, layernorm, outer, pad, softmax
 from tinygmf.loops.values import add, add_product, gelu, hardswish
-from tinygmf.model import MIN_SIZE
+from tinygmf.model import check_pictures
 from tinygmf.tensors import tensor_from_numpy
 
 WINDOW = 7  # the largest kernel of the aggregator and of crpe
@@ -108,11 +108,7 @@ class FoldedGroupMixFormer:
 
     def _maps(self, x: Tensor, weights: Iterator[Tensor]) -> Iterator[Tensor]:
         """The four maps (B, h, w, D_i), each after its stage."""
-        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < MIN_SIZE:
-            raise ValueError(
-                f"pictures: expected (B, 3, H, W) with H and W of at least {MIN_SIZE}, "
-                f"found {tuple(x.shape)}"
-            )
+        check_pictures(x, self.config.in_chans)
         x = x.permute(0, 2, 3, 1).cast(self.dtype).contiguous()  # (B, H, W, 3)
         for _ in range(2):  # (B, H/2, W/2, D1/2), then (B, H/4, W/4, D1)
             kernel, bias = islice(weights, 2)
@@ -201,7 +197,7 @@ def fold(config: GroupMixFormerConfig, arrays: Mapping[str, Array]) -> Iterator[
     for i in (1, 2):
         conv, norm = network.below(f"conv_stem.proj{i}"), network.below(f"conv_stem.norm{i}")
         scale, shift = scale_and_shift(norm)
-        yield from (kernels(conv) * scale, conv["bias"] * scale + shift)
+        yield from (kernels(conv, whole=True) * scale, conv["bias"] * scale + shift)
     for stage, depth in enumerate(config.serial_depths):
         embed = network.below(f"patch_embed_layers.{stage}")
         scale, shift = scale_and_shift(embed.below("norm"))
@@ -288,10 +284,11 @@ def scale_and_shift(norm: Part) -> tuple[Array, Array]:
     return scale, norm["bias"] - scale * norm["running_mean"]
 
 
-def kernels(conv: Part) -> Array:
-    """(out, in, kh, kw) -> (kh, kw, in, out); of a depthwise convolution (kh, kw, channels)."""
+def kernels(conv: Part, whole: bool = False) -> Array:
+    """(out, in, kh, kw) -> (kh, kw, in, out); of a depthwise convolution (kh, kw, channels), unless
+    it is a `whole` one, of grey pictures."""
     array = conv["weight"].transpose(2, 3, 1, 0)
-    return array[:, :, 0] if array.shape[2] == 1 else array
+    return array if whole or array.shape[2] > 1 else array[:, :, 0]
 
 
 def widen(windows: Array) -> Array:

@@ -106,10 +106,10 @@ class Predictor:
 
     def read(self, picture: Picture) -> np.ndarray:
         """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
-        own = (3, self.image_size, self.image_size)
+        own = self._lane_shape[1:]
         if isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and picture.shape == own:
             return picture.astype(np.float32, copy=False)
-        return preprocess(picture, self.image_size, self.settings)
+        return preprocess(picture, self.image_size, self.settings, self.config.in_chans)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
@@ -124,7 +124,7 @@ class Predictor:
 
     def _run(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
         """Those of the program's results that are wanted, for so many pictures as there are."""
-        shape = (self.batch_size, 3, self.image_size, self.image_size)
+        shape = (self.batch_size, *self._lane_shape[1:])
         if batch.shape[1:] != shape[1:] or not 0 < len(batch) <= self.batch_size:
             raise ValueError(f"pictures: expected 1 up to {shape}, found {batch.shape}")
         with self._lock:
@@ -170,7 +170,8 @@ class Predictor:
         """The input of one program. tinygrad's CPU device uses one core, so there a batch is
         spread over as many copies of a smaller program as there are cores."""
         lanes = _cores() if on_cpu(self.device) else 1
-        return -(-self.batch_size // lanes), 3, self.image_size, self.image_size
+        size, channels = self.image_size, self.config.in_chans
+        return -(-self.batch_size // lanes), channels, size, size
 
     def arguments(self) -> tuple[Tensor, list[Tensor]]:
         """Of the program: memory for its input, and the weights."""
@@ -213,7 +214,7 @@ class Predictor:
 
     def _seconds(self, repeats: int = 5) -> float:
         """The shortest of several runs, after one that compiles or loads."""
-        batch = np.zeros((self.batch_size, 3, self.image_size, self.image_size), np.float32)
+        batch = np.zeros((self.batch_size, *self._lane_shape[1:]), np.float32)
         self.run(batch)
         times = []
         for _ in range(repeats):

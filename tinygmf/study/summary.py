@@ -82,7 +82,7 @@ def _trace(
             products.clear()
 
     with record(note), count_products(products.append):
-        maps = model.forward_features(Tensor.empty(1, 3, *image_size))
+        maps = model.forward_features(Tensor.empty(1, config.in_chans, *image_size))
         model.forward_head(maps[-1])
     stem, *rest = parts
     sizes = [(int(one.shape[2]), int(one.shape[3])) for one in maps]

@@ -238,8 +238,10 @@ def step_programs(
 def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFormerConfig:
     """The network's configuration with the recipe's stochastic depth, if it has one.
 
-    Raises ValueError for dropout: a compiled step draws no random numbers of its own.
+    Raises ValueError for dropout, because a compiled step draws no random numbers of its own, and
+    for other pictures than RGB.
     """
+    config.require_colour("training")
     if config.drop_rate:
         raise ValueError(
             f"drop_rate: expected 0 in training, found {config.drop_rate}: take --drop-path instead"

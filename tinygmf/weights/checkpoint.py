@@ -1,17 +1,17 @@
-"""Reading and writing weights: `.pth` and `.safetensors`, strict, both ways.
+"""Networks and their weights: from files of either format and back, strict both ways.
 
-A weight file is hostile until proven otherwise: nothing in it is executed, nothing is imported for
-it, and whatever is wrong with it becomes one `CheckpointError` of one line. Files are recognised by
-their content, not by their name.
+`reading` makes arrays of a file, `entries` finds the network among them; here names, shapes and
+values are held against those of the architecture that they imply.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import stat
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,33 +23,17 @@ from tinygmf.config import GroupMixFormerConfig, Settings
 from tinygmf.files import one_line, replacing
 from tinygmf.model import GroupMixFormer, state_shapes
 from tinygmf.tensors import tensor_from_numpy
-from tinygmf.weights.pth import OLD_FORMAT, read_pth, write_pth
-from tinygmf.weights.safetensors import (
-    BFLOAT16,
-    looks_like_safetensors,
-    read_safetensors,
-    write_safetensors,
-)
+from tinygmf.weights.entries import find_network
+from tinygmf.weights.pth import write_pth
+from tinygmf.weights.reading import METADATA, CheckpointError, read_checkpoint
+from tinygmf.weights.safetensors import write_safetensors
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
 BLOCK_TENSORS = 40  # a block has 50: names alone must not cost the time to build blocks
-METADATA = "tinygmf"  # the entry, in either format, that holds the metadata
+COUNTER = "num_batches_tracked"
 SHOWN = 3  # keys of each kind that an error lists
 
-
-class CheckpointError(ValueError):
-    """A weight file or state dict that cannot be used. The message is one line."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
-
-
-class Checkpoint(NamedTuple):
-    """What a file of weights holds: arrays by name, and what was noted beside them, as JSON has
-    it."""
-
-    tensors: dict[str, np.ndarray]
-    metadata: dict[str, Any]
+log = logging.getLogger("tinygmf")  # without a handler a warning is a line on standard error
 
 
 class NetworkWeights(NamedTuple):
@@ -65,36 +49,51 @@ class NetworkWeights(NamedTuple):
         return cls(model.config, state_arrays(model), model.settings)
 
 
-def load_weights(path: str | os.PathLike[str]) -> NetworkWeights:
+def load_weights(path: str | os.PathLike[str], entry: str | None = None) -> NetworkWeights:
     """Return the network that a weight file holds, its architecture inferred from keys and shapes.
 
+    Of several networks in the file `entry` names one, by the way to it ("teacher",
+    "state_dict.model"); without it the average is taken of a network and its average. What was
+    chosen or passed over is logged as a warning.
+
+    A network may come without its head, and then without its last norm, which becomes neutral; it
+    gives features and can be fine-tuned. BatchNorm's counters are 0 where they are lacking.
+
     Raises:
-        CheckpointError: the file cannot be read or is no GroupMixFormer.
+        CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
     """
-    weights = _read_network(path)
-    check_state(weights.arrays, state_shapes(weights.config), GroupMixFormer.__name__, str(path))
+    weights, remark = _read_network(path, entry)
+    shapes = state_shapes(weights.config)
+    weights, remark = _complete(weights, shapes, remark)
+    check_state(weights.arrays, shapes, GroupMixFormer.__name__, str(path))
+    _tell(path, remark)
     return weights
 
 
-def load_model(path: str | os.PathLike[str], device: str | None = None) -> GroupMixFormer:
+def load_model(
+    path: str | os.PathLike[str], device: str | None = None, entry: str | None = None
+) -> GroupMixFormer:
     """Return what `load_weights` does, as a module.
 
     `device` is the tinygrad device of its weights; None is the default device.
 
     Raises:
-        CheckpointError: the file cannot be read or is no GroupMixFormer.
+        CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
     """
-    weights = _read_network(path)
+    weights, remark = _read_network(path, entry)
     with Context(DEV=device) if device else nullcontext():
         model = GroupMixFormer(weights.config, seed=None)
+        weights, remark = _complete(weights, _shapes(get_state_dict(model)), remark)
         load_state_dict(model, weights.arrays, str(path))
     model.settings = weights.settings
+    _tell(path, remark)
     return model
 
 
-def _read_network(path: str | os.PathLike[str]) -> NetworkWeights:
-    """Read a file and infer the configuration; other names and shapes may still be wrong."""
-    tensors, metadata = read_checkpoint(path)
+def _read_network(path: str | os.PathLike[str], entry: str | None) -> tuple[NetworkWeights, str]:
+    """Read a file and infer the configuration; other names and shapes may still be wrong. The
+    text is what the user should know of the choice."""
+    tensors, metadata, remark = read_checkpoint(path, partial(find_network, entry=entry))
     try:
         config = GroupMixFormerConfig.from_state_dict({k: a.shape for k, a in tensors.items()})
         settings = Settings.from_json(metadata)
@@ -105,7 +104,27 @@ def _read_network(path: str | os.PathLike[str]) -> NetworkWeights:
             f"{path}: expected {BLOCK_TENSORS} tensors and more for each of its {blocks} blocks, "
             f"found {len(tensors)} in all: the file is not whole"
         )
-    return NetworkWeights(config, tensors, settings)
+    return NetworkWeights(config, tensors, settings), remark
+
+
+def _complete(
+    weights: NetworkWeights, shapes: Mapping[str, tuple[int, ...]], remark: str
+) -> tuple[NetworkWeights, str]:
+    """Add what files of whole networks may lack: BatchNorm's counters and, where there is no head,
+    the last norm, which a dense network has no use for."""
+    lacking = {key: shape for key, shape in shapes.items() if key not in weights.arrays}
+    added = {k: np.zeros(shape, np.int64) for k, shape in lacking.items() if COUNTER in k}
+    norm = [key for key in shapes if key.startswith("norm4.") and COUNTER not in key]
+    if "head.weight" not in shapes and all(key in lacking for key in norm):
+        ones = ("norm4.weight", "norm4.running_var")
+        added |= {k: np.full(shapes[k], float(k in ones), np.float32) for k in norm}
+        remark = "; ".join(filter(None, (remark, "the last norm, norm4, is lacking: left neutral")))
+    return weights._replace(arrays={**weights.arrays, **added}), remark
+
+
+def _tell(path: str | os.PathLike[str], remark: str) -> None:
+    if remark:
+        log.warning("%s", one_line(f"{path}: {remark}"))
 
 
 def save_model(model: GroupMixFormer, path: str | os.PathLike[str]) -> None:
@@ -136,14 +155,18 @@ def load_state_dict(
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape; the model is unchanged.
-            The message names `source` and the first few keys of each kind.
+            So it is with values that are not finite, and with integers in place of weights. The
+            message names `source` and the first few keys of each kind.
     """
     state = get_state_dict(model)
-    shapes = {key: tuple(map(int, parameter.shape)) for key, parameter in state.items()}
-    check_state(tensors, shapes, type(model).__name__, source)
+    check_state(tensors, _shapes(state), type(model).__name__, source)
     for key, parameter in state.items():
         array = tensors[key].astype(parameter.dtype.fmt or np.float32, copy=False)
         parameter.replace(tensor_from_numpy(array, parameter.device).cast(parameter.dtype))
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(map(int, parameter.shape)) for key, parameter in state.items()}
 
 
 def check_state(
@@ -152,7 +175,8 @@ def check_state(
     what: str,
     source: str,
 ) -> None:
-    """Raise CheckpointError unless `tensors` have these names and shapes, all and no other."""
+    """Raise CheckpointError unless `tensors` have these names and shapes, all and no other, and
+    all but the counters are finite numbers of floating point."""
     missing = [key for key in shapes if key not in tensors]
     unexpected = [key for key in tensors if key not in shapes]
     misshapen = [
@@ -160,11 +184,19 @@ def check_state(
         for key, shape in shapes.items()
         if key in tensors and shape != tensors[key].shape
     ]
+    floats = {key: a for key, a in tensors.items() if key in shapes and COUNTER not in key}
+    integers = [key for key, array in floats.items() if array.dtype.kind != "f"]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    kinds["of integers or quantised"] = integers
     if problems := [_list(kind, keys) for kind, keys in kinds.items() if keys]:
         raise CheckpointError(
             f"{source}: expected the {len(shapes)} tensors of this {what}; "
             f"{'; '.join(problems)}. Use the weights of this very architecture"
+        )
+    if broken := [key for key, array in floats.items() if not np.isfinite(array).all()]:
+        raise CheckpointError(
+            f"{source}: expected finite numbers, found {_list('with NaN or infinity', broken)}: "
+            "the training that left them had diverged; take an earlier checkpoint"
         )
 
 
@@ -177,98 +209,6 @@ def _list(kind: str, keys: list[str]) -> str:
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the arrays of `read_checkpoint` alone."""
     return read_checkpoint(path).tensors
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Return the state dict of a PyTorch (zip) or safetensors file, in the file's order, and the
-    metadata that `write_tensors` left there.
-
-    Of a training checkpoint the state dict is the part under "model". Prefixes `module.` are taken
-    off. Floating point becomes float32, integers keep their type. The arrays are writable and own
-    their memory.
-
-    Raises:
-        CheckpointError: no such file, not a regular file, or anything wrong with its content.
-    """
-    try:
-        size = _regular_size(Path(path))
-        with open(path, "rb") as file:
-            return parse_checkpoint(file, size)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def parse_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
-    """Return what `read_checkpoint` does, of an open file of `size` bytes.
-
-    Raises:
-        ValueError: anything wrong with its content.
-        OSError: the disk does not give it.
-    """
-    try:
-        tensors, notes = _read(file, size)
-        metadata = json.loads(notes.get(METADATA, "{}"))
-        result = {key.removeprefix("module."): _own(array) for key, array in tensors.items()}
-    except OSError:
-        raise
-    except MemoryError:
-        raise ValueError("expected a weight file that fits memory, found it too large") from None
-    except Exception as error:  # whatever a hostile file provokes in zipfile, json or numpy
-        raise ValueError(str(error) if type(error) is ValueError else _damage(error)) from None
-    if len(result) != len(tensors):
-        raise ValueError("some names stand twice, with and without 'module.'")
-    if not isinstance(metadata, dict):
-        raise ValueError(f"expected an object in its metadata {METADATA!r}, found another value")
-    return Checkpoint(result, metadata)
-
-
-def _damage(error: Exception) -> str:
-    """Put an unforeseen error in a few words."""
-    return (
-        f"expected a .pth or .safetensors file, found it damaged "
-        f"({type(error).__name__}: {error}); copy or download it again"
-    )
-
-
-def _regular_size(path: Path) -> int:
-    """Return a regular file's size; ValueError for others, which could block or never end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("expected a weight file, found a directory or a device; name a file")
-    if not status.st_size:
-        raise ValueError("expected a .pth or .safetensors file, found it empty; copy it again")
-    return status.st_size
-
-
-def _read(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Recognise the format by the first bytes and read it."""
-    start = file.read(16)
-    file.seek(0)
-    if start.startswith(b"PK\x03\x04"):
-        return read_pth(file, size)
-    if looks_like_safetensors(start):
-        return read_safetensors(file, size)
-    if start.startswith(OLD_FORMAT):
-        raise ValueError(
-            "expected PyTorch's zip format, found the one before PyTorch 1.6; convert it with "
-            "PyTorch: torch.save(torch.load(OLD, weights_only=True), NEW)"
-        )
-    raise ValueError(
-        f"expected a .pth or .safetensors file, found one that begins with {start!r}; "
-        "download it again, or choose another file"
-    )
-
-
-def _own(array: np.ndarray) -> np.ndarray:
-    """Copy a view of a file's bytes: floating point to float32, anything else in its own type."""
-    if array.dtype == BFLOAT16:
-        return (array["bfloat16"].astype(np.uint32) << 16).view(np.float32)
-    if array.dtype == np.bool_:
-        return array.view(np.uint8) != 0
-    with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(np.float32 if array.dtype.kind == "f" else array.dtype, order="C")
 
 
 def write_tensors(

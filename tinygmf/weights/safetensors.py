@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tinygmf.weights.notes import BFLOAT16, MAX_DIMENSIONS, Content, Storage, TensorNote, is_natural
+
 MAX_HEADER_BYTES = 2_000_000  # four times the header of the largest published network
-MAX_DIMENSIONS = 8  # the network's tensors have at most four; bounds the work on hostile shapes
-BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # NumPy has none: these are the upper bits of a float32
 DTYPES = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
@@ -39,9 +39,8 @@ def looks_like_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
 
 
-def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the tensors of an open file of `size` bytes, as read-only views in its order, and its
-    metadata.
+def read_safetensors(file: BinaryIO, size: int) -> Content:
+    """Return the directory of an open file of `size` bytes.
 
     Raises:
         ValueError: the header is not what the format prescribes, or contradicts the file's size.
@@ -54,17 +53,15 @@ def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], 
     metadata = header.pop("__metadata__", {})
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata holds something other than text")
-    for key, entry in header.items():
-        _check_entry(key, entry)
-    _check_spans([entry["data_offsets"] for entry in header.values()], size - 8 - length)
-    data = memoryview(file.read(size - 8 - length))
-    tensors = {
-        key: np.frombuffer(data[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]).reshape(
-            entry["shape"]
-        )
-        for key, entry in header.items()
-    }
-    return tensors, metadata
+    notes = {key: _note(key, entry) for key, entry in header.items()}
+    spans = {key: entry["data_offsets"] for key, entry in header.items()}
+    _check_spans(list(spans.values()), size - 8 - length)
+
+    def fetch(storage: Storage) -> bytes:
+        file.seek(8 + length + spans[storage.key][0])
+        return file.read(storage.nbytes)
+
+    return Content(notes, metadata, fetch)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,15 +71,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_entry(key: str, entry: Any) -> None:
-    """Raise ValueError unless the entry's type, shape and number of bytes agree."""
-    dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+def _note(key: str, entry: Any) -> TensorNote:
+    """Note a tensor; ValueError unless the entry's type, shape and number of bytes agree."""
+    kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"tensor {key!r} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+    if type(kind) is not str or not all(map(is_natural, (*shape, begin, end))) or begin > end:
         raise ValueError(f"tensor {key!r} has a shape or an offset that is no natural number")
-    if prod(shape) * dtype.itemsize != end - begin:
+    dtype = DTYPES.get(kind)  # None: of eight bits or less, or complex
+    if dtype is not None and prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"tensor {key!r} of shape {shape} does not fill its {end - begin} bytes")
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    storage = Storage(key, end - begin, kind, dtype)
+    return TensorNote(storage, kind, dtype, 0, tuple(shape), tuple(strides))
 
 
 def _check_spans(spans: list[list[int]], size: int) -> None:
