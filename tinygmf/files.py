@@ -50,7 +50,15 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
         return
     if old is not None and mode == 0o666:
         mode = stat.S_IMODE(old.st_mode)
-    path = Path(os.path.realpath(path))
+    with replacing_itself(os.path.realpath(path), mode) as file:
+        yield file
+
+
+@contextmanager
+def replacing_itself(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
+    """What `replacing` does, but a link or a device at `path` is replaced itself: for the folders
+    of our own caches, where another user's link must lead nowhere."""
+    path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may have no room
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, mode)

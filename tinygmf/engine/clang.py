@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from tinygmf.engine.user_cache import CacheError, cache_directory
-from tinygmf.files import replacing
+from tinygmf.files import replacing_itself
 
 
 def prepare_compiler() -> None:
@@ -58,7 +58,7 @@ def zig_wrapper() -> str | None:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
     script = _script_folder() / f"zig-clang-{digest}{ending}"
     if not script.is_file() or script.read_text() != text:
-        with replacing(script, mode=0o700) as file:
+        with replacing_itself(script, mode=0o700) as file:
             file.write(text.encode())
     return str(script)
 

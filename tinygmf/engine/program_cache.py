@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
-from tinygmf.files import is_private, replacing
+from tinygmf.files import is_private, replacing_itself
 from tinygmf.tensors import on_cpu
 
 MAGIC = b"tinygmf program 1\n"
@@ -217,7 +217,7 @@ def save(path: Path, key: Mapping[str, Any], program: Any) -> None:
     """Write an entry beside its place and rename it: no other process ever sees half of one."""
     body = _key_line(key) + b"\n" + pickle.dumps(program)
     try:
-        with replacing(path, mode=0o600) as file:
+        with replacing_itself(path, mode=0o600) as file:
             file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     except OSError as error:
         warnings.warn(f"the compiled program was not kept: {error}", stacklevel=3)
