@@ -1,5 +1,6 @@
 """What a checkpoint says beside its weights comes back, and no nonsense in it is believed."""
 
+import io
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tinygmf import create_model, load_model, save_model
 from tinygmf.config import Settings
 from tinygmf.weights.checkpoint import CheckpointError, read_checkpoint, write_tensors
+from tinygmf.weights.reading import read_metadata
 
 SUFFIXES = [".pth", ".safetensors"]
 
@@ -56,3 +58,30 @@ def test_nonsense_in_the_metadata_is_one_line(model, tmp_path, wrong):
     with pytest.raises(CheckpointError, match=r"x\.safetensors: metadata: expected") as error:
         load_model(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_metadata_alone_is_what_comes_with_the_tensors_and_little_is_read(
+    tmp_path, monkeypatch, suffix
+):
+    path, about = tmp_path / f"x{suffix}", {"step": 3, "rows": [[1, 0.5]], "classes": ["Äpfel"]}
+    write_tensors({"x": np.zeros(1_000_000, np.float32)}, path, about)
+    assert read_checkpoint(path).metadata == about
+    read = []
+
+    class Counting(io.FileIO):
+        def read(self, size=-1):
+            content = super().read(size)
+            read.append(len(content))
+            return content
+
+    monkeypatch.setattr("tinygmf.weights.reading.open", lambda p, _: Counting(p), raising=False)
+    assert read_metadata(path) == about
+    assert 0 < sum(read) < 100_000
+
+
+def test_metadata_that_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(CheckpointError, match="names and metadata of at most 2000000 bytes"):
+        write_tensors({"x": np.zeros(1, np.float32)}, path, {"text": 2_000_000 * "x"})
+    assert not list(tmp_path.iterdir())

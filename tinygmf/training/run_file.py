@@ -11,7 +11,8 @@ import numpy as np
 
 from tinygmf.data.dataset import Dataset
 from tinygmf.training.recipe import Recipe
-from tinygmf.weights.checkpoint import CheckpointError, read_checkpoint, write_tensors
+from tinygmf.weights.checkpoint import write_tensors
+from tinygmf.weights.reading import CheckpointError, read_checkpoint, read_metadata
 
 ABOUT = ("recipe", "classes", "pictures", "steps", "step", "scale", "losses", "seconds", "reports")
 FURTHER = "give another --out, with --weights and the run's network to train that further"
@@ -72,8 +73,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a run is about. Raises CheckpointError as `load_run`."""
-    return _checked(path, read_checkpoint(path).metadata)
+    """Read what a run is about, and none of its tensors. Raises CheckpointError as `load_run`."""
+    return _checked(path, read_metadata(path))
 
 
 def _checked(path: str | os.PathLike[str], about: dict[str, Any]) -> dict[str, Any]:

@@ -239,6 +239,8 @@ def write_tensors(
         ) from None
     except KeyError as error:
         raise CheckpointError(f"{path}: the format has no type {error}; convert to one") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from None
 
 
 def _writer(

@@ -66,6 +66,11 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the metadata of `read_checkpoint`, which raises the same, and read no tensor."""
+    return read_checkpoint(path, lambda _: Found({})).metadata
+
+
 def parse_checkpoint(
     file: BinaryIO, size: int, find: Callable[[Any], Found] = find_tensors
 ) -> Checkpoint:

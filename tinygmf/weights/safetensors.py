@@ -117,6 +117,10 @@ def write_safetensors(
     header = json.dumps({"__metadata__": about, **entries}, separators=(",", ":"))
     encoded = header.encode()
     encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"expected names and metadata of at most {MAX_HEADER_BYTES} bytes, found {len(encoded)}"
+        )
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for key in widest_first:
         file.write(tensors[key].tobytes())
