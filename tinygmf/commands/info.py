@@ -21,16 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinygmf.study.summary import format_summary
 
-    if args.model is None:
-        size = args.size or PUBLISHED_SIZE
-        for name in list_models():
-            print(f"{name}\n{format_summary(VARIANTS[name], (size, size))}\n")
-        return 0
-    config, size = VARIANTS.get(args.model), args.size or PUBLISHED_SIZE
-    if config is None:
-        config, settings = _of_file(args.model, args.entry)
-        size = args.size or settings.image_size or size
-    print(format_summary(config, (size, size)))
+    with without_device():  # shapes are traced, nothing is computed
+        if args.model is None:
+            size = args.size or PUBLISHED_SIZE
+            for name in list_models():
+                print(f"{name}\n{format_summary(VARIANTS[name], (size, size))}\n")
+            return 0
+        config, size = VARIANTS.get(args.model), args.size or PUBLISHED_SIZE
+        if config is None:
+            config, settings = _of_file(args.model, args.entry)
+            size = args.size or settings.image_size or size
+        print(format_summary(config, (size, size)))
     return 0
 
 
@@ -41,6 +42,5 @@ def _of_file(path: str, entry: str | None) -> tuple[GroupMixFormerConfig, Settin
         raise ValueError(
             f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
         )
-    with without_device():
-        model = load_weights(path, entry)
+    model = load_weights(path, entry)
     return model.config, model.settings
