@@ -95,7 +95,7 @@ def test_what_systems_and_programs_leave_is_no_class_and_no_picture(tmp_path, pa
     assert len(found) == 10
 
 
-@pytest.mark.parametrize("mark", [".run.lock", "run.safetensors"])
+@pytest.mark.parametrize("mark", [".run.lock", "run.safetensors", "log.jsonl"])
 @pytest.mark.parametrize("place", ["run", "cat/run", "dog/deep/run"])
 def test_a_training_runs_folder_is_no_class_wherever_it_lies(tmp_path, mark, place):
     two_classes(tmp_path, "", count=5)

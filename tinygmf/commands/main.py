@@ -98,7 +98,8 @@ def _run(words: list[str]) -> int:
 def _line(error: BaseException) -> str:
     """An error as one line; those of the system name the file first."""
     if isinstance(error, OSError) and error.strerror:
-        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        named = isinstance(error.filename, str | bytes | os.PathLike)
+        name = f"{os.fsdecode(error.filename)}: " if named else ""
         return one_line(name + error.strerror)
     return one_line(str(error) or type(error).__name__)
 

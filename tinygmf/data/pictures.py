@@ -21,7 +21,7 @@ SYSTEM = {
     *("lost+found", "__pycache__"),
 }
 LOCK = ".run.lock"  # that a training run holds in its folder
-RUN_MARKS = LOCK, "run.safetensors"
+RUN_MARKS = LOCK, "run.safetensors", "log.jsonl"
 SHOWN = 3  # names of each kind that a message lists
 
 NOT_PICTURES = "files that are no pictures"
