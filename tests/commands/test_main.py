@@ -295,6 +295,7 @@ SHELLS = {
     "NO_COLOR": "yes",
     "IMAGE": "name:tag",
     "TRAINING": "1",
+    "DEV": "http://host:80/a:b",
 }
 
 
@@ -302,7 +303,7 @@ SHELLS = {
 def test_others_variables_change_nothing(picture, name):
     arguments = ["classify", str(picture), "--weights", NANO, "--size", "32", "--json"]
     usual = installed(*arguments, DEV="CPU")
-    done = installed(*arguments, **{name: SHELLS[name]}, DEV="CPU")
+    done = installed(*arguments, **{"DEV": "CPU", name: SHELLS[name]})
     assert done.returncode == 0 and json.loads(done.stdout) == json.loads(usual.stdout)
     assert "Traceback" not in done.stderr
 

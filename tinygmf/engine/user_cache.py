@@ -54,6 +54,9 @@ def ignore_foreign_settings() -> None:
             os.environ.pop(name, None)
             if name == "NO_COLOR" and value:  # any value means it
                 os.environ[name] = "1"
+    device = os.environ.get("DEV", "")
+    if any(part.count(":") > 2 or part.count("+") > 1 for part in device.split(";")):
+        del os.environ["DEV"]  # an address, say: tinygrad's have at most three parts
 
 
 def keep_kernels_private() -> None:
