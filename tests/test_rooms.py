@@ -10,6 +10,7 @@ GROUND = {
     "config": set(),
     "files": set(),
     "tensors": set(),
+    "threads": set(),
     "pixels": {"files"},
     "image": {"config", "files", "pixels"},
     "layers": {"tensors"},
@@ -18,7 +19,7 @@ GROUND = {
 }
 NETWORK = set(GROUND)
 ROOMS = {
-    "loops": {"config", "tensors"},
+    "loops": {"config", "tensors", "threads"},
     "weights": NETWORK,
     "engine": NETWORK | {"loops", "weights"},
     "data": NETWORK | {"engine"},

@@ -1,6 +1,5 @@
 """Batches: the same ones whatever the threads do, and broken pictures passed over."""
 
-import os
 import random
 import threading
 import time
@@ -49,7 +48,7 @@ def assert_same(found: list, expected: list) -> None:
 def test_batches_depend_neither_on_the_threads_nor_on_timing(monkeypatch, workers):
     expected = list(small_shapes().batches(EVERYTHING, epoch=3))
     assert len(expected) == 7
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(workers)), raising=False)
+    monkeypatch.setattr(predictor, "thread_count", lambda: workers)
     assert_same(list(slow(small_shapes(), workers).batches(EVERYTHING, epoch=3)), expected)
 
 

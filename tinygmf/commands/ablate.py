@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from tinygmf.commands.options import add_threads
 from tinygmf.config import VARIANTS
 from tinygmf.files import replacing, require_writable
 from tinygmf.study.ablation import (
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them: .png or .svg")
     parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+    add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from tinygmf.commands.options import (
     add_device,
     add_dtype,
     add_size,
+    add_threads,
     add_weights,
     chosen_classes,
     chosen_device,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_device(parser)
+    add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

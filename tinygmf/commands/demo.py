@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from tinygmf.commands.options import add_device
+from tinygmf.commands.options import add_device, add_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="tinygmf_demo.png", help="where the picture is saved")
     add_device(parser)
+    add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from tinygmf.commands.options import (
     add_device,
     add_dtype,
     add_size,
+    add_threads,
     add_weights,
     chosen_classes,
     chosen_device,
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write figures and confusion table"
     )
     add_device(parser)
+    add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

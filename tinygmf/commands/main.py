@@ -18,6 +18,7 @@ from tinygmf import __version__
 from tinygmf.engine.devices import DeviceError, first_line
 from tinygmf.engine.user_cache import do_without_kernel_cache
 from tinygmf.files import one_line
+from tinygmf.threads import limit_threads
 
 CLOSED_PIPE = 141  # exit code, as of a program that the system ends for it
 COMMANDS = {
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     args = build_parser(words).parse_args(words)
+    limit_threads(getattr(args, "threads", None))
     try:
         return args.run(args)
     except sqlite3.Error as error:  # tinygrad's own cache of kernels, on a full disk

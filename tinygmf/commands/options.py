@@ -55,6 +55,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    text = "of the CPU device; by default what OMP_NUM_THREADS says, or one for each core"
+    parser.add_argument("--threads", type=positive, help=text)
+
+
 def chosen_device(args: argparse.Namespace) -> str:
     """The device, opened, and the one for all tensors from here on: call it before the first."""
     from tinygmf.engine.devices import open_device, set_default_device

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinygmf.commands.options import add_entry
+from tinygmf.commands.options import add_entry, add_threads
 from tinygmf.commands.run_folder import (
     CLASSES,
     RUN,
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 share every batch",
     )
+    add_threads(parser)
     group = parser.add_argument_group("recipe", "values in brackets are the published ones")
     for name, kind, default, text in recipe_options():
         flag, shown = "--" + name.replace("_", "-"), f"{text} [{default}]"

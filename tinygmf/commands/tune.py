@@ -8,6 +8,7 @@ from tinygmf.commands.options import (
     add_device,
     add_dtype,
     add_size,
+    add_threads,
     add_weights,
     chosen_device,
     chosen_size,
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser)
     parser.add_argument("--beam", type=positive, default=2, help="candidates that are followed")
     add_device(parser)
+    add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:

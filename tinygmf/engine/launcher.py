@@ -5,7 +5,6 @@ tinygrad looks up every kernel and every argument at every run; a network has hu
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 from tinygrad import Tensor
@@ -13,6 +12,7 @@ from tinygrad.device import Buffer
 from tinygrad.engine.realize import get_runtime, resolve_params
 from tinygrad.uop.ops import Ops, UOp
 
+from tinygmf.engine.runner import Kernel, runner_of
 from tinygmf.tensors import on_cpu
 
 
@@ -21,8 +21,7 @@ class Launcher:
 
     tinygrad spends some 30 microseconds on each kernel and 40 on each argument of every run: on the
     CPU as long as the kernels themselves. Here the arguments are looked up once, and on the CPU
-    device each kernel is one native call, during which other Python threads run: two threads, each
-    with a `Launcher` of its own copy of the program, use two cores. The result is always the same
+    device a run is one native call that uses all cores: `runner`. The result is always the same
     tensor, overwritten by the next run; new input is written into the memory of the first argument.
     """
 
@@ -32,31 +31,28 @@ class Launcher:
         tensors += [one for many in arguments if isinstance(many, list) for one in many]
         self.inputs = [tensor.uop.base for tensor in tensors]
         self.buffers: list[Buffer] = []  # held, as the calls know nothing but addresses
-        self.calls: list[tuple[Any, list[Any]]] = []
         calls = self.captured.linear.src
         self.native = all(call.src[0].op is Ops.PROGRAM and _on_cpu(call) for call in calls)
-        if self.native:
-            for call in calls:
-                self._prepare(call)
+        self.kernels = [self._prepare(call) for call in calls] if self.native else []
+        self.run = runner_of(self.kernels)
 
     def __call__(self) -> Any:
         if not self.native:
             return self.captured(self.inputs, {})
-        for function, words in self.calls:
-            function(*words)
+        self.run()
         return self.captured.ret
 
-    def _prepare(self, call: UOp) -> None:
+    def _prepare(self, call: UOp) -> Kernel:
         """What tinygrad's `exec_kernel` and the CPU device's `Program` do on every call."""
         program, resolved = call.src[0], resolve_params(call, tuple(self.inputs))
         buffers = [resolved[i].buffer.ensure_allocated() for i in program.arg.globals]
+        self.buffers += buffers
         runtime = get_runtime(buffers[0].device, program)
         words = [buffer._buf.va_addr for buffer in buffers] + list(program.arg.vals({}))
-        for core in range(program.arg.global_size[0]):
-            if "core_id" in runtime.runtimevars:
-                words[runtime.runtimevars["core_id"]] = core
-            self.calls.append((runtime.fxn, [ctypes.c_uint64(word) for word in words]))
-        self.buffers += buffers
+        if (place := runtime.runtimevars.get("core_id")) is None:
+            return Kernel(runtime, [words])
+        cores = range(program.arg.global_size[0])
+        return Kernel(runtime, [[*words[:place], core, *words[place + 1 :]] for core in cores])
 
 
 def _on_cpu(call: UOp) -> bool:

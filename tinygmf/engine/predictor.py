@@ -27,7 +27,8 @@ from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.launcher import Launcher
 from tinygmf.image import Picture, preprocess
 from tinygmf.model import MIN_SIZE, GroupMixFormer
-from tinygmf.tensors import DTYPES, on_cpu, tensor_from_numpy, write_tensor
+from tinygmf.tensors import DTYPES, tensor_from_numpy, write_tensor
+from tinygmf.threads import thread_count
 from tinygmf.weights.checkpoint import NetworkWeights
 
 PUBLISHED_SIZE = 224  # pixels
@@ -69,7 +70,7 @@ class Predictor:
         self.dtype, self.config = dtype, model.config
         self.device = open_device(device)
         self._program: Callable | None = None
-        self._lock = Lock()  # the lanes hold one batch at a time
+        self._lock = Lock()  # the program's memory holds one batch at a time
         self.use_weights(model)
 
     def use_weights(self, model: GroupMixFormer | NetworkWeights) -> None:
@@ -124,12 +125,10 @@ class Predictor:
 
     def _run(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
         """Those of the program's results that are wanted, for so many pictures as there are."""
-        shape = (self.batch_size, *self._lane_shape[1:])
-        if batch.shape[1:] != shape[1:] or not 0 < len(batch) <= self.batch_size:
-            raise ValueError(f"pictures: expected 1 up to {shape}, found {batch.shape}")
+        if batch.shape[1:] != self._shape[1:] or not 0 < len(batch) <= self.batch_size:
+            raise ValueError(f"pictures: expected 1 up to {self._shape}, found {batch.shape}")
         with self._lock:
-            answers = [np.concatenate(parts) for parts in self._launch(batch, wanted)]
-        answers = [answer[: len(batch)] for answer in answers]
+            answers = [answer[: len(batch)] for answer in self._launch(batch, wanted)]
         if not all(np.isfinite(answer).all() for answer in answers):
             narrow = "; try float32" if self.dtype != "float32" else ""
             raise ValueError(
@@ -138,8 +137,8 @@ class Predictor:
             )
         return answers
 
-    def _launch(self, batch: np.ndarray, wanted: slice) -> list[list[np.ndarray]]:
-        """Each wanted result, from every lane in use."""
+    def _launch(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
+        """Each wanted result, of a batch that is filled up with zeros."""
         if self._program is None:
             self._use(
                 program_cache.load_or_compile(
@@ -150,48 +149,30 @@ class Predictor:
                     progress=self.progress,
                 )
             )
-        size = self._lane_shape[0]
-        used = self._lanes[: -(-len(batch) // size)]
-        for i, (x, _) in enumerate(used):
-            part = np.zeros(self._lane_shape, np.float32)
-            pictures = batch[i * size : (i + 1) * size]
-            part[: len(pictures)] = pictures
-            write_tensor(x, part)
-        launches = [launch for _, launch in used]
-        if len(used) == 1:
-            results = [launches[0]()]
-        else:
-            results = list(self._threads.map(lambda launch: launch(), launches))
-        chosen = zip(*(result[wanted] for result in results), strict=True)
-        return [[lane.numpy() for lane in one] for one in chosen]
+        padded = np.zeros(self._shape, np.float32)
+        padded[: len(batch)] = batch
+        write_tensor(self._input, padded)
+        return [result.numpy() for result in self._launcher()[wanted]]
 
     @property
-    def _lane_shape(self) -> tuple[int, int, int, int]:
-        """The input of one program. tinygrad's CPU device uses one core, so there a batch is
-        spread over as many copies of a smaller program as there are cores."""
-        lanes = _cores() if on_cpu(self.device) else 1
+    def _shape(self) -> tuple[int, int, int, int]:
         size, channels = self.image_size, self.config.in_chans
-        return -(-self.batch_size // lanes), channels, size, size
+        return self.batch_size, channels, size, size
 
     def arguments(self) -> tuple[Tensor, list[Tensor]]:
         """Of the program: memory for its input, and the weights."""
-        zeros = np.zeros(self._lane_shape, np.float32)
+        zeros = np.zeros(self._shape, np.float32)
         return tensor_from_numpy(zeros, self.device), self.network.weights
 
     def _use(self, program: Callable) -> None:
-        """Makes the lanes: each has the program's kernels and the weights in common with the
-        others, and its own input and intermediates."""
-        self._program, self._lanes = program, []
-        for _ in range(-(-self.batch_size // self._lane_shape[0])):
-            x, weights = self.arguments()
-            copy = program_cache.with_own_buffers(program)
-            self._lanes.append((x, Launcher(copy, x, weights)))
-        self._threads = ThreadPoolExecutor(len(self._lanes))
+        self._program = program
+        self._input, weights = self.arguments()
+        self._launcher = Launcher(program, self._input, weights)
 
     @property
     def key(self) -> dict[str, Any]:
         """What the program depends on, beside the device and the versions."""
-        return program_cache.program_key(self.config, self._lane_shape, self.dtype)
+        return program_cache.program_key(self.config, self._shape, self.dtype)
 
     def tune(self, beam: int = 2) -> tuple[float, float]:
         """Searches for faster kernels and keeps the program if it is faster than the present one.
@@ -224,11 +205,6 @@ class Predictor:
         return min(times)
 
 
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the classes: (N, num_classes) -> the same shape, rows that sum to 1."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -249,7 +225,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map(read, items)`, in order, computed by threads a little ahead of what is asked for."""
-    workers = _cores()
+    workers = thread_count()
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         for item in items:

@@ -37,6 +37,7 @@ from tqdm.auto import tqdm
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
+from tinygmf.loops.pieces import number_of_pieces
 from tinygmf.tensors import on_cpu
 
 MAGIC = b"tinygmf program 1\n"
@@ -138,6 +139,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "target": str(opened.renderer.target),
         "processor": _processor() if on_cpu(device) else "",
+        "pieces": number_of_pieces(),
         "settings": {variable.key: variable.value for variable in to_program_config},
         "tinygrad": version("tinygrad"),
         "tinygmf": _source_digest(),

@@ -20,7 +20,8 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops.nest import Nest, load, start, store, tile
+from tinygmf.loops.nest import Nest, load, store, tile
+from tinygmf.loops.pieces import start
 from tinygmf.loops.values import ZERO, Value, exp, identity
 from tinygmf.tensors import on_cpu
 

@@ -17,6 +17,7 @@ from tinygrad import dtypes
 from tinygrad.dtype import AddrSpace
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
+from tinygmf.loops.pieces import divisor, in_pieces
 from tinygmf.loops.values import ZERO, add
 
 Index = Any  # a UOp or an int
@@ -64,11 +65,6 @@ def tile(size: int, choices: tuple[int, ...]) -> int:
     return next((c for c in choices if size % c == 0), min(size, choices[0]))
 
 
-def start(index: UOp, width: int, size: int) -> UOp:
-    """Where a tile starts; the last one overlaps its neighbour where `width` does not divide."""
-    return index * width if size % width == 0 else (index * width).minimum(size - width)
-
-
 def load(buffer: UOp, *index: Index) -> UOp:
     return buffer[index].load().cast(dtypes.float32)
 
@@ -76,17 +72,13 @@ def load(buffer: UOp, *index: Index) -> UOp:
 def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp) -> UOp:
     """The kernel: the value stored at the index, in all the loops from the outermost."""
     stored = out[index].store(value.cast(out.dtype)).end(*loops[::-1])
-    return stored.sink(arg=KernelInfo(name=name, opts_to_apply=()))
+    return kernel(name, stored, overlapping=True)
 
 
-def divisor(size: int, most: int) -> int:
-    """The largest divisor of `size` that is not above `most`."""
-    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
-
-
-def kernel(name: str, stored: UOp) -> UOp:
-    """The kernel that makes these stores, its loops as they are written."""
-    return UOp.sink(stored, arg=KernelInfo(name=name, opts_to_apply=()))
+def kernel(name: str, stored: UOp, overlapping: bool = False) -> UOp:
+    """The kernel that makes these stores, its loops as they are written: see `in_pieces`."""
+    pieces = in_pieces(stored, overlapping)
+    return UOp.sink(pieces, arg=KernelInfo(name=name, opts_to_apply=()))
 
 
 def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False) -> UOp:

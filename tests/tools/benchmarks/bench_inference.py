@@ -11,6 +11,7 @@ interpreter that has PyTorch and einops. Times of runs are milliseconds: smalles
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import statistics
@@ -106,26 +107,23 @@ def part_of(call: Any, names: list[str]) -> str:
 
 def groups(predict: Any, rounds: int = 20) -> dict[str, tuple[int, float, float]]:
     """Kernels, milliseconds and GFLOP of each part of the network, from the best times."""
-    launcher, names = predict._lanes[0][1], weight_names(predict.config)
-    best = [float("inf")] * len(launcher.calls)
+    launcher, names = predict._launcher, weight_names(predict.config)
+    best = [float("inf")] * len(launcher.kernels)
     for _ in range(rounds):
-        for i, (function, words) in enumerate(launcher.calls):
+        for i, kernel in enumerate(launcher.kernels):
+            pieces = [[ctypes.c_uint64(word) for word in words] for words in kernel.pieces]
             began = time.perf_counter()
-            function(*words)
+            for words in pieces:
+                kernel.program.fxn(*words)
             best[i] = min(best[i], time.perf_counter() - began)
-    calls = [c for c in launcher.captured.linear.src for _ in range(_cores(c.src[0]))]
     table: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-    for call, seconds in zip(calls, best, strict=True):
+    for call, seconds in zip(launcher.captured.linear.src, best, strict=True):
         row = table[part_of(call, names)]
         row[0] += 1
         row[1] += 1e3 * seconds
-        row[2] += call.src[0].src[0].arg.estimates.ops / _cores(call.src[0]) / 1e9
+        row[2] += call.src[0].src[0].arg.estimates.ops / 1e9
     ordered = sorted(table.items(), key=lambda item: -item[1][1])
     return {name: (int(row[0]), row[1], row[2]) for name, row in ordered}
-
-
-def _cores(program: Any) -> int:
-    return int(program.arg.global_size[0])
 
 
 def draw(table: dict[str, tuple[int, float, float]], title: str, path: Path) -> None:
@@ -193,6 +191,8 @@ def main() -> None:
 
     from tinygmf import create_model
 
+    for name in THREADS:
+        del os.environ[name]
     cores = os.cpu_count() or 1
     print(f"{platform.processor() or platform.machine()}, {cores} cores, Python {sys.version[:7]}")
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""

@@ -1,0 +1,87 @@
+"""Cutting a kernel into pieces that may run at once, on as many cores.
+
+tinygrad calls a kernel that has a variable `core_id` once for each of its values; here it says
+which part of one of the outer loops is to run. Every output is computed as it would be without:
+the result does not depend on how many pieces there are, nor on who runs them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tinygrad import dtypes
+from tinygrad.uop.ops import AxisType, Ops, UOp
+
+from tinygmf.threads import available_cores
+
+LEAST = 1 << 13  # turns of the innermost loop in a piece, a few microseconds
+MOST = 64
+FAIR = 0.85  # of the best division
+
+
+def number_of_pieces() -> int:
+    """Into how many pieces a large kernel is cut: one for each core that is there, whatever
+    `--threads` says, so that programs are compiled once for all its values."""
+    return min(available_cores(), MOST)
+
+
+def in_pieces(nest: UOp, overlapping: bool) -> UOp:
+    """The loops `nest`, of which `core_id` runs a part.
+
+    The outermost loop is cut that is divided well: then the rows of one kernel are those of the
+    next, and stay in a core's cache. With `overlapping` a loop of any size can be cut, and some
+    turns run in two pieces: a kernel must not read what it writes then.
+    """
+    body, *loops = nest.src
+    most = min(number_of_pieces(), turns(body) // LEAST)
+    cuts = [cut(loop, most, overlapping) for loop in outer_loops(body, loops)]
+    gains = [size(loop) / length for loop, length in cuts]
+    if max(gains, default=1) == 1:
+        return nest
+    loop, length = next(c for c, gain in zip(cuts, gains, strict=True) if gain > FAIR * max(gains))
+    # Of 8 bits: were its values not known to be few, clang could not prove that addresses do not
+    # wrap, and would not make vector instructions.
+    last = -(-size(loop) // length) - 1
+    core = UOp.variable("core_id", 0, last, dtypes.uint8, param=True).cast(dtypes.weakint)
+    part = UOp.range(length, loop.arg[0], AxisType.LOOP)
+    body = body.substitute({loop: start(core, length, size(loop)) + part})
+    return body.end(*(part if other is loop else other for other in loops))
+
+
+def cut(loop: UOp, most: int, overlapping: bool) -> tuple[UOp, int]:
+    """The loop, and the turns of each of at most so many pieces."""
+    pieces = max(1, min(most, size(loop)))
+    if not overlapping:
+        pieces = divisor(size(loop), pieces)
+    return loop, -(-size(loop) // pieces)
+
+
+def outer_loops(body: UOp, loops: list[UOp]) -> list[UOp]:
+    """Those of `loops`, from the outermost, which are around all others; never the innermost."""
+    others = [node for node in body.toposort() if node.op is Ops.RANGE and node not in loops]
+    first = min(number(loop) for loop in others) if others else max(map(number, loops))
+    return sorted((loop for loop in loops if number(loop) < first), key=number)
+
+
+def number(loop: UOp) -> int:
+    return loop.arg[0]
+
+
+def size(loop: UOp) -> int:
+    return loop.vmax + 1
+
+
+def turns(body: UOp) -> int:
+    """How often the innermost statement runs."""
+    stores = (node for node in body.toposort() if node.op is Ops.STORE)
+    return max(math.prod(size(loop) for loop in store.ranges) for store in stores)
+
+
+def start(index: UOp, width: int, size: int) -> UOp:
+    """Where a tile starts; the last one overlaps its neighbour where `width` does not divide."""
+    return index * width if size % width == 0 else (index * width).minimum(size - width)
+
+
+def divisor(size: int, most: int) -> int:
+    """The largest divisor of `size` that is not above `most`."""
+    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
