@@ -16,7 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinygmf.engine.clang import compiler, compiler_version, prepare_compiler, zig_wrapper
+from tinygmf.engine.clang import (
+    compiler,
+    compiler_version,
+    prepare_compiler,
+    use_wide_vectors,
+    zig_wrapper,
+)
 from tinygmf.engine.user_cache import do_without_kernel_cache
 
 NEEDS = {  # in the order of choice
@@ -101,6 +107,8 @@ def open_named(name: str) -> str:
         if not do_without_kernel_cache(error):
             raise
         _ = Device[canonical].renderer
+    if family == "CPU":
+        use_wide_vectors(Device[canonical])
     return canonical
 
 

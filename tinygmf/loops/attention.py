@@ -6,15 +6,14 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import (
     MOST_CHANNELS,
-    MOST_TOKENS,
     Nest,
-    divisor,
     kernel,
     load,
     name_of,
     put,
     total,
 )
+from tinygmf.loops.tiles import PRODUCT, best_tile, divisor
 from tinygmf.loops.values import ZERO
 
 
@@ -49,7 +48,7 @@ def outer(
     `x_channel` and `y_channel` on; zero where the two channels are not of one head."""
     batch, channels, _ = out.shape
     x, y = (t.reshape((batch, -1, t.shape[-1])) for t in (x, y))
-    nest, m, c = Nest(), divisor(channels, MOST_TOKENS), divisor(channels, MOST_CHANNELS)
+    nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels, exact=True)
     around = b, i0, j0 = nest.loops(batch, channels // m, channels // c)
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)
     over = (t,) = nest.loops(x.shape[1])

@@ -22,12 +22,12 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import Nest, load, store, tile
 from tinygmf.loops.pieces import start
+from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
 from tinygmf.loops.values import ZERO, Value, exp, identity
 from tinygmf.tensors import on_cpu
 
-ROWS = 4, 7  # tokens in a tile, and
-COLUMNS = 40, 32  # channels: the first that divides. Loops below 32 would not become vectors.
 LANES = 8, 10, 6, 4, 2  # partial sums of a norm
+SOFTMAX = 32  # channels at a time
 
 
 # The operations, as tensor expressions
@@ -172,7 +172,7 @@ def dense_loops(
     batch, height, width, columns = out.shape
     kh, kw, depth, _ = weight.shape[-4:]
     bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
-    nest, m, c = Nest(), tile(width, ROWS), tile(columns, COLUMNS)
+    nest, (m, c) = Nest(), best_tile(PRODUCT, width, columns)
     around = nest.loops(batch, height, -(-width // m), -(-columns // c))
     b, h, w0, e0 = *around[:2], start(around[2], m, width), start(around[3], c, columns)
     picture = (b,) if len(weight.shape) == 5 else ()
@@ -197,7 +197,7 @@ def dense_loops(
 def depthwise_loops(out: UOp, x: UOp, weight: UOp, *bias: UOp, stride: int) -> UOp:
     batch, height, width, channels = out.shape
     kernel = weight.shape[0]
-    nest, m, c = Nest(), tile(width, ROWS), tile(channels, COLUMNS)
+    nest, (m, c) = Nest(), best_tile(WINDOWS, width, channels)
     around = nest.loops(batch, height, -(-channels // c), -(-width // m))
     b, h, c0, w0 = *around[:2], start(around[2], c, channels), start(around[3], m, width)
 
@@ -244,7 +244,7 @@ def layernorm_loops(
 
 def softmax_loops(out: UOp, x: UOp, *, channel: int) -> UOp:
     batch, n, channels = out.shape
-    nest, c = Nest(), tile(channels, COLUMNS)
+    nest, c = Nest(), min(channels, SOFTMAX)
     around = nest.loops(batch, -(-channels // c))
     b, c0 = around[0], start(around[1], c, channels)
 
@@ -266,7 +266,7 @@ def softmax_loops(out: UOp, x: UOp, *, channel: int) -> UOp:
 
 def outer_loops(out: UOp, x: UOp, y: UOp, mask: UOp, *, channel: int) -> UOp:
     batch, n, channels = x.shape
-    nest, m, c = Nest(), tile(channels, ROWS), tile(channels, COLUMNS)
+    nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels)
     around = nest.loops(batch, -(-channels // m), -(-channels // c))
     b, i0, j0 = around[0], start(around[1], m, channels), start(around[2], c, channels)
 

@@ -17,11 +17,12 @@ from tinygrad import dtypes
 from tinygrad.dtype import AddrSpace
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
-from tinygmf.loops.pieces import divisor, in_pieces
+from tinygmf.loops.pieces import in_pieces
+from tinygmf.loops.tiles import Table, best_tile
 from tinygmf.loops.values import ZERO, add
 
 Index = Any  # a UOp or an int
-MOST_TOKENS, MOST_CHANNELS = 8, 40  # in a tile of outputs, in training
+MOST_CHANNELS = 40  # in a tile of sums, in training
 
 
 class Nest:
@@ -180,16 +181,14 @@ class Grid:
         channels: int,
         stride: int,
         back: bool,
+        table: Table,
     ) -> None:
         batch, height, width, _ = out.shape
         self.x = x
         self.down = Window(kernel[0], stride, back, x.shape[1], height)
         self.across = Window(kernel[1], stride, back, x.shape[2], width)
         py, px = self.down.phases, self.across.phases
-        self.tokens, self.columns = (
-            divisor(width // px, MOST_TOKENS),
-            divisor(channels, MOST_CHANNELS),
-        )
+        self.tokens, self.columns = best_tile(table, width // px, channels, exact=True)
         tiles = width // px // self.tokens, px, parts, channels // self.columns
         self.around = nest.loops(batch, height // py, py, *tiles)
         self.b, y0, self.phase_y, self.x0, self.phase_x, self.part, c0 = self.around

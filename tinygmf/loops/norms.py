@@ -11,7 +11,6 @@ from tinygmf.loops.nest import (
     MOST_CHANNELS,
     Nest,
     add_gradient,
-    divisor,
     flat,
     kernel,
     load,
@@ -19,6 +18,7 @@ from tinygmf.loops.nest import (
     put,
     total,
 )
+from tinygmf.loops.tiles import divisor
 from tinygmf.loops.values import ZERO, hardswish, hardswish_slope, identity
 
 

@@ -12,6 +12,7 @@ import math
 from tinygrad import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
+from tinygmf.loops.tiles import divisor
 from tinygmf.threads import available_cores
 
 LEAST = 1 << 13  # turns of the innermost loop in a piece, a few microseconds
@@ -80,8 +81,3 @@ def turns(body: UOp) -> int:
 def start(index: UOp, width: int, size: int) -> UOp:
     """Where a tile starts; the last one overlaps its neighbour where `width` does not divide."""
     return index * width if size % width == 0 else (index * width).minimum(size - width)
-
-
-def divisor(size: int, most: int) -> int:
-    """The largest divisor of `size` that is not above `most`."""
-    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)

@@ -15,13 +15,11 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import (
     MOST_CHANNELS,
-    MOST_TOKENS,
     Channels,
     Grid,
     Nest,
     Window,
     add_gradient,
-    divisor,
     flat,
     kernel,
     load,
@@ -30,6 +28,7 @@ from tinygmf.loops.nest import (
     put,
     total,
 )
+from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile, divisor
 from tinygmf.loops.values import ZERO
 
 WHOLE = Channels()
@@ -62,7 +61,7 @@ def dense(
     size = (1, 1) if pointwise else weight.shape[-4:-2]
     depth, columns = weight.shape[-2:]
     nest = Nest()
-    grid = Grid(nest, out, x, size, groups, columns, stride, back)
+    grid = Grid(nest, out, x, size, groups, columns, stride, back, PRODUCT)
     b, s, tile = grid.b, grid.part, (grid.tokens, grid.columns)
 
     def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
@@ -121,7 +120,7 @@ def dense_weight(
     depth, columns = out.shape[-2:]
     down = Window(kh, stride, False, x.shape[1], height)
     across = Window(kw, stride, False, x.shape[2], width)
-    nest, m, c = Nest(), divisor(depth, MOST_TOKENS), divisor(columns, MOST_CHANNELS)
+    nest, (m, c) = Nest(), best_tile(PRODUCT, depth, columns, exact=True)
     around = ky, kx, s, k0, e0 = nest.loops(kh, kw, groups, depth // m, columns // c)
 
     def term(i: UOp, j: UOp) -> UOp:
@@ -182,7 +181,7 @@ def depthwise(
     size, columns = weight.shape[0], weight.shape[-1]
     out_wide, x_wide = out.shape[3] // parts, x.shape[3] // parts
     nest = Nest()
-    grid = Grid(nest, out, x, (size, size), parts, columns, stride, back)
+    grid = Grid(nest, out, x, (size, size), parts, columns, stride, back, WINDOWS)
     s, c0, tile = grid.part, grid.channel, (grid.tokens, grid.columns)
     own = (s,) if len(weight.shape) == 4 else ()
 

@@ -1,0 +1,37 @@
+"""Tiles: for every processor a map of any size is covered, and the kernels are right."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import normal
+
+from tinygmf.loops import inference, tiles
+from tinygmf.tensors import tensor_from_numpy
+
+TABLES = [(table, name) for table in (tiles.PRODUCT, tiles.WINDOWS) for name in table]
+SIZES = st.integers(1, 700)
+
+
+def test_both_tables_know_the_same_processors():
+    assert tiles.PRODUCT.keys() == tiles.WINDOWS.keys()
+    assert tiles.registers() in tiles.PRODUCT
+
+
+@pytest.mark.parametrize(("table", "name"), TABLES)
+@given(tokens=SIZES, channels=SIZES)
+def test_a_tile_fits_the_map_and_an_exact_one_divides_it(table, name, tokens, channels):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "registers", lambda: name)
+        m, c = tiles.best_tile(table, tokens, channels)
+        assert 1 <= m <= tokens and 1 <= c <= channels
+        m, c = tiles.best_tile(table, tokens, channels, exact=True)
+        assert tokens % m == 0 and channels % c == 0
+
+
+@pytest.mark.parametrize("name", sorted(tiles.PRODUCT))
+def test_a_product_of_ragged_tiles_is_numpys(name, monkeypatch):
+    monkeypatch.setattr(tiles, "registers", lambda: name)
+    x, weight = normal(0, 1, 1, 19, 9), normal(1, 1, 1, 9, 45)
+    found = inference.dense(tensor_from_numpy(x), tensor_from_numpy(weight)).numpy()
+    assert np.abs(found - x @ weight[0]).max() < 1e-4

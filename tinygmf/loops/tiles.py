@@ -1,0 +1,94 @@
+"""The tile of outputs that a loop nest keeps in registers, by the processor's registers.
+
+A tile of a product is so many tokens by so many channels. It must fit the vector registers beside a
+row of weights, or clang keeps it in memory; and be large, or loading takes longer than multiplying.
+The rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, 2.6 GHz, peak 166 with
+AVX-512) or, in proportion, reckoned from the registers (NEON, SIMD128). Only their order counts.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    tokens: int
+    channels: int
+    rate: float
+
+
+Table = Mapping[str, tuple[Tile, ...]]
+
+
+def tiles(*rows: tuple[int, int, float]) -> tuple[Tile, ...]:
+    return tuple(Tile(*row) for row in rows)
+
+
+PRODUCT = {  # registers of each
+    "avx512": tiles(  # 32 of 16 numbers
+        (8, 32, 163), (7, 32, 163), (8, 48, 169), (7, 48, 170), (6, 64, 158), (5, 80, 169),
+        (4, 80, 162), (8, 24, 137), (7, 24, 137), (6, 24, 135), (10, 16, 132), (6, 16, 124),
+        (4, 16, 102), (10, 8, 88), (6, 8, 74), (4, 8, 56),
+    ),
+    "avx2": tiles(  # 16 of 8
+        (6, 16, 107), (4, 16, 92), (14, 8, 103), (10, 8, 96), (7, 8, 83), (6, 8, 76), (4, 8, 60)
+    ),
+    "neon": tiles((7, 12, 50), (6, 16, 50), (8, 8, 46), (4, 16, 46), (4, 8, 36)),  # 32 of 4
+    "simd128": tiles((4, 8, 24), (7, 4, 22), (4, 4, 18)),  # 16 of 4, as far as one can know
+}  # fmt: skip
+WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a token
+    "avx512": tiles((7, 16, 98), (4, 16, 88), (2, 32, 84)),
+    "avx2": tiles((7, 16, 71), (4, 16, 66), (2, 32, 64)),
+    "neon": tiles((7, 8, 35), (4, 8, 32), (2, 16, 31)),
+    "simd128": tiles((4, 8, 16), (7, 4, 16), (2, 8, 15)),
+}
+
+
+def best_tile(table: Table, tokens: int, channels: int, exact: bool = False) -> tuple[int, int]:
+    """Tokens and channels of the tile that is the fastest for a map of this size.
+
+    A tile that does not divide overlaps its neighbour, and that work is lost; with `exact` the
+    largest divisors that are not above the tile are taken for it.
+    """
+
+    def speed(tile: Tile) -> float:
+        return tile.rate * used(tokens, tile.tokens, exact) * used(channels, tile.channels, exact)
+
+    tile = max(table[registers()], key=speed)
+    if exact:
+        return divisor(tokens, tile.tokens), divisor(channels, tile.channels)
+    return min(tokens, tile.tokens), min(channels, tile.channels)
+
+
+def used(size: int, width: int, exact: bool) -> float:
+    """The part of a tile's width that is work of use."""
+    if exact:
+        return divisor(size, width) / width
+    return size / (-(-size // width) * width)
+
+
+def divisor(size: int, most: int) -> int:
+    """The largest divisor of `size` that is not above `most`."""
+    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
+
+
+def registers() -> str:
+    """The vector registers that the kernels are compiled for."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return "avx512" if "avx512f" in processor_flags() else "avx2"
+    return "neon"
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's names; on other systems nothing is known."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
