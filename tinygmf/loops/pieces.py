@@ -34,6 +34,8 @@ def in_pieces(nest: UOp, overlapping: bool) -> UOp:
     turns run in two pieces: a kernel must not read what it writes then.
     """
     body, *loops = nest.src
+    if skips_a_buffer(body):
+        return nest
     most = min(number_of_pieces(), turns(body) // LEAST)
     cuts = [cut(loop, most, overlapping) for loop in outer_loops(body, loops)]
     gains = [size(loop) / length for loop, length in cuts]
@@ -47,6 +49,13 @@ def in_pieces(nest: UOp, overlapping: bool) -> UOp:
     part = UOp.range(length, loop.arg[0], AxisType.LOOP)
     body = body.substitute({loop: start(core, length, size(loop)) + part})
     return body.end(*(part if other is loop else other for other in loops))
+
+
+def skips_a_buffer(body: UOp) -> bool:
+    """Whether a buffer is not used. tinygrad gives `core_id` the number of buffers that are as its
+    place among the arguments, which is then the place of the last."""
+    used = {node.arg.slot for node in body.toposort() if node.op is Ops.PARAM}
+    return max(used) + 1 > len(used)
 
 
 def cut(loop: UOp, most: int, overlapping: bool) -> tuple[UOp, int]:
