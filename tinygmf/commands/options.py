@@ -48,7 +48,8 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    text = "of the products; on the CPU device the halves save memory, not time"
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help=text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

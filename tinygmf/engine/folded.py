@@ -13,6 +13,8 @@ float64, when a `FoldedGroupMixFormer` is built:
 * the heads' small products are blocks of one product, and a mask, which also holds the attention's
   scale, clears what lies between the blocks.
 
+These zeros make few large operations, which suits a GPU; the loop nests of the CPU pass over them.
+
 Maps have their channels last, (B, H, W, D), so a row of a product is a token and nothing is
 transposed; every operation writes its result to memory, so nothing is computed twice.
 """
@@ -20,7 +22,7 @@ transposed; every operation writes its result to memory, so nothing is computed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +34,13 @@ from tinygrad.uop.ops import UOp
 from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
-from tinygmf.loops.inference import apply, dense, depthwise, layernorm, outer, pad, softmax
+from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
 from tinygmf.loops.values import add, add_product, gelu, hardswish
 from tinygmf.model import check_pictures
 from tinygmf.tensors import tensor_from_numpy
 
 WINDOW = 7  # the largest kernel of the aggregator and of crpe
+VECTOR = 16  # channels, below which parts are not computed one by one
 Array = np.ndarray
 
 
@@ -144,21 +147,51 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Tokens (B, 1, N, D) -> the heads (B, 1, N, 4D/5) and the non-attention branch (…, D/5)."""
     batch, _, n, dim = y.shape
-    most = 4 * dim // 5  # channels of the four segments with attention
+    segment, most = dim // 5, 4 * dim // 5  # the latter: the four segments with attention
     qkv = dense(y, w.qkv, w.qkv_bias).reshape(batch, *size, 3 * dim)
-    qkv = depthwise(pad(qkv, WINDOW // 2), w.windows).reshape(batch, 1, 3 * n, dim)
-    mixed = dense(qkv, w.mix, w.mix_bias, epilogue=hardswish)  # (B, 1, 3N, 4D/5)
+    qkv = depthwise(pad(qkv, WINDOW // 2), w.windows, runs=segment_runs(segment), parts=3)
+    qkv = qkv.reshape(batch, 1, 3 * n, dim)
+    cut = blocks_of(4, segment)
+    mixed = dense(qkv, w.mix, w.mix_bias, epilogue=hardswish, blocks=cut)  # (B, 1, 3N, 4D/5)
     fifth = dense(qkv, w.fifth, stride=(1, 3), channel=most)  # (B, 1, N, D/5)
     fifth = layernorm(fifth, w.fifth_weight, w.fifth_bias, eps=1e-5, epilogue=hardswish)
 
     q_k_v = mixed.reshape(batch, n, 3 * most)
-    context = outer(softmax(q_k_v, most, most), q_k_v, mask, 2 * most)  # (B, 4D/5, 4D/5)
+    cut = blocks_of(NUM_HEADS, dim // 10)
+    context = outer(softmax(q_k_v, most, most), q_k_v, mask, 2 * most, cut)  # (B, 4D/5, 4D/5)
     values = pad(mixed.reshape(batch, *size, 3 * most), WINDOW // 2, channel=2 * most)
-    around = depthwise(values, w.crpe, w.crpe_bias).reshape(batch, 1, n, most)
-    queries = mixed.reshape(batch, 1, n, 3 * most)
+    around = depthwise(values, w.crpe, w.crpe_bias, runs=head_runs(dim // 10))
+    others = mixed.reshape(batch, 1, n, 3 * most), around.reshape(batch, 1, n, most)
     context = context.reshape(batch, 1, 1, most, most)
-    heads = dense(queries, context, others=(queries, around), epilogue=add_product)
+    heads = dense(others[0], context, others=others, epilogue=add_product, blocks=cut)
     return heads, fifth  # heads = queries @ context + queries * around
+
+
+def blocks_of(count: int, channels: int) -> int:
+    """Into how many blocks of its diagonal a product is cut, of `count` parts of so many channels.
+
+    Parts that do not fill a vector lie together in a block: zeros cost less than short vectors.
+    """
+    together = next(n for n in (1, 2, 4, 8) if n * channels >= VECTOR or n == count)
+    return count // together
+
+
+def segment_runs(segment: int) -> tuple[Run, ...]:
+    """The sizes of the aggregator's windows within `WINDOW`, by segment: the first is a copy."""
+    if segment < VECTOR:
+        return ()
+    return tuple(Run(size, i * segment, segment) for i, size in enumerate((1, 3, 5, 7, 3)))
+
+
+def head_runs(head_dim: int) -> tuple[Run, ...]:
+    """The same of `crpe`, by heads."""
+    if head_dim < VECTOR:
+        return ()
+    firsts = accumulate((heads for _, heads in ConvRelPosEnc.KERNELS), initial=0)
+    return tuple(
+        Run(size, first * head_dim, heads * head_dim)
+        for (size, heads), first in zip(ConvRelPosEnc.KERNELS, firsts, strict=False)
+    )
 
 
 def place(array: Array, dtype: DType, device: str | None) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
@@ -50,13 +50,15 @@ def dense(
     epilogue: Callable[..., Value] = identity,
     stride: tuple[int, int] = (1, 1),
     channel: int = 0,
+    blocks: int = 1,
     dtype: DType | None = None,
 ) -> Tensor:
     """A convolution, or with a 1x1 window a matrix product: (B, H', W', D) -> (B, H, W, E).
 
     weight (kh, kw, K, E), or (B, 1, 1, K, E) for a matrix of each picture's own; x has its rim and
     at least K channels from `channel` on. The epilogue is applied to each sum and to what `others`
-    (B, H, W, >= E) hold in its place.
+    (B, H, W, >= E) hold in its place. The weight is zero outside its `blocks` on the diagonal, and
+    may hold anything there on the CPU, where only the blocks are read.
     """
     kh, kw, depth, columns = map(int, weight.shape[-4:])
     height = (int(x.shape[1]) - kh) // stride[0] + 1
@@ -64,7 +66,12 @@ def dense(
     dtype = dtype or x.dtype
     if on_cpu(x.device):
         kernel = partial(
-            dense_loops, others=len(others), epilogue=epilogue, stride=stride, channel=channel
+            dense_loops,
+            others=len(others),
+            epilogue=epilogue,
+            stride=stride,
+            channel=channel,
+            blocks=blocks,
         )
         shape = (x.shape[0], height, width, columns)
         return run_loops(kernel, shape, dtype, x, weight, *bias, *others)
@@ -81,13 +88,37 @@ def dense(
     return total.cast(dtype).contiguous()
 
 
-def depthwise(x: Tensor, weight: Tensor, *bias: Tensor, stride: int = 1) -> Tensor:
-    """Each channel's own window: x (B, H', W', C), rim included; weight (k, k, C); bias (C)."""
+class Run(NamedTuple):
+    """Neighbouring channels whose depthwise kernels have a size, within a rim of zeros."""
+
+    size: int
+    first: int
+    channels: int
+
+
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    *bias: Tensor,
+    stride: int = 1,
+    runs: tuple[Run, ...] = (),
+    parts: int = 1,
+) -> Tensor:
+    """Each channel's own window: x (B, H', W', C), rim included; weight (k, k, C); bias (C).
+
+    The kernels' zeros are passed over on the CPU where `runs` tell of them: they cover the channels
+    of the first of so many `parts` alike.
+    """
     kernel = int(weight.shape[0])
     height, width = ((int(size) - kernel) // stride + 1 for size in x.shape[1:3])
     if on_cpu(x.device):
-        shape = (x.shape[0], height, width, x.shape[3])
-        return run_loops(partial(depthwise_loops, stride=stride), shape, x.dtype, x, weight, *bias)
+        out = Tensor.invalids(x.shape[0], height, width, x.shape[3], dtype=x.dtype, device=x.device)
+        if not runs:
+            runs, parts = (Run(kernel, 0, int(x.shape[3])),), 1
+        for run in runs:
+            loops = partial(depthwise_loops, stride=stride, run=run, parts=parts)
+            out = out.custom_kernel(x, weight, *bias, fxn=loops)[0]
+        return out
     kernels = weight.permute(2, 0, 1).unsqueeze(1)  # (C, 1, k, k)
     channels_first = x.permute(0, 3, 1, 2).float()
     total = channels_first.conv2d(kernels, *bias, groups=x.shape[3], stride=stride)
@@ -127,12 +158,15 @@ def softmax(x: Tensor, channel: int, channels: int) -> Tensor:
     return x.float().softmax(1).cast(x.dtype).contiguous()
 
 
-def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int) -> Tensor:
-    """mask * xᵀ y for each picture: x (B, N, C), y (B, N, D), C channels of it -> (B, C, C)."""
+def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int, blocks: int = 1) -> Tensor:
+    """mask * xᵀ y for each picture: x (B, N, C), y (B, N, D), C channels of it -> (B, C, C).
+
+    On the CPU only the `blocks` on the diagonal are written, outside of which the mask is zero.
+    """
     batch, _, channels = x.shape
     if on_cpu(x.device):
-        shape = (batch, channels, channels)
-        return run_loops(partial(outer_loops, channel=channel), shape, x.dtype, x, y, mask)
+        kernel = partial(outer_loops, channel=channel, blocks=blocks)
+        return run_loops(kernel, (batch, channels, channels), x.dtype, x, y, mask)
     y = y[..., channel : channel + channels]
     total = x.transpose(1, 2).matmul(y, dtype=dtypes.float32) * mask
     return total.cast(x.dtype).contiguous()
@@ -168,51 +202,57 @@ def dense_loops(
     epilogue: Callable[..., UOp],
     stride: tuple[int, int],
     channel: int,
+    blocks: int,
 ) -> UOp:
     batch, height, width, columns = out.shape
     kh, kw, depth, _ = weight.shape[-4:]
     bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
-    nest, (m, c) = Nest(), best_tile(PRODUCT, width, columns)
-    around = nest.loops(batch, height, -(-width // m), -(-columns // c))
-    b, h, w0, e0 = *around[:2], start(around[2], m, width), start(around[3], c, columns)
+    wide, deep = columns // blocks, depth // blocks  # of one block
+    nest, (m, c) = Nest(), best_tile(PRODUCT, width, wide)
+    around = nest.loops(batch, height, -(-width // m), blocks, -(-wide // c))
+    b, h, w0, s = *around[:2], start(around[2], m, width), around[3]
+    e0 = s * wide + start(around[4], c, wide)
     picture = (b,) if len(weight.shape) == 5 else ()
 
     acc = nest.fill(around, (m, c), lambda i, j: load(bias[0], e0 + j) if bias else ZERO)
-    window = ky, kx, k = nest.loops(kh, kw, depth)
+    window = ky, kx, k = nest.loops(kh, kw, deep)
     acc = nest.accumulate(
         acc,
         window,
         lambda i, j: (
-            load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + k)
-            * load(weight, *picture, ky, kx, k, e0 + j)
+            load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + s * deep + k)
+            * load(weight, *picture, ky, kx, s * deep + k, e0 + j)
         ),
     )
     i, j = nest.loops(m, c)
     here = (b, h, w0 + i, e0 + j)
     value = epilogue(acc[i, j].load(), *(load(other, *here) for other in extra))
-    name = f"dense_{batch * height * width}_{kh * kw * depth}_{columns}_{epilogue.__name__}"
+    name = f"dense_{batch * height * width}_{kh * kw * deep}_{columns}_{epilogue.__name__}"
     return store(name, out, here, value, *around, i, j)
 
 
-def depthwise_loops(out: UOp, x: UOp, weight: UOp, *bias: UOp, stride: int) -> UOp:
+def depthwise_loops(
+    out: UOp, x: UOp, weight: UOp, *bias: UOp, stride: int, run: Run, parts: int
+) -> UOp:
     batch, height, width, channels = out.shape
-    kernel = weight.shape[0]
-    nest, (m, c) = Nest(), best_tile(WINDOWS, width, channels)
-    around = nest.loops(batch, height, -(-channels // c), -(-width // m))
-    b, h, c0, w0 = *around[:2], start(around[2], c, channels), start(around[3], m, width)
+    rim = (weight.shape[0] - run.size) // 2
+    nest, (m, c) = Nest(), best_tile(WINDOWS, width, run.channels)
+    around = nest.loops(batch, height, parts, -(-run.channels // c), -(-width // m))
+    b, h, part, w0 = *around[:3], start(around[4], m, width)
+    c0 = part * (channels // parts) + run.first + start(around[3], c, run.channels)
 
     acc = nest.fill(around, (m, c), lambda i, j: load(bias[0], c0 + j) if bias else ZERO)
-    window = ky, kx = nest.loops(kernel, kernel)
+    window = ky, kx = nest.loops(run.size, run.size)
     acc = nest.accumulate(
         acc,
         window,
         lambda i, j: (
-            load(x, b, h * stride + ky, (w0 + i) * stride + kx, c0 + j)
-            * load(weight, ky, kx, c0 + j)
+            load(x, b, h * stride + rim + ky, (w0 + i) * stride + rim + kx, c0 + j)
+            * load(weight, rim + ky, rim + kx, c0 + j)
         ),
     )
     i, j = nest.loops(m, c)
-    name = f"depthwise_{batch * height * width}_{kernel}_{channels}"
+    name = f"depthwise_{batch * height * width}_{run.size}_{parts * run.channels}"
     return store(name, out, (b, h, w0 + i, c0 + j), acc[i, j].load(), *around, i, j)
 
 
@@ -264,11 +304,13 @@ def softmax_loops(out: UOp, x: UOp, *, channel: int) -> UOp:
     return store(f"softmax_{batch * n}_{channels}", out, (b, t3, c0 + j), value, *around, t3, j)
 
 
-def outer_loops(out: UOp, x: UOp, y: UOp, mask: UOp, *, channel: int) -> UOp:
+def outer_loops(out: UOp, x: UOp, y: UOp, mask: UOp, *, channel: int, blocks: int) -> UOp:
     batch, n, channels = x.shape
-    nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels)
-    around = nest.loops(batch, -(-channels // m), -(-channels // c))
-    b, i0, j0 = around[0], start(around[1], m, channels), start(around[2], c, channels)
+    wide = channels // blocks  # of one block
+    nest, (m, c) = Nest(), best_tile(PRODUCT, wide, wide)
+    around = nest.loops(batch, blocks, -(-wide // m), -(-wide // c))
+    b, first = around[0], around[1] * wide
+    i0, j0 = first + start(around[2], m, wide), first + start(around[3], c, wide)
 
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)
     (t,) = over = nest.loops(n)
@@ -277,4 +319,4 @@ def outer_loops(out: UOp, x: UOp, y: UOp, mask: UOp, *, channel: int) -> UOp:
     )
     i, j = nest.loops(m, c)
     value = acc[i, j].load() * load(mask, i0 + i, j0 + j)
-    return store(f"outer_{batch * n}_{channels}", out, (b, i0 + i, j0 + j), value, *around, i, j)
+    return store(f"outer_{batch * n}_{wide}", out, (b, i0 + i, j0 + j), value, *around, i, j)
