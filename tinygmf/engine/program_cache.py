@@ -35,6 +35,7 @@ from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
+from tinygmf.engine.clang import use_wide_vectors
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
 from tinygmf.loops.pieces import number_of_pieces
@@ -135,6 +136,8 @@ def _is_device_buffer(node: UOp) -> bool:
 def environment(device: str) -> dict[str, Any]:
     """What a program depends on beside its function: hardware, compiler settings, versions."""
     opened = Device[device]
+    if on_cpu(device):  # as `open_device` does: every process must find the same key
+        use_wide_vectors(opened)
     return {
         "device": device,
         "target": str(opened.renderer.target),
