@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinygmf import threads
 from tinygmf.data.dataset import DataError, Dataset
 from tinygmf.data.folders import folder_pictures, open_folder
 from tinygmf.data.shapes import shapes
@@ -48,7 +49,7 @@ def assert_same(found: list, expected: list) -> None:
 def test_batches_depend_neither_on_the_threads_nor_on_timing(monkeypatch, workers):
     expected = list(small_shapes().batches(EVERYTHING, epoch=3))
     assert len(expected) == 7
-    monkeypatch.setattr(predictor, "thread_count", lambda: workers)
+    monkeypatch.setattr(threads, "available_cores", lambda: workers)
     assert_same(list(slow(small_shapes(), workers).batches(EVERYTHING, epoch=3)), expected)
 
 

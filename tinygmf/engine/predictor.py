@@ -107,7 +107,7 @@ class Predictor:
 
     def read(self, picture: Picture) -> np.ndarray:
         """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
-        own = self._lane_shape[1:]
+        own = self._shape[1:]
         if isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and picture.shape == own:
             return picture.astype(np.float32, copy=False)
         return preprocess(picture, self.image_size, self.settings, self.config.in_chans)
@@ -195,7 +195,7 @@ class Predictor:
 
     def _seconds(self, repeats: int = 5) -> float:
         """The shortest of several runs, after one that compiles or loads."""
-        batch = np.zeros((self.batch_size, *self._lane_shape[1:]), np.float32)
+        batch = np.zeros((self.batch_size, *self._shape[1:]), np.float32)
         self.run(batch)
         times = []
         for _ in range(repeats):
