@@ -192,17 +192,21 @@ def test_the_loop_nest_of_an_operation_is_its_tensor_expression(monkeypatch, cas
     assert relative_difference(found, expected) < 1e-5
 
 
+def drawn(*shape: int) -> Tensor:
+    return tensor_from_numpy(normal(0, *shape))
+
+
 def test_a_product_passes_over_the_zeros_beside_its_blocks(monkeypatch):
     blocks = np.kron(np.eye(4), np.ones((6, 5))).astype(np.float32)
-    weight = tensor_from_numpy(blocks * random(1, 1, 24, 20).numpy())
-    arguments = random(1, 1, 9, 30), weight, random(20)
+    weight = tensor_from_numpy(blocks * normal(0, 1, 1, 24, 20))
+    arguments = drawn(1, 1, 9, 30), weight, drawn(20)
     found, expected = both(monkeypatch, inference.dense, *arguments, blocks=4, channel=3)
     assert relative_difference(found, expected) < 1e-5
 
 
 def test_an_outer_product_computes_its_blocks_alone(monkeypatch):
     mask = np.kron(np.eye(4), np.full((3, 3), 0.5)).astype(np.float32)
-    arguments = random(2, 9, 12), random(2, 9, 20), tensor_from_numpy(mask)
+    arguments = drawn(2, 9, 12), drawn(2, 9, 20), tensor_from_numpy(mask)
     found, expected = both(monkeypatch, inference.outer, *arguments, channel=8, blocks=4)
     assert relative_difference(np.where(mask > 0, found, 0), expected) < 1e-5
 
@@ -214,8 +218,8 @@ def test_windows_pass_over_the_zeros_around_their_kernels(monkeypatch, segment, 
     for size, first, channels in runs:
         inner = slice((7 - size) // 2, (7 + size) // 2)
         here = inner, inner, slice(None), slice(first, first + channels)
-        weight[here] = random(*weight[here].shape).numpy()
-    arguments = random(1, 11, 12, parts * 5 * segment), tensor_from_numpy(weight.reshape(7, 7, -1))
+        weight[here] = normal(0, *weight[here].shape)
+    arguments = drawn(1, 11, 12, parts * 5 * segment), tensor_from_numpy(weight.reshape(7, 7, -1))
     found, expected = both(monkeypatch, inference.depthwise, *arguments, runs=runs, parts=parts)
     assert relative_difference(found, expected) < 1e-5
 
