@@ -127,7 +127,7 @@ def test_the_page_answers_in_a_browser_from_the_disk(folder, program, tmp_path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     page = (folder / "page.html").as_uri()
     command = [str(BROWSER), *options, "--virtual-time-budget=20000", "--dump-dom", page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     rows = done.stdout.partition("<ol")[2].partition("</ol>")[0].split("<li>")[1:]
     write_c(program, tmp_path, slope())
     logits = run_c(tmp_path, program, preprocess(slope(), SIZE)[None])[0][0].astype(np.float64)
