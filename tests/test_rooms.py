@@ -23,7 +23,7 @@ ROOMS = {
     "weights": NETWORK,
     "engine": NETWORK | {"loops", "weights"},
     "data": NETWORK | {"engine"},
-    "dense": NETWORK | {"weights", "engine", "data"},
+    "dense": NETWORK | {"loops", "weights", "engine", "data"},
     "training": NETWORK | {"loops", "weights", "engine", "data", "dense"},
     "export": NETWORK | {"weights", "engine", "dense"},
     "study": NETWORK | {"weights", "engine", "data", "training"},

@@ -13,17 +13,22 @@ prepare_compiler()  # before tinygrad reads which clang there is
 keep_kernels_private()
 
 from tinygmf.config import GroupMixFormerConfig  # noqa: E402
+from tinygmf.dense.detector import Detector  # noqa: E402
+from tinygmf.dense.networks import create_model, list_models, load_model  # noqa: E402
+from tinygmf.dense.segmenter import Segmenter  # noqa: E402
 from tinygmf.engine.predictor import Predictor  # noqa: E402
 from tinygmf.gma import GroupMixAttention  # noqa: E402
-from tinygmf.model import GroupMixFormer, create_model, list_models  # noqa: E402
-from tinygmf.weights.checkpoint import load_model, load_state_dict, save_model  # noqa: E402
+from tinygmf.model import GroupMixFormer  # noqa: E402
+from tinygmf.weights.checkpoint import load_state_dict, save_model  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "Detector",
     "GroupMixAttention",
     "GroupMixFormer",
     "GroupMixFormerConfig",
     "Predictor",
+    "Segmenter",
     "create_model",
     "list_models",
     "load_model",

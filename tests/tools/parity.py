@@ -47,6 +47,30 @@ def load_npz(name: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def sampled(array: np.ndarray, most: int) -> np.ndarray:
+    """All of an array, flat, or `most` of its values at equal distances."""
+    flat = np.asarray(array).ravel()
+    return flat if flat.size <= most else flat[np.linspace(0, flat.size - 1, most).astype(int)]
+
+
+@cache
+def dense_manifest() -> dict[str, dict[str, Any]]:
+    """Of each dense network the entries `state_dict` (key, shape, dtype) of the file that its
+    library wrote, and `values`: name, number of samples and largest value of what was measured."""
+    with gzip.open(DATA / "dense_manifest.json.gz", "rt") as file:
+        return json.load(file)
+
+
+def dense_values(name: str) -> dict[str, tuple[np.ndarray, float]]:
+    """What was measured of a dense network: samples, as `sampled` takes them, and the largest."""
+    with np.load(DATA / "dense.npz") as arrays:
+        rest = arrays[f"{name}/values"]
+    found = {}
+    for key, count, largest in dense_manifest()[name]["values"]:
+        found[key], rest = (rest[:count], largest), rest[count:]
+    return found
+
+
 def parity_input(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """The input of a measurement: standard normal, float32, of this shape (B, 3, H, W)."""
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tinygmf.commands.options import add_entry, add_size, without_device
-from tinygmf.config import VARIANTS, GroupMixFormerConfig, Settings
-from tinygmf.model import list_models
+from tinygmf.config import VARIANTS, GroupMixFormerConfig
 
 PUBLISHED_SIZE = 224  # pixels
 
@@ -24,23 +24,34 @@ def run(args: argparse.Namespace) -> int:
     with without_device():  # shapes are traced, nothing is computed
         if args.model is None:
             size = args.size or PUBLISHED_SIZE
-            for name in list_models():
-                print(f"{name}\n{format_summary(VARIANTS[name], (size, size))}\n")
+            for name, config in VARIANTS.items():
+                print(f"{name}\n{format_summary(config, (size, size))}\n")
             return 0
-        config, size = VARIANTS.get(args.model), args.size or PUBLISHED_SIZE
-        if config is None:
-            config, settings = _of_file(args.model, args.entry)
-            size = args.size or settings.image_size or size
-        print(format_summary(config, (size, size)))
+        config, settings_size, model = _named(args.model, args.entry)
+        size = args.size or settings_size or PUBLISHED_SIZE
+        if isinstance(config, GroupMixFormerConfig):
+            print(format_summary(config, (size, size)))
+            return 0
+        from tinygmf.dense.summary import format_heads
+
+        print(format_summary(config.backbone, (size, size), head=False))
+        print(format_heads(model, (size, size)))
     return 0
 
 
-def _of_file(path: str, entry: str | None) -> tuple[GroupMixFormerConfig, Settings]:
-    from tinygmf.weights.checkpoint import load_weights
+def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
+    """The configuration of a listed network or of a file's, the size of its images where the file
+    says so, and the network itself."""
+    from tinygmf.dense.networks import create_model, list_models, load_model
 
-    if not Path(path).exists():
+    if name in VARIANTS:
+        return VARIANTS[name], None, None
+    if name in list_models():
+        model = create_model(name)
+        return model.config, None, model
+    if not Path(name).exists():
         raise ValueError(
-            f"{path}: expected a weight file or one of {', '.join(VARIANTS)}, found neither"
+            f"{name}: expected a weight file or one of {', '.join(list_models())}, found neither"
         )
-    model = load_weights(path, entry)
-    return model.config, model.settings
+    model = load_model(name, entry=entry)
+    return model.config, getattr(model.settings, "image_size", None), model

@@ -21,7 +21,7 @@ transposed; every operation writes its result to memory, so nothing is computed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
@@ -103,26 +103,30 @@ class FoldedGroupMixFormer:
     def forward(self, x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
         """Pictures, and `self.weights` or others of their shapes -> the four maps (B, h, w, D_i),
         which cost nothing as they are there anyway, and the logits or pooled features."""
+        check_pictures(x, self.config.in_chans)
         remaining = iter(weights)
-        maps = list(self._maps(x, remaining))  # (B, h, w, D_i)
+        maps = list(stages(x, remaining, self.config.serial_depths, self.dtype))  # (B, h, w, D_i)
         pooled = maps[-1].mean((1, 2), keepdim=True).cast(self.dtype).contiguous()
         logits = dense(pooled, next(remaining), next(remaining), dtype=dtypes.float32)
         return *maps, logits.reshape(x.shape[0], -1)
 
-    def _maps(self, x: Tensor, weights: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The four maps (B, h, w, D_i), each after its stage."""
-        check_pictures(x, self.config.in_chans)
-        x = x.permute(0, 2, 3, 1).cast(self.dtype).contiguous()  # (B, H, W, 3)
-        for _ in range(2):  # (B, H/2, W/2, D1/2), then (B, H/4, W/4, D1)
-            kernel, bias = islice(weights, 2)
-            x = dense(pad(x, 1), kernel, bias, epilogue=hardswish, stride=(2, 2))
-        for stage, depth in enumerate(self.config.serial_depths):
-            windows, pointwise, bias, mask = islice(weights, 4)
-            x = depthwise(pad(x.cast(self.dtype), 1), windows, stride=1 if stage == 0 else 2)
-            x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
-            for _ in range(depth):
-                x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)
-            yield x
+
+def stages(
+    x: Tensor, weights: Iterator[Tensor], depths: Sequence[int], dtype: DType
+) -> Iterator[Tensor]:
+    """Pictures (B, 3, H, W) -> the four maps (B, h, w, D_i), each after its stage of as many blocks
+    as `depths` says; `weights` as `fold_stages` gives them."""
+    x = x.permute(0, 2, 3, 1).cast(dtype).contiguous()  # (B, H, W, 3)
+    for _ in range(2):  # (B, H/2, W/2, D1/2), then (B, H/4, W/4, D1)
+        kernel, bias = islice(weights, 2)
+        x = dense(pad(x, 1), kernel, bias, epilogue=hardswish, stride=(2, 2))
+    for stage, depth in enumerate(depths):
+        windows, pointwise, bias, mask = islice(weights, 4)
+        x = depthwise(pad(x.cast(dtype), 1), windows, stride=1 if stage == 0 else 2)
+        x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
+        for _ in range(depth):
+            x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)
+        yield x
 
 
 def block(x: Tensor, w: BlockWeights, mask: Tensor) -> Tensor:
@@ -225,8 +229,14 @@ class Part:
 
 
 def fold(config: GroupMixFormerConfig, arrays: Mapping[str, Array]) -> Iterator[Array]:
-    config.require_published_form("folding")
     network = Part(arrays)
+    yield from fold_stages(config, network)
+    yield from fold_head(network, config.num_classes)
+
+
+def fold_stages(config: GroupMixFormerConfig, network: Part) -> Iterator[Array]:
+    """What `stages` needs."""
+    config.require_published_form("folding")
     for i in (1, 2):
         conv, norm = network.below(f"conv_stem.proj{i}"), network.below(f"conv_stem.norm{i}")
         scale, shift = scale_and_shift(norm)
@@ -239,7 +249,6 @@ def fold(config: GroupMixFormerConfig, arrays: Mapping[str, Array]) -> Iterator[
         yield head_mask(config.embedding_dims[stage])
         for i in range(depth):
             yield from fold_block(network.below(f"groupmixformer_backbone.{stage}.gma_stage.{i}"))
-    yield from fold_head(network, config.num_classes)
 
 
 def fold_head(network: Part, num_classes: int) -> tuple[Array, Array]:

@@ -27,6 +27,14 @@ def add_product(x: Value, y: Value, z: Value) -> Value:
     return x + y * z
 
 
+def relu(x: Value) -> Value:
+    return x.maximum(0)
+
+
+def add_relu(x: Value, y: Value) -> Value:
+    return (x + y).maximum(0)
+
+
 def hardswish(x: Value) -> Value:
     return x * (x + 3).maximum(0).minimum(6) * (1 / 6)
 
@@ -62,6 +70,10 @@ def exp(x: Value) -> Value:
     for coefficient in (1 / 24, 1 / 6, 1 / 2, 1, 1):
         series = series * x + coefficient
     return series * ((whole + 127) * (1 << 23)).bitcast(dtypes.float32)
+
+
+def relu_slope(x: UOp) -> UOp:
+    return (x > 0).where(UOp.const(1.0, dtypes.float32), ZERO)
 
 
 def hardswish_slope(x: UOp) -> UOp:

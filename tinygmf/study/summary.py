@@ -89,9 +89,11 @@ def _trace(
     return sizes, stem, rest[::2], rest[1::2], sum(products)
 
 
-def format_summary(config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)) -> str:
-    """The table that `tinygmf info` prints."""
-    rows = summarize(config, image_size)
+def format_summary(
+    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224), head: bool = True
+) -> str:
+    """The table that `tinygmf info` prints; without `head` the backbone alone."""
+    rows = summarize(config, image_size)[: None if head else -1]
     lines = [
         f"{'':8} {'resolution':>10} {'channels':>8} {'blocks':>6} {'parameters':>12} {'FLOPs':>8}"
     ]

@@ -94,16 +94,13 @@ def _read_network(path: str | os.PathLike[str], entry: str | None) -> tuple[Netw
     """Read a file and infer the configuration; other names and shapes may still be wrong. The
     text is what the user should know of the choice."""
     tensors, metadata, remark = read_checkpoint(path, partial(find_network, entry=entry))
+    shapes = {key: array.shape for key, array in tensors.items()}
     try:
-        config = GroupMixFormerConfig.from_state_dict({k: a.shape for k, a in tensors.items()})
+        config = GroupMixFormerConfig.from_state_dict(shapes)
         settings = Settings.from_json(metadata)
+        require_whole(config, shapes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if (blocks := sum(config.serial_depths)) * BLOCK_TENSORS > len(tensors):
-        raise CheckpointError(
-            f"{path}: expected {BLOCK_TENSORS} tensors and more for each of its {blocks} blocks, "
-            f"found {len(tensors)} in all: the file is not whole"
-        )
     return NetworkWeights(config, tensors, settings), remark
 
 
@@ -113,7 +110,7 @@ def _complete(
     """Add what files of whole networks may lack: BatchNorm's counters and, where there is no head,
     the last norm, which a dense network has no use for."""
     lacking = {key: shape for key, shape in shapes.items() if key not in weights.arrays}
-    added = {k: np.zeros(shape, np.int64) for k, shape in lacking.items() if COUNTER in k}
+    added = counters(lacking)
     norm = [key for key in shapes if key.startswith("norm4.") and COUNTER not in key]
     if "head.weight" not in shapes and all(key in lacking for key in norm):
         ones = ("norm4.weight", "norm4.running_var")
@@ -122,12 +119,26 @@ def _complete(
     return weights._replace(arrays={**weights.arrays, **added}), remark
 
 
+def counters(lacking: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """BatchNorm's counters among the names that a file lacks, at 0: no output depends on them."""
+    return {key: np.zeros(shape, np.int64) for key, shape in lacking.items() if COUNTER in key}
+
+
 def _tell(path: str | os.PathLike[str], remark: str) -> None:
     if remark:
         log.warning("%s", one_line(f"{path}: {remark}"))
 
 
-def save_model(model: GroupMixFormer, path: str | os.PathLike[str]) -> None:
+def require_whole(config: GroupMixFormerConfig, tensors: Mapping[str, Any]) -> None:
+    """ValueError for a file with too few tensors for the blocks that its names promise."""
+    if (blocks := sum(config.serial_depths)) * BLOCK_TENSORS > len(tensors):
+        raise ValueError(
+            f"expected {BLOCK_TENSORS} tensors and more for each of its {blocks} blocks, "
+            f"found {len(tensors)} in all: the file is not whole"
+        )
+
+
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Write the network's weights in the published layout: `.pth` or `.safetensors` by suffix.
 
     `model.settings` go into the metadata. PyTorch's `torch.load(path, weights_only=True)["model"]`

@@ -1,0 +1,295 @@
+"""The dense networks by name: fresh ones, and those that a file of weights holds.
+
+A file's keys and shapes say which network it is, of how many classes, and how wide and deep every
+part is. What leaves no trace there stands in its metadata, or is the library's default
+(`settings.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygrad import Context
+from tinygrad.nn.state import get_state_dict
+
+from tinygmf import model as classification
+from tinygmf.config import VARIANTS, GroupMixFormerConfig
+from tinygmf.dense.maskrcnn import MaskRCNN, MaskRCNNConfig
+from tinygmf.dense.retinanet import RetinaNet, RetinaNetConfig
+from tinygmf.dense.segmentation import AuxiliaryConfig, SegmentationConfig, SegmentationNetwork
+from tinygmf.dense.settings import (
+    DenseSettings,
+    MaskRCNNSettings,
+    RetinaNetSettings,
+    SegmentationSettings,
+)
+from tinygmf.model import GroupMixFormer
+from tinygmf.weights import checkpoint as weights
+from tinygmf.weights.checkpoint import counters, load_state_dict, require_whole
+from tinygmf.weights.entries import Found, find_tensors
+from tinygmf.weights.reading import CheckpointError, read_checkpoint
+
+Shapes = Mapping[str, tuple[int, ...]]
+Network = GroupMixFormer | SegmentationNetwork | RetinaNet | MaskRCNN
+MOST_BINS = 64  # of UPerNet's pooling: a file may not ask for any amount of memory
+BODY = {False: "backbone.", True: "backbone.body."}  # of segmentation, of detection
+
+
+class Kind(NamedTuple):
+    """A dense network: the class that builds it, what configures it, the library's default width
+    and number of classes, and a key that no other network has."""
+
+    network: Any
+    config: Any
+    settings: type[DenseSettings]
+    channels: int
+    classes: int
+    mark: str
+
+
+SEGMENTATION = SegmentationNetwork, SegmentationConfig, SegmentationSettings
+DETECTION = RetinaNet, RetinaNetConfig, RetinaNetSettings
+INSTANCES = MaskRCNN, MaskRCNNConfig, MaskRCNNSettings
+KINDS = {
+    "upernet": Kind(*SEGMENTATION, 512, 150, "decode_head.psp_modules.0.1.conv.weight"),
+    "semantic_fpn": Kind(*SEGMENTATION, 128, 150, "decode_head.scale_heads.0.0.conv.weight"),
+    "retinanet": Kind(*DETECTION, 256, 91, "head.classification_head.cls_logits.weight"),
+    "maskrcnn": Kind(*INSTANCES, 256, 91, "roi_heads.mask_predictor.mask_fcn_logits.weight"),
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes: classification, smallest first, then the dense ones."""
+    return [*classification.list_models(), *KINDS]
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    seed: int = 0,
+    *,
+    backbone: str | os.PathLike[str] | GroupMixFormerConfig | GroupMixFormer | None = None,
+    **changes: Any,
+) -> Any:
+    """A fresh network, the same for the same `seed`.
+
+    `name` is one of `list_models()`. A dense network stands on `backbone`: a listed name or a
+    configuration (fresh weights), a classification model or a file of one (its weights; the
+    default is fresh nano). Its heads are drawn as the libraries draw them, and have their classes
+    where `num_classes` is None; a detector's count the background. `changes` replace fields of the
+    configuration, or of a dense network's settings (`score_thresh=0.3`). Raises ValueError, in one
+    line, for an unknown name or what cannot be; CheckpointError for a file that cannot be used.
+    """
+    if name not in KINDS:
+        if backbone is not None:
+            raise ValueError(f"model {name!r}: expected one of {', '.join(KINDS)} on a backbone")
+        classes = 1000 if num_classes is None else num_classes
+        return classification.create_model(name, classes, seed, **changes)
+    kind, source = KINDS[name], _backbone(backbone)
+    own = source.config if isinstance(source, GroupMixFormer) else source
+    known = {f.name for f in fields(kind.config)} - {"backbone", "num_classes", "head"}
+    parts = {"channels": kind.channels} | {k: v for k, v in changes.items() if k in known}
+    rest = {k: v for k, v in changes.items() if k not in known}
+    if kind.config is SegmentationConfig:
+        parts["head"] = name
+    if kind.config is RetinaNetConfig:
+        parts.setdefault("p6_channels", parts["channels"])
+    classes = kind.classes if num_classes is None else num_classes
+    if classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, found {classes}")
+    config = kind.config(backbone=replace(own, num_classes=0), num_classes=classes, **parts)
+    network = kind.network(config, seed)
+    network.settings = _agreeing(kind.settings().changed(**rest), config)
+    if isinstance(source, GroupMixFormer):
+        use_backbone(network, source)
+    return network
+
+
+def _backbone(source: Any) -> GroupMixFormerConfig | GroupMixFormer:
+    if source is None or (isinstance(source, str) and source in VARIANTS):
+        return VARIANTS[source or "groupmixformer_nano"]
+    if not isinstance(source, GroupMixFormerConfig | GroupMixFormer):
+        if not Path(source).exists():
+            raise ValueError(
+                f"backbone {str(source)!r}: expected one of {', '.join(VARIANTS)} or a weight file"
+            )
+        source = load_model(source)
+    if not isinstance(source, GroupMixFormerConfig | GroupMixFormer):
+        raise ValueError(f"backbone: expected a classification network, found {source.config}")
+    return source
+
+
+def use_backbone(network: Any, model: GroupMixFormer) -> None:
+    """Gives a dense network the weights of a classification network of its backbone's form; its
+    `norm4` and `head` stay behind. Raises CheckpointError if the forms differ."""
+    body = body_of(network)
+    state = get_state_dict(model)
+    behind = ("norm4.", "head.")
+    arrays = {k: t.numpy() for k, t in state.items() if not k.startswith(behind)}
+    load_state_dict(body, arrays, "the backbone's weights")
+
+
+def body_of(network: Any) -> Any:
+    """The four stages of a dense network."""
+    return getattr(network.backbone, "body", network.backbone)
+
+
+def _agreeing(settings: DenseSettings, config: Any) -> DenseSettings:
+    """The settings, with what also stands in the configuration as it stands there."""
+    if isinstance(settings, SegmentationSettings):
+        return settings.changed(pool_scales=config.pool_scales, dropout_ratio=config.dropout_ratio)
+    return settings
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    device: str | None = None,
+    entry: str | None = None,
+    **changes: Any,
+) -> Any:
+    """Return the network that a weight file holds, classification or dense, its configuration
+    inferred from keys and shapes.
+
+    `device` is the tinygrad device of its weights; None is the default device. `entry` names one of
+    several classification networks in the file (`weights.checkpoint.load_weights`). `changes`
+    replace settings of a dense network that the file says nothing of, or otherwise.
+
+    Raises:
+        CheckpointError: the file cannot be read or is no such network.
+    """
+    tensors, metadata, _ = read_checkpoint(path, find_dense)
+    if not tensors or entry:
+        if changes:
+            raise ValueError(f"{path}: expected a dense network for {', '.join(changes)}")
+        return weights.load_model(path, device, entry)
+    shapes = {key: array.shape for key, array in tensors.items()}
+    name = str(kind_of(shapes))
+    kind = KINDS[name]
+    try:
+        settings = kind.settings.from_json(metadata).changed(**changes)
+        config = configuration(name, shapes, settings)
+        require_whole(config.backbone, shapes)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    with Context(DEV=device) if device else nullcontext():
+        network = kind.network(config, seed=None)
+        state = get_state_dict(network).items()
+        lacking = {k: tuple(map(int, t.shape)) for k, t in state if k not in tensors}
+        load_state_dict(network, tensors | counters(lacking), str(path))
+    network.settings = _agreeing(settings, config)
+    return network
+
+
+def find_dense(tree: Any) -> Found:
+    """The tensors of the dense network in a file's containers; none where there is no such."""
+    try:
+        found = find_tensors(tree)
+    except ValueError:
+        return Found({})
+    return found if kind_of({k: note.shape for k, note in found.notes.items()}) else Found({})
+
+
+# From keys and shapes to configurations
+
+
+def kind_of(shapes: Shapes) -> str | None:
+    """Which dense network has these keys; None for any other."""
+    return next((name for name, kind in KINDS.items() if kind.mark in shapes), None)
+
+
+def configuration(name: str, shapes: Shapes, settings: Any) -> Any:
+    """The configuration of the dense network of this name that has these tensors.
+
+    Raises ValueError, in one line, if one is missing that should be there.
+    """
+    prefix = BODY[KINDS[name].config is not SegmentationConfig]
+    body = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
+    backbone = GroupMixFormerConfig.from_state_dict(body)
+    infer: Any = {"retinanet": _retinanet, "maskrcnn": _maskrcnn}.get(name, _segmentation)
+    try:
+        return infer(name, shapes, backbone, settings)
+    except (KeyError, IndexError) as missing:
+        raise ValueError(f"not a whole {name}: it has no tensor {missing}") from None
+
+
+def number(shapes: Shapes, key: str) -> int:
+    """How many of the keys with 0, 1, … in the place of `{}` there are, one after the other."""
+    return next(i for i in count() if key.format(i) not in shapes)
+
+
+def _segmentation(
+    name: str, shapes: Shapes, backbone: GroupMixFormerConfig, settings: SegmentationSettings
+) -> SegmentationConfig:
+    classes, channels = shapes["decode_head.conv_seg.weight"][:2]
+    scales = settings.pool_scales
+    if name == "upernet":
+        if not all(type(bins) is int and bins <= MOST_BINS for bins in scales):
+            raise ValueError(f"pool_scales: expected whole numbers to {MOST_BINS}, found {scales}")
+        found = number(shapes, "decode_head.psp_modules.{}.1.conv.weight")
+        if len(scales) != found:
+            raise ValueError(
+                f"pool_scales: the file has {found}, and says nothing of their sizes; "
+                f"expected as many, found {scales}; give pool_scales"
+            )
+    neck = shapes["neck.fpn_convs.0.conv.weight"][0] if name == "semantic_fpn" else 256
+    return SegmentationConfig(
+        name,
+        backbone,
+        classes,
+        channels,
+        neck_channels=neck,
+        pool_scales=scales,
+        auxiliary=_auxiliary(shapes),
+        dropout_ratio=settings.dropout_ratio,
+    )
+
+
+def _auxiliary(shapes: Shapes) -> AuxiliaryConfig | None:
+    if "auxiliary_head.conv_seg.weight" not in shapes:
+        return None
+    channels, _, kernel, _ = shapes["auxiliary_head.convs.0.conv.weight"]
+    convs = number(shapes, "auxiliary_head.convs.{}.conv.weight")
+    return AuxiliaryConfig(channels, convs, kernel, "auxiliary_head.conv_cat.conv.weight" in shapes)
+
+
+def _retinanet(
+    name: str, shapes: Shapes, backbone: GroupMixFormerConfig, settings: RetinaNetSettings
+) -> RetinaNetConfig:
+    anchors = shapes["head.regression_head.bbox_reg.weight"][0] // 4
+    channels = shapes["backbone.fpn.layer_blocks.0.0.weight"][0]
+    if not anchors:
+        raise ValueError("not a whole retinanet: its bbox_reg has no anchor")
+    return RetinaNetConfig(
+        backbone,
+        shapes["head.classification_head.cls_logits.weight"][0] // anchors,
+        channels,
+        num_anchors=anchors,
+        num_convs=number(shapes, "head.classification_head.conv.{}.0.weight"),
+        p6_channels=shapes["backbone.fpn.extra_blocks.p6.weight"][1],
+    )
+
+
+def _maskrcnn(
+    name: str, shapes: Shapes, backbone: GroupMixFormerConfig, settings: MaskRCNNSettings
+) -> MaskRCNNConfig:
+    heads = "roi_heads"
+    representation, inputs = shapes[f"{heads}.box_head.fc6.weight"]
+    channels = shapes["backbone.fpn.layer_blocks.0.0.weight"][0]
+    masks = number(shapes, heads + ".mask_head.{}.0.weight")
+    return MaskRCNNConfig(
+        backbone,
+        shapes[f"{heads}.box_predictor.cls_score.weight"][0],
+        channels,
+        num_anchors=shapes["rpn.head.cls_logits.weight"][0],
+        rpn_convs=number(shapes, "rpn.head.conv.{}.0.weight"),
+        box_bins=round((inputs // channels) ** 0.5),
+        representation=representation,
+        mask_channels=tuple(shapes[f"{heads}.mask_head.{i}.0.weight"][0] for i in range(masks)),
+        mask_reduced=shapes[f"{heads}.mask_predictor.conv5_mask.weight"][1],
+    )
