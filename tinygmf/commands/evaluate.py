@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from tinygmf.commands import evaluate_dense
 from tinygmf.commands.options import (
     add_classes,
     add_device,
@@ -33,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write figures and confusion table"
     )
+    parser.add_argument(
+        "--task",
+        choices=("segment", "detect", "instance"),
+        help="measure a dense network: DIR has annotated pictures, or is scenes",
+    )
     add_device(parser)
     add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures, then save them."""
+    if args.task:
+        return evaluate_dense.run(args)
     from tinygmf.data.evaluation import evaluate, find_pictures
     from tinygmf.data.pictures import PassedOver
     from tinygmf.engine.predictor import Predictor

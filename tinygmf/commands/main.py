@@ -24,6 +24,8 @@ CLOSED_PIPE = 141  # exit code, as of a program that the system ends for it
 COMMANDS = {
     "demo": "Classify twelve handwritten digits with the network that comes with tinygmf.",
     "classify": "Name what pictures show.",
+    "segment": "Colour what every pixel of pictures shows.",
+    "detect": "Find the objects in pictures: boxes, and masks.",
     "explain": "Draw what the attention makes of pictures.",
     "train": "Train a network on pictures.",
     "ablate": "Train networks with parts of the attention taken away, and compare them.",

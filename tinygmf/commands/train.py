@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinygmf.commands import train_dense
 from tinygmf.commands.options import add_entry, add_threads
 from tinygmf.commands.run_folder import (
     CLASSES,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tinygmf.training.trainer import Trainer
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
+RECIPE_OPTIONS = {name for name, *_ in recipe_options()}
 SAVE_EVERY = 600  # seconds, in epochs that are longer
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action="store_true", default=None, help=shown)
         else:
             group.add_argument(flag, type=CONVERTERS[kind], metavar="X", help=shown)
+    train_dense.add_arguments(parser, RECIPE_OPTIONS, CONVERTERS)
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
@@ -117,6 +120,9 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
             f"--num-classes: expected {len(data.classes)}, the classes of {args.data}, found "
             f"{args.num_classes}: leave it out, or check the folders"
         )
+    if data.passed:
+        print(f"passed over: {data.passed}", file=sys.stderr)
+    data.check(recipe.batch_size * recipe.accumulate)
     return data
 
 
@@ -125,7 +131,7 @@ def chosen_out(args: argparse.Namespace) -> Path:
     return args.out or Path("runs") / Path(args.data).resolve().name
 
 
-def chosen_model(args: argparse.Namespace, classes: list[str], recipe: Recipe) -> Any:
+def chosen_network(args: argparse.Namespace, data: Any, recipe: Recipe) -> Any:
     """The network to begin with; trained weights keep their head if it has these classes.
 
     Its file's names say whether it has, and its rows are put in the order of `classes`; where
@@ -135,6 +141,7 @@ def chosen_model(args: argparse.Namespace, classes: list[str], recipe: Recipe) -
     from tinygmf.model import create_model
     from tinygmf.weights.checkpoint import load_model
 
+    classes = data.classes
     if args.weights is None:
         return create_model(args.model or "groupmixformer_nano", len(classes), recipe.seed)
     model = load_model(args.weights, entry=args.entry)
@@ -159,18 +166,20 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.training.run_file import load_run
     from tinygmf.weights.checkpoint import WRITERS
 
-    recipe, out = chosen_recipe(args), chosen_out(args)
+    dense = args.task is not None
+    if not dense:
+        train_dense.refuse(args, RECIPE_OPTIONS)
+    recipe: Any = train_dense.chosen_recipe(args, RECIPE_OPTIONS) if dense else chosen_recipe(args)
+    out = chosen_out(args)
     folder = None if out.suffix in WRITERS else out
     names = (args.device or "").split(",")
     opened = tuple(open_device(name or None) for name in names)
     set_default_device(opened[0])
     device = opened if len(opened) > 1 else opened[0]
     check_no_pictures(out)
-    data = chosen_data(args, recipe)
-    if data.passed:
-        print(f"passed over: {data.passed}", file=sys.stderr)
-    data.check(recipe.batch_size * recipe.accumulate)
-    model = chosen_model(args, data.classes, recipe)
+    data: Any = train_dense.chosen_data(args, recipe) if dense else chosen_data(args, recipe)
+    choose = train_dense.chosen_network if dense else chosen_network
+    model = choose(args, data, recipe)
     check_out(out, folder, args.resume)
     with locked(folder) if folder else contextlib.nullcontext():
         saved = load_run(folder / RUN) if folder and args.resume else None
@@ -185,17 +194,21 @@ def run_to_the_end(
     model: Any, data: Any, recipe: Recipe, device: Any, out: Path, saved: Run | None
 ) -> int:
     """Train, from where a saved run stopped if there is one; returns the exit code."""
+    from tinygmf.training.dense_recipe import DenseRecipe
+    from tinygmf.training.dense_trainer import DenseTrainer
     from tinygmf.training.trainer import Trainer
     from tinygmf.weights.checkpoint import WRITERS, save_model
 
     folder = None if out.suffix in WRITERS else out
-    trainer = Trainer(model, data, recipe, device)
+    kind: Any = DenseTrainer if isinstance(recipe, DenseRecipe) else Trainer
+    trainer: Trainer = kind(model, data, recipe, device)
     trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
     if saved:
         trainer.restore(saved)
     with stopping(trainer):
         finished = train(trainer, folder)
-    for line in data.broken.values():
+    said = data.report() if isinstance(recipe, DenseRecipe) else data.broken.values()
+    for line in said:
         print(f"passed over: {line}", file=sys.stderr)
     if not finished:
         how = "add --resume to the same command" if folder else "give --out a folder to keep runs"
@@ -206,8 +219,16 @@ def run_to_the_end(
     if folder:
         with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
             file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
-    print(f"{path}: top-1 {trainer.reports[-1].top1:.2%} of {len(data.val)} held-out pictures")
+    print(f"{path}: {measured(trainer.reports[-1])} of {len(data.val)} held-out pictures")
     return 0
+
+
+def measured(report: Any) -> str:
+    """An epoch's figures on the validation pictures."""
+    from tinygmf.training.log import measures
+
+    row = asdict(report)
+    return ", ".join(f"{label} {row[name]:.2%}" for name, label in measures(row).items())
 
 
 def train(trainer: Trainer, folder: Path | None) -> bool:
@@ -222,8 +243,8 @@ def train(trainer: Trainer, folder: Path | None) -> bool:
         report = trainer.run_epoch()
         if report is not None:
             print(
-                f"epoch {report.epoch:3}: loss {report.loss:.3f}, top-1 {report.top1:.2%}, top-5 "
-                f"{report.top5:.2%}, {report.pictures_per_second:.0f} pictures/s",
+                f"epoch {report.epoch:3}: loss {report.loss:.3f}, {measured(report)}, "
+                f"{report.pictures_per_second:.0f} pictures/s",
                 flush=True,
             )
         if folder is not None:

@@ -76,6 +76,13 @@ class LoopGradient:
 
 def features(tape: Tape, config: GroupMixFormerConfig, pictures: Tensor) -> Map:
     """Pictures (B, 3, H, W) -> the average of the last map (B, 1, 1, D4)."""
+    return tape.average(tape.batchnorm(stages(tape, config, pictures)[-1], "norm4", act=False))
+
+
+def stages(tape: Tape, config: GroupMixFormerConfig, pictures: Tensor) -> list[Map]:
+    """Pictures (B, 3, H, W) -> the four maps (B, h, w, D_i). Each may have further uses, whose
+    gradients come first on the way back."""
+    maps = []
     channels_last = pictures.permute(0, 2, 3, 1).cast(tape.dtype).contiguous()
     x = Map(channels_last, needs_gradient=False)
     for i in (1, 2):
@@ -93,7 +100,8 @@ def features(tape: Tape, config: GroupMixFormerConfig, pictures: Tensor) -> Map:
             rows = (number, number + 1) if rates[i] else (None, None)
             x = block(tape, x, f"groupmixformer_backbone.{stage}.gma_stage.{i}", rows)
             number += 2
-    return tape.average(tape.batchnorm(x, "norm4", act=False))
+        maps.append(x)
+    return maps
 
 
 def block(tape: Tape, x: Map, name: str, rows: tuple[int | None, int | None]) -> Map:

@@ -14,6 +14,14 @@ from typing import Any
 from tinygmf.files import replacing
 
 Rows = list[dict[str, Any]]  # one for each epoch
+MEASURES = {
+    "top1": "top 1",
+    "top5": "top 5",
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "ap50": "AP at 0.5",
+    "ap": "AP",
+}
 
 
 def write_tables(folder: Path, rows: Rows) -> None:
@@ -28,6 +36,11 @@ def write_tables(folder: Path, rows: Rows) -> None:
         file.write(text.getvalue().encode())
 
 
+def measures(row: dict[str, Any]) -> dict[str, str]:
+    """What was measured on the validation pictures: its names, and as curves are labelled."""
+    return {name: label for name, label in MEASURES.items() if name in row}
+
+
 def write_tensorboard(folder: Path, rows: Rows) -> None:
     """The same for TensorBoard, below `tensorboard`, where tensorboardX is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
@@ -40,7 +53,7 @@ def write_tensorboard(folder: Path, rows: Rows) -> None:
     with tensorboard.SummaryWriter(str(place)) as writer:
         for row in rows:
             moment += row["seconds"]
-            for name in ("loss", "learning_rate", "top1", "top5", "pictures_per_second"):
+            for name in ("loss", "learning_rate", *measures(row), "pictures_per_second"):
                 writer.add_scalar(name, row[name], row["epoch"], walltime=moment)
 
 
@@ -57,9 +70,9 @@ def write_curves(path: Path, rows: Rows) -> bool:
     left.set(xlabel="epoch", ylabel="training loss")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.xaxis.get_major_locator().set_params(integer=True)
-    for name, label in (("top1", "top 1"), ("top5", "top 5")):
+    for name, label in measures(rows[0]).items():
         right.plot(epochs, [100 * row[name] for row in rows], marker=".", label=label)
-    right.set(xlabel="epoch", ylabel="validation accuracy, %")
+    right.set(xlabel="epoch", ylabel="of the validation pictures, %")
     right.legend()
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

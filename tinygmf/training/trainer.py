@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -53,6 +54,8 @@ class Trainer:
     TrainingError where the loss is no number any more.
     """
 
+    report: Any = EpochReport  # what `evaluate` measures stands in the middle of it
+
     def __init__(
         self,
         model: GroupMixFormer,
@@ -67,7 +70,7 @@ class Trainer:
         )
         data.settings = model.settings
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress
-        self.model, self.config = model, training_config(model.config, recipe)
+        self.model, self.config = model, training_config(model.config, recipe.drop_path)
         weights = NetworkWeights.of(model)
         self.numbers = TrainingState(
             self.config,
@@ -130,10 +133,10 @@ class Trainer:
                 bar.update()
                 if (self.stop or passed > self.pause) and self.step % self.steps_per_epoch:
                     return None
-        top1, top5 = self.evaluate()
+        found = self.evaluate()
         self.seconds = before + time.perf_counter() - start
         mean = self.losses / self.steps_per_epoch
-        report = EpochReport(epoch + 1, self.step, mean, rate, top1, top5, speed, self.seconds)
+        report = self.report(epoch + 1, self.step, mean, rate, *found, speed, self.seconds)
         self.reports.append(report)
         return report
 
@@ -207,7 +210,7 @@ class Trainer:
         self.numbers.write(run.arrays)
         self.step, self.scale = run.about["step"], run.about["scale"]
         self.losses, self.seconds = run.about["losses"], run.about["seconds"]
-        self.reports = [EpochReport(*row) for row in run.about["reports"]]
+        self.reports = [self.report(*row) for row in run.about["reports"]]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The present state dict, its weights averaged if the recipe says so."""
@@ -235,8 +238,8 @@ def step_programs(
     return kind(config, state, recipe.batch_size, recipe.size, device, progress, recipe.dtype)
 
 
-def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFormerConfig:
-    """The network's configuration with the recipe's stochastic depth, if it has one.
+def training_config(config: GroupMixFormerConfig, drop_path: float | None) -> GroupMixFormerConfig:
+    """The network's configuration with this stochastic depth; None: with its own.
 
     Raises ValueError for dropout, because a compiled step draws no random numbers of its own, and
     for other pictures than RGB.
@@ -246,6 +249,4 @@ def training_config(config: GroupMixFormerConfig, recipe: Recipe) -> GroupMixFor
         raise ValueError(
             f"drop_rate: expected 0 in training, found {config.drop_rate}: take --drop-path instead"
         )
-    if recipe.drop_path is None:
-        return config
-    return replace(config, drop_path_rate=recipe.drop_path)
+    return config if drop_path is None else replace(config, drop_path_rate=drop_path)

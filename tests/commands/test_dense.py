@@ -1,0 +1,131 @@
+"""`segment`, `detect`, `evaluate --task` and `train --task` as a user calls them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.mask import decode
+
+from tinygmf.commands.main import main
+from tinygmf.data.scenes import SHAPES, annotated, scene
+from tinygmf.dense.networks import create_model
+from tinygmf.training.dense_networks import head_options, named
+from tinygmf.weights.checkpoint import save_model
+
+CLASSES = ["background", *SHAPES]
+ON_CPU = ["--device", "CPU"]
+
+
+def fresh(head: str, path: Path) -> str:
+    model = create_model(head, len(CLASSES), **head_options(head, 10, small=True))
+    save_model(named(model, CLASSES, 64), path)
+    return str(path)
+
+
+def write_scenes(folder: Path, numbers: range) -> list[Path]:
+    """Scenes as `images/NUMBER.png`, with their classes in `masks/NUMBER.png`."""
+    paths = []
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        found = scene(number)
+        paths.append(folder / "images" / f"{number}.png")
+        Image.fromarray(found.picture).save(paths[-1])
+        Image.fromarray(annotated(found, "segment").class_map).save(
+            folder / "masks" / f"{number}.png"
+        )
+    return paths
+
+
+def test_segment_draws_and_says_how_much_of_each_class_there_is(tmp_path, capsys):
+    weights, out = fresh("semantic_fpn", tmp_path / "fpn.safetensors"), tmp_path / "out"
+    pictures = write_scenes(tmp_path, range(2))
+    beside = tmp_path / "other" / pictures[0].name  # of the same name
+    beside.parent.mkdir()
+    beside.write_bytes(pictures[0].read_bytes())
+    (tmp_path / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    words = [str(tmp_path / "images"), str(beside), "--weights", weights]
+    assert main(["segment", *words, "--out", str(out), *ON_CPU]) == 1  # one was broken
+    shown = capsys.readouterr()
+    assert "broken.png" in shown.err
+    assert sorted(path.name for path in out.iterdir()) == ["0.png", "0_2.png", "1.png"]
+    assert (out / "0.png").read_bytes() == (out / "0_2.png").read_bytes()
+    shares = [line.split("%")[0] for line in shown.out.splitlines() if "%" in line]
+    assert sum(map(float, shares)) == pytest.approx(300, abs=0.1)
+
+    assert main(["segment", str(pictures[0]), "--weights", weights, "--json", *ON_CPU]) == 0
+    results = json.loads(capsys.readouterr().out)
+    masks = np.stack([decode(result["segmentation"]) for result in results])
+    assert masks.shape[1:] == (128, 128) and (masks.sum(0) == 1).all()  # every pixel, once
+    assert [CLASSES[r["category_id"]] for r in results] == [r["category"] for r in results]
+
+
+@pytest.mark.slow
+def test_detect_gives_coco_s_results_and_draws_those_above_the_score(tmp_path, capsys):
+    weights, out = fresh("maskrcnn", tmp_path / "maskrcnn.safetensors"), tmp_path / "out"
+    (picture,) = write_scenes(tmp_path, range(1))
+    words = [str(picture), "--weights", weights, "--out", str(out), *ON_CPU]
+    assert main(["detect", *words, "--json"]) == 0
+    for result in json.loads(capsys.readouterr().out):
+        assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= result.keys()
+        assert decode(result["segmentation"]).shape == (128, 128)
+    assert main(["detect", *words, "--score", "1"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    assert Image.open(out / "0.png").width == 512
+
+
+@pytest.mark.slow
+def test_a_folder_of_masks_from_training_to_a_drawing(tmp_path, capsys):
+    for part, numbers in (("train", range(8)), ("val", range(8, 12))):
+        write_scenes(tmp_path / "data" / part, numbers)
+    run, head = tmp_path / "run", ["--head", "semantic_fpn", "--channels", "10"]
+    size = ["--size", "64", "--batch-size", "4", "--epochs", "1", "--warmup-steps", "1"]
+    words = ["train", str(tmp_path / "data"), "--task", "segment", *head, *size, *ON_CPU]
+    assert main([*words, "--out", str(run)]) == 0
+    assert "mean IoU" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2]
+
+    weights, figures = ["--weights", str(run / "model.safetensors")], tmp_path / "figures.json"
+    words = ["evaluate", str(tmp_path / "data"), "--task", "segment", *weights, *ON_CPU]
+    assert main([*words, "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["mean_iou"] == pytest.approx(rows[0]["mean_iou"])
+    picture = str(tmp_path / "data" / "val" / "images" / "8.png")
+    assert main(["segment", picture, *weights, "--out", str(tmp_path / "out"), *ON_CPU]) == 0
+    assert (tmp_path / "out" / "8.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["segment"], "segment: expected pictures, found none"),
+        (["detect", "a.png"], "detect: expected a network in --weights, found none"),
+        (["detect", "a.png", "--weights", "FPN"], "expected retinanet or maskrcnn, found semantic"),
+        (["segment", "a.png", "--weights", "FPN"], "a.png"),
+        (["evaluate", "scenes", "--task", "detect", "--weights", "FPN"], "expected retinanet or"),
+        (
+            ["train", "scenes", "--task", "segment", "--head", "retinanet"],
+            "--head: expected upernet",
+        ),
+        (["train", "scenes", "--task", "segment", "--mixup", "1"], "--mixup: expected no such"),
+        (["train", "digits", "--head", "upernet"], "--head: expected it with --task alone"),
+        (["train", "nothing", "--task", "detect"], "nothing: expected annotated pictures"),
+        (
+            ["train", "scenes", "--task", "detect", "--weights", "FPN"],
+            "expected retinanet, found semantic_fpn",
+        ),
+        (
+            ["train", "scenes", "--task", "segment", "--batch-size", "20000"],
+            "scenes: expected at least one batch of 20000 pictures",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_was_expected(words, said, tmp_path, capsys):
+    if "FPN" in words:
+        weights = fresh("semantic_fpn", tmp_path / "fpn.safetensors")
+        words = [weights if word == "FPN" else word for word in words]
+    assert main([*words, *ON_CPU]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert said in shown[-1] and shown[-1].startswith("tinygmf: ")

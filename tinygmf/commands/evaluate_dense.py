@@ -1,0 +1,77 @@
+"""`tinygmf evaluate --task`: a dense network measured on annotated pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from tinygmf.commands.options import chosen_device
+from tinygmf.commands.overlays import require
+from tinygmf.files import replacing, require_writable
+
+NETWORKS = {
+    "segment": "upernet semantic_fpn",
+    "detect": "retinanet maskrcnn",
+    "instance": "maskrcnn",
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the figures and a line for each class, then save them."""
+    from tinygmf.data.dense_folders import open_dense
+    from tinygmf.dense.networks import load_model
+
+    if args.json:
+        require_writable(args.json)
+    device = chosen_device(args)
+    model = load_model(args.weights)
+    require(args.weights, model, NETWORKS[args.task])
+    data = open_dense(args.folder, args.task)
+    if model.config.num_classes != len(data.classes):
+        raise ValueError(
+            f"{args.weights}: expected {len(data.classes)} classes, those of {args.folder}, found "
+            f"{model.config.num_classes}: evaluate it on the data that it was trained for"
+        )
+    measure = segmentation_figures if args.task == "segment" else detection_figures
+    figures = measure(model, data, device)
+    print(*data.report(), sep="\n", end="\n" if data.broken else "")
+    if args.json:
+        with replacing(args.json) as file:
+            file.write(json.dumps(figures, indent=1).encode())
+    return 0
+
+
+def segmentation_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
+    from tinygmf.dense.evaluation import score_segmentation
+
+    score = score_segmentation(model, data, device=device)
+    print(f"{'class':24} {'IoU':>8} {'found':>8} {'pixels':>12}")
+    for row in score.table():
+        print(f"{row['class']:24.24} {row['iou']:8.2%} {row['recall']:8.2%} {row['pixels']:12,}")
+    print(
+        f"mean IoU {score.mean_iou:.2%}, pixel accuracy {score.pixel_accuracy:.2%} of "
+        f"{len(data.val)} pictures"
+    )
+    figures = {"mean_iou": score.mean_iou, "pixel_accuracy": score.pixel_accuracy}
+    return {**figures, "classes": score.table()}
+
+
+def detection_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from tinygmf.dense.evaluation import score_detection
+
+    figures = {}
+    for kind, score in score_detection(model, data, device=device).items():
+        what = {"bbox": "boxes", "segm": "masks"}[kind]
+        print(f"{what:24} {'AP':>8} {'AP@50':>8}")
+        for name, (ap, ap50) in score.by_class.items():
+            print(f"{name:24.24} {ap:8.2%} {ap50:8.2%}")
+        print(
+            f"{what}: AP {score.ap:.2%}, AP@50 {score.ap50:.2%}, AP@75 {score.ap75:.2%}, small "
+            f"{score.ap_small:.2%}, medium {score.ap_medium:.2%}, large {score.ap_large:.2%} of "
+            f"{len(data.val)} pictures"
+        )
+        figures[kind] = asdict(score)
+    return figures

@@ -1,0 +1,112 @@
+"""`tinygmf train --task`: a dense network, from annotated pictures to the files it leaves."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinygmf.training.dense_recipe import RECIPES, DenseRecipe, recipe_options
+
+HEADS = {
+    "segment": ("upernet", "semantic_fpn"),
+    "detect": ("retinanet", "maskrcnn"),
+    "instance": ("maskrcnn",),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser, known: set[str], converters: Any) -> None:
+    """The options of dense networks alone; recipe options that `known` names are there already."""
+    parser.add_argument("--task", choices=list(HEADS), help="annotated pictures, and what to learn")
+    heads = sorted({head for heads in HEADS.values() for head in heads})
+    parser.add_argument("--head", choices=heads, help="by default upernet, retinanet, maskrcnn")
+    parser.add_argument("--channels", type=int, metavar="N", help="width of the new head")
+    group = parser.add_argument_group("recipe with --task", "in brackets those of segment")
+    for name, kind, default, text in recipe_options():
+        if name not in known:
+            flag = "--" + name.replace("_", "-")
+            shown = f"{text} [{default}]"
+            group.add_argument(flag, type=converters[kind], metavar="X", help=shown)
+
+
+def chosen_recipe(args: argparse.Namespace, others: set[str]) -> DenseRecipe:
+    """The recipe of the task, with what the options change.
+
+    Raises ValueError for an option of `others`, which say nothing about a dense network.
+    """
+    own = {name: getattr(args, name) for name, *_ in recipe_options()}
+    for name in sorted(others - set(own) | {"recipe", "num_classes"}):
+        if getattr(args, name, None) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected no such option with --task {args.task}, "
+                "found one: leave it out"
+            )
+    base = RECIPES["scenes" if args.data == "scenes" else args.task]
+    return replace(base, **{name: value for name, value in own.items() if value is not None})
+
+
+def refuse(args: argparse.Namespace, others: set[str]) -> None:
+    """Raises ValueError for an option that says nothing about a classification network."""
+    own = {name for name, *_ in recipe_options()} - others | {"head", "channels"}
+    for name in sorted(own):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected it with --task alone, found none: name the "
+                f"task, {', '.join(HEADS)}"
+            )
+
+
+def chosen_data(args: argparse.Namespace, recipe: DenseRecipe) -> Any:
+    from tinygmf.data.dense_folders import open_dense
+
+    data = open_dense(args.data, args.task, recipe.seed)
+    if len(data.train) < (batch := recipe.batch_size * recipe.accumulate):
+        raise ValueError(
+            f"{args.data}: expected at least one batch of {batch} pictures to train on, found "
+            f"{len(data.train)}: give a smaller --batch-size"
+        )
+    return data
+
+
+def chosen_head(args: argparse.Namespace) -> str:
+    heads = HEADS[args.task]
+    if args.head and args.head not in heads:
+        raise ValueError(
+            f"--head: expected {' or '.join(heads)} for --task {args.task}, found {args.head}"
+        )
+    return args.head or heads[0]
+
+
+def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> Any:
+    """A fresh head on a fresh or a trained backbone, or a whole trained network to go on from."""
+    from tinygmf.dense.networks import KINDS, create_model
+    from tinygmf.training.dense_networks import head_options, named
+
+    head, weights = chosen_head(args), args.weights
+    model = load_whole(weights, head, data) if weights else None
+    if model is None:
+        options = head_options(head, args.channels, small=args.data == "scenes")
+        known = {"num_classes": len(data.classes), "seed": recipe.seed}
+        backbone = weights or args.model or "groupmixformer_nano"
+        model = create_model(head, backbone=backbone, **known, **options)
+    assert head in KINDS
+    return named(model, data.classes, recipe.size)
+
+
+def load_whole(weights: Path, head: str, data: Any) -> Any:
+    """The dense network in a file; None where there is a classification network."""
+    from tinygmf.commands.overlays import require
+    from tinygmf.dense.networks import load_model
+    from tinygmf.model import GroupMixFormer
+
+    model = load_model(weights)
+    if isinstance(model, GroupMixFormer):
+        return None
+    require(weights, model, head)
+    if model.config.num_classes != len(data.classes):
+        raise ValueError(
+            f"{weights}: expected a network of {len(data.classes)} classes, those of the pictures, "
+            f"found {model.config.num_classes}: give --weights its backbone, or other pictures"
+        )
+    return model
