@@ -28,6 +28,7 @@ from tinygmf.tensors import on_cpu
 
 LANES = 8, 10, 6, 4, 2  # partial sums of a norm
 SOFTMAX = 32  # channels at a time
+CACHED = 1 << 19  # weights, 2 MB of them: so many stay in a cache of a core while a map goes by
 
 
 # The operations, as tensor expressions
@@ -209,9 +210,13 @@ def dense_loops(
     bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
     wide, deep = columns // blocks, depth // blocks  # of one block
     nest, (m, c) = Nest(), best_tile(PRODUCT, width, wide)
-    around = nest.loops(batch, height, -(-width // m), blocks, -(-wide // c))
-    b, h, w0, s = *around[:2], start(around[2], m, width), around[3]
-    e0 = s * wide + start(around[4], c, wide)
+    tiles, parts = (batch, height, -(-width // m), blocks), -(-wide // c)
+    if kh * kw * deep * wide > CACHED:  # a part of the weights for the whole map
+        part, *rows = around = nest.loops(parts, *tiles)
+    else:
+        *rows, part = around = nest.loops(*tiles, parts)
+    b, h, w0, s = *rows[:2], start(rows[2], m, width), rows[3]
+    e0 = s * wide + start(part, c, wide)
     picture = (b,) if len(weight.shape) == 5 else ()
 
     acc = nest.fill(around, (m, c), lambda i, j: load(bias[0], e0 + j) if bias else ZERO)
