@@ -116,11 +116,13 @@ def check(name, found, expected, tolerance=1e-4):
 
 
 class OtherSide(Module):
-    """UPerNet's last ConvModule, with the one activation nearest to zero on its other side.
+    """UPerNet's last ConvModule, with one activation brought to the other side of zero.
 
-    It is 1e-7 there, and rounding put it below zero where the gradient was measured: with float64
-    sums too, that ReLU's slope is 1 here and 0 there, and nothing else differs.
+    Where the gradient was measured, rounding had put the activation of channel 12 that is nearest
+    to zero there, so that this one ReLU's slope is 0 and not 1; float64 agrees with float32 here.
     """
+
+    CHANNEL = 12
 
     def __init__(self, model):
         layer = model.decode_head.fpn_bottleneck
@@ -133,10 +135,11 @@ class OtherSide(Module):
         with record(note):
             model(Tensor(picture()))
         values = seen[0].numpy()
-        place = np.unravel_index(abs(values).argmin(), values.shape)
-        assert abs(values[place]) < 1e-6
         shift = np.zeros_like(values)
-        shift[place] = -2 * values[place]
+        channel = values[:, self.CHANNEL]
+        place = np.unravel_index(abs(channel).argmin(), channel.shape)
+        assert abs(channel[place]) < 1e-5
+        shift[:, self.CHANNEL][place] = -2 * channel[place]
         self.shift = Tensor(shift)
 
     def forward(self, x):

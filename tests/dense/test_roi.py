@@ -15,10 +15,8 @@ F = np.float32
 
 
 def value(field, y, x):
-    """Bilinear between places; zero more than one place outside."""
+    """Bilinear between places; outside, the border's value."""
     height, width = field.shape
-    if not (-1 <= y <= height and -1 <= x <= width):
-        return 0.0
     y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
     top, left = int(y), int(x)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)

@@ -29,7 +29,7 @@ POINTS = 2  # samples of a bin in each direction, torchvision's `sampling_ratio`
 
 class Samples(NamedTuple):
     """Where n boxes' S samples lie in one direction: the two nearest places (n, S, 2) int32 and
-    their weights (n, S, 2) float32, zero for a sample beyond the map."""
+    their weights (n, S, 2) float32. A sample beyond the map has the border's value."""
 
     places: Array
     weights: Array
@@ -54,20 +54,21 @@ def levels_of(boxes: Array, level_scales: Sequence[float]) -> Array:
 def samples(low: Array, high: Array, side: Array | int, bins: int, points: int) -> Samples:
     """`bins` x `points` samples between two corners (n,), in places of a map with `side` of them.
 
-    Less than one place between the corners counts as one.
+    Less than one place between the corners counts as one, so that samples of a small box at the
+    border lie beyond it. They take the border's value, as in torchvision's Python form of
+    `roi_align`; its compiled one leaves out those more than a place beyond.
     """
     step = np.maximum(high - low, np.float32(1)) / np.float32(bins)  # (n,)
     offsets = (np.arange(points, dtype=np.float32) + np.float32(0.5)) / np.float32(points)
     offsets = (np.arange(bins, dtype=np.float32)[:, None] + offsets).ravel()  # (S,)
     position = low[:, None] + offsets * step[:, None]  # (n, S)
     last = np.broadcast_to(np.asarray(side) - 1, low.shape)[:, None]
-    inside = (position >= -1) & (position <= last + 1)
     position = position.clip(0, last)
     first = position.astype(np.int32)
     part = np.where(first < last, position - first, 0).astype(np.float32)
     places = np.stack([first, np.minimum(first + 1, last)], axis=2).astype(np.int32)
-    weights = np.stack([1 - part, part], axis=2) * inside[..., None]
-    return Samples(places, (weights / points).astype(np.float32))
+    weights = np.stack([1 - part, part], axis=2) / np.float32(points)
+    return Samples(places, weights)
 
 
 class Lookups(NamedTuple):
