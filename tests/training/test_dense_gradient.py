@@ -35,12 +35,12 @@ class OtherSideTape(DenseTape):
         if self.name == "decode_head.fpn_bottleneck":
             size = x.value.abs()
             tie = size == size.min()
-            x = self.linear(x, lambda value: tie.where(-size, value), lambda g: g)
+            x = self.linear(x, lambda value: tie.where(size, value), lambda g: g)
         return super().relu(x)
 
 
 class OtherSide(SegmentationGradient):
-    """UPerNet with the one value before a ReLU whose sign rounding decides, 1e-7, below zero, where
+    """UPerNet with the one value before a ReLU whose sign rounding decides, 2e-6, above zero, where
     it was when the gradient was measured."""
 
     def tape(self, *tensors) -> DenseTape:

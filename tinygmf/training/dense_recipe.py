@@ -88,9 +88,9 @@ class DenseRecipe:
 
 SCENES = DenseRecipe(
     size=128,
-    epochs=1,
-    learning_rate=3e-3,
-    warmup_steps=100,
+    epochs=3,
+    learning_rate=2e-3,
+    warmup_steps=200,
     schedule="cosine",
     ema=0.99,
     scale_min=0.9,
