@@ -227,6 +227,12 @@ VARIANTS = {
 }
 
 
+def full_name(name: str) -> str:
+    """`nano` -> `groupmixformer_nano`; any other name as it is."""
+    long = f"groupmixformer_{name}"
+    return long if long in VARIANTS else name
+
+
 def variant_name(config: GroupMixFormerConfig) -> str | None:
     """The listed variant with this architecture, whatever its classes and dropout; else None."""
 

@@ -291,3 +291,9 @@ def imagenet_labels() -> list[str]:
     """Return ImageNet-1K's 1,000 class names in class order, each WordNet's first name for it."""
     file = importlib.resources.files("tinygmf").joinpath("assets/imagenet_labels.txt")
     return file.read_text(encoding="utf-8").splitlines()
+
+
+def usual_names(num_classes: int) -> list[str]:
+    """Names for the classes of a network that says nothing of them: ImageNet's for 1,000, else
+    their numbers."""
+    return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]

@@ -42,6 +42,33 @@ class Module:
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    # What users of PyTorch reach for
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by its name in the checkpoint."""
+        return nn.state.get_state_dict(self)
+
+    def parameters(self) -> list[Tensor]:
+        """What training changes: the state dict without BatchNorm's statistics and counters."""
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        return [t for name, t in self.state_dict().items() if name.split(".")[-1] not in buffers]
+
+    def eval(self) -> Module:
+        """The module itself: it is in evaluation mode except within `Context(TRAINING=1)`."""
+        return self
+
+    def train(self, mode: bool = True) -> Module:
+        """ValueError: there is no training mode to leave on by mistake."""
+        if not mode:
+            return self
+        raise ValueError("train(): wrap the step in tinygrad's Context(TRAINING=1), or use Trainer")
+
+    def to(self, device: str) -> Module:
+        """Move every parameter and buffer to a tinygrad device, in place; returns the module."""
+        for tensor in self.state_dict().values():
+            tensor.replace(tensor.to(device)).realize()
+        return self
+
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Every module below this one, with its dotted name in the checkpoint."""
         for name, value in vars(self).items():

@@ -6,6 +6,7 @@ paper's names. Shapes: B images, N = H * W tokens, D channels of a stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,8 @@ from tinygmf.config import (
     AttentionConfig,
     GroupMixFormerConfig,
     Settings,
+    full_name,
+    variant_name,
 )
 from tinygmf.gma import GroupMixAttention, SeparableConv2d, Size, to_map, to_tokens
 from tinygmf.layers import (
@@ -156,6 +159,17 @@ class GroupMixFormer(Module):
         self.norm4 = BatchNorm(rng, dims[-1])
         self.head = Linear(rng, dims[-1], config.num_classes) if config.num_classes else None
 
+    def __repr__(self) -> str:
+        name = variant_name(self.config) or type(self).__name__
+        count = sum(math.prod(map(int, tensor.shape)) for tensor in self.parameters())
+        stages = zip(self.config.embedding_dims, self.config.serial_depths, STRIDES, strict=True)
+        lines = [
+            f"  stage {i}: {depth} blocks of {dim} channels, stride {stride}"
+            for i, (dim, depth, stride) in enumerate(stages, 1)
+        ]
+        head = f"{self.config.num_classes} classes" if self.config.num_classes else "no head"
+        return "\n".join([f"{name}: {count / 1e6:.1f} M parameters, {head}", *lines])
+
     @property
     def feature_info(self) -> list[dict[str, int]]:
         """`num_chs` and `reduction` (stride in pixels) of each map of `forward_features`."""
@@ -251,9 +265,10 @@ def create_model(
 ) -> GroupMixFormer:
     """A network with fresh weights: the published initialization, the same for the same `seed`.
 
-    `changes` replace fields of the variant's configuration (`drop_path_rate=0.2`). Raises
-    ValueError for an unknown name or an impossible configuration.
+    `name` may be short (`tiny`). `changes` replace fields of the variant's configuration
+    (`drop_path_rate=0.2`). Raises ValueError for an unknown name or an impossible configuration.
     """
+    name = full_name(name)
     if name not in VARIANTS:
         raise ValueError(f"model {name!r}: expected one of {', '.join(VARIANTS)}")
     try:

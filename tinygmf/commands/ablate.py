@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinygmf.commands.options import add_threads
-from tinygmf.config import VARIANTS
+from tinygmf.config import VARIANTS, full_name
 from tinygmf.files import replacing, require_writable
 from tinygmf.study.ablation import (
     ABLATIONS,
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tinygmf ablate`."""
     listed = ", ".join(ABLATIONS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {listed}")
-    parser.add_argument("--model", choices=list(VARIANTS), default="groupmixformer_nano")
+    parser.add_argument(
+        "--model", type=full_name, choices=list(VARIANTS), default="groupmixformer_nano"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--epochs", type=int, default=10, help="times that every picture is seen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from tinygmf.commands.options import add_entry, add_size, without_device
-from tinygmf.config import VARIANTS, GroupMixFormerConfig
+from tinygmf.config import VARIANTS, GroupMixFormerConfig, full_name
 
 PUBLISHED_SIZE = 224  # pixels
 
@@ -43,13 +42,14 @@ def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
     """The configuration of a listed network or of a file's, the size of its images where the file
     says so, and the network itself."""
     from tinygmf.dense.networks import create_model, list_models, load_model
+    from tinygmf.weights.reading import find_weights
 
-    if name in VARIANTS:
-        return VARIANTS[name], None, None
+    if full_name(name) in VARIANTS:
+        return VARIANTS[full_name(name)], None, None
     if name in list_models():
         model = create_model(name)
         return model.config, None, model
-    if not Path(name).exists():
+    if not find_weights(name).exists():
         raise ValueError(
             f"{name}: expected a weight file or one of {', '.join(list_models())}, found neither"
         )

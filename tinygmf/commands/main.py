@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import sqlite3
 import sys
 import warnings
@@ -20,6 +22,15 @@ from tinygmf.engine.user_cache import do_without_kernel_cache
 from tinygmf.files import one_line
 from tinygmf.threads import limit_threads
 
+SYNONYMS = {  # what other programs call an option
+    "--lr": "--learning-rate",
+    "--wd": "--weight-decay",
+    "--bs": "--batch-size",
+    "--imgsz": "--size",
+    "--img-size": "--size",
+    "--checkpoint": "--weights",
+    "--output": "--out",
+}
 CLOSED_PIPE = 141  # exit code, as of a program that the system ends for it
 COMMANDS = {
     "demo": "Classify twelve handwritten digits with the network that comes with tinygmf.",
@@ -50,7 +61,7 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
         if name in words:
             module = import_module(f"tinygmf.commands.{name}")
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, parser=command)
     return parser
 
 
@@ -89,7 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    args = build_parser(words).parse_args(words)
+    parser = build_parser(words)
+    if not words:
+        parser.print_help()
+        return 0
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        question = hint(unknown, args.parser)
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{question}")
     limit_threads(getattr(args, "threads", None))
     try:
         return args.run(args)
@@ -97,6 +115,16 @@ def _run(words: list[str]) -> int:
         if not do_without_kernel_cache(error):
             raise
         return args.run(args)
+
+
+def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
+    """The option of a command that the first unknown one was probably meant to be."""
+    options = set(re.findall(r"--[a-z0-9-]+", command.format_help()))
+    for word in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+        near = [SYNONYMS[word]] if SYNONYMS.get(word) in options else []
+        near += difflib.get_close_matches(word, options, 1)
+        return f"; did you mean {near[0]}?" if near else ""
+    return ""
 
 
 def _line(error: BaseException) -> str:

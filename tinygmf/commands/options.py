@@ -18,7 +18,8 @@ def positive(text: str) -> int:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pth or .safetensors")
+    text = ".pth or .safetensors; digits: the network that comes along"
+    parser.add_argument("--weights", required=True, metavar="FILE", help=text)
     add_entry(parser)
 
 

@@ -22,7 +22,7 @@ from tinygmf.commands.run_folder import (
     check_out,
     locked,
 )
-from tinygmf.config import VARIANTS
+from tinygmf.config import VARIANTS, full_name
 from tinygmf.files import printable, remove_leftovers, replacing
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
 
@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="where the options start from")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--model", choices=list(VARIANTS), help="a network with fresh weights")
+    start.add_argument(
+        "--model", type=full_name, choices=list(VARIANTS), help="a network with fresh weights"
+    )
     start.add_argument(
         "--weights",
         type=Path,

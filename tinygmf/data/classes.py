@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinygmf.config import Settings
 from tinygmf.files import lines_of, one_line, printable, read_text
-from tinygmf.image import imagenet_labels, picture_suffixes
+from tinygmf.image import picture_suffixes, usual_names
 
 CLASSES = "classes.txt"  # beside the weights, as training leaves it
 IMAGENET = 1000  # classes
@@ -31,7 +31,7 @@ def names_of(
     """
     known = known_names(settings, weights, file)
     if known is None:
-        return imagenet_labels() if num_classes == IMAGENET else [*map(str, range(num_classes))]
+        return usual_names(num_classes)
     source, names = known
     if len(names) != num_classes:
         raise ValueError(

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygrad import Context
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf import model as classification
-from tinygmf.config import VARIANTS, GroupMixFormerConfig
+from tinygmf.config import VARIANTS, GroupMixFormerConfig, full_name
 from tinygmf.dense.maskrcnn import MaskRCNN, MaskRCNNConfig
 from tinygmf.dense.retinanet import RetinaNet, RetinaNetConfig
 from tinygmf.dense.segmentation import AuxiliaryConfig, SegmentationConfig, SegmentationNetwork
@@ -33,7 +32,7 @@ from tinygmf.model import GroupMixFormer
 from tinygmf.weights import checkpoint as weights
 from tinygmf.weights.checkpoint import counters, load_state_dict, require_whole
 from tinygmf.weights.entries import Found, find_tensors
-from tinygmf.weights.reading import CheckpointError, read_checkpoint
+from tinygmf.weights.reading import CheckpointError, find_weights, read_checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = GroupMixFormer | SegmentationNetwork | RetinaNet | MaskRCNN
@@ -112,10 +111,10 @@ def create_model(
 
 
 def _backbone(source: Any) -> GroupMixFormerConfig | GroupMixFormer:
-    if source is None or (isinstance(source, str) and source in VARIANTS):
-        return VARIANTS[source or "groupmixformer_nano"]
+    if source is None or (isinstance(source, str) and full_name(source) in VARIANTS):
+        return VARIANTS[full_name(source or "nano")]
     if not isinstance(source, GroupMixFormerConfig | GroupMixFormer):
-        if not Path(source).exists():
+        if not find_weights(source).exists():
             raise ValueError(
                 f"backbone {str(source)!r}: expected one of {', '.join(VARIANTS)} or a weight file"
             )

@@ -25,11 +25,11 @@ from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.launcher import Launcher
-from tinygmf.image import Picture, preprocess
+from tinygmf.image import Picture, preprocess, usual_names
 from tinygmf.model import MIN_SIZE, GroupMixFormer
 from tinygmf.tensors import DTYPES, tensor_from_numpy, write_tensor
 from tinygmf.threads import thread_count
-from tinygmf.weights.checkpoint import NetworkWeights
+from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 
 PUBLISHED_SIZE = 224  # pixels
 Item = TypeVar("Item")
@@ -39,7 +39,8 @@ Result = TypeVar("Result")
 class Predictor:
     """Runs a network on pictures: `Predictor(model)(["cat.jpg"])` -> logits.
 
-    `model` is a `GroupMixFormer`, or what `load_weights` read of one: then no module is built.
+    `model` is a `GroupMixFormer`, a file of one, or what `load_weights` read of one: of the last
+    two no module is built.
     `image_size` is the side of the square, in pixels, that pictures are resized and cropped to, by
     default the one that the network's file names, else 224;
     `batch_size` the number of pictures in one run; `dtype` that of the products ("float32",
@@ -50,7 +51,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: GroupMixFormer | NetworkWeights,
+        model: GroupMixFormer | NetworkWeights | str | os.PathLike[str],
         image_size: int | None = None,
         *,
         batch_size: int = 1,
@@ -58,6 +59,8 @@ class Predictor:
         device: str | None = None,
         progress: bool = True,
     ) -> None:
+        if isinstance(model, str | os.PathLike):
+            model = load_weights(model)
         if image_size is None:
             image_size = model.settings.image_size or PUBLISHED_SIZE
         if image_size < MIN_SIZE:
@@ -104,6 +107,17 @@ class Predictor:
         batches = [self.run(np.stack(batch)) for batch in chunks(arrays, self.batch_size)]
         width = self.config.num_classes or self.config.embedding_dims[-1]
         return np.concatenate([np.empty((0, width), np.float32), *batches])
+
+    def top(self, picture: Picture, count: int = 5) -> list[tuple[str, float]]:
+        """The likeliest classes of one picture with their probabilities, the likeliest first.
+
+        Names are those in the network's file, else ImageNet's for 1,000 classes, else numbers.
+        """
+        if not self.config.num_classes:
+            raise ValueError("top: expected a network with a head, found one without")
+        [row] = probabilities(self([picture]))
+        names = self.settings.classes or usual_names(self.config.num_classes)
+        return [(names[i], float(row[i])) for i in ranking(row[None])[0][:count]]
 
     def read(self, picture: Picture) -> np.ndarray:
         """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""

@@ -24,6 +24,7 @@ from tinygmf.weights.pth import looks_legacy, read_legacy, read_pth
 from tinygmf.weights.recognise import what_file_is
 from tinygmf.weights.safetensors import looks_like_safetensors, read_safetensors
 
+SHIPPED = {"digits": "digits.safetensors"}  # weights that the package brings, by name
 METADATA = "tinygmf"  # the entry, in either format, that holds the metadata
 
 
@@ -57,13 +58,22 @@ def read_checkpoint(
         CheckpointError: no such file, not a regular file, or anything wrong with its content.
     """
     try:
-        size = _regular_size(Path(path))
-        with open(path, "rb") as file:
+        found = find_weights(path)
+        size = _regular_size(found)
+        with open(found, "rb") as file:
             return parse_checkpoint(file, size, find)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """A weight file's path; where there is none, the file that the package brings by that name."""
+    name = os.fspath(path)
+    if name in SHIPPED and not os.path.exists(name):
+        return Path(__file__).parents[1] / "assets" / SHIPPED[name]
+    return Path(path)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
