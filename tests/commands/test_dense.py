@@ -100,8 +100,6 @@ def test_a_folder_of_masks_from_training_to_a_drawing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["segment"], "segment: expected pictures, found none"),
-        (["detect", "a.png"], "detect: expected a network in --weights, found none"),
         (["detect", "a.png", "--weights", "FPN"], "expected retinanet or maskrcnn, found semantic"),
         (["segment", "a.png", "--weights", "FPN"], "a.png"),
         (["evaluate", "scenes", "--task", "detect", "--weights", "FPN"], "expected retinanet or"),

@@ -11,8 +11,6 @@ from tinygmf.commands import overlays
 from tinygmf.commands.overlays import Found, Look
 from tinygmf.dense.detections import Detections
 
-DEMO = "scenes_instance.safetensors"  # maskrcnn on nano, 7 classes
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     overlays.add_arguments(parser)
@@ -28,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.score <= 1:
         raise ValueError(f"--score: expected 0 to 1, found {args.score}")
-    return overlays.run(args, DEMO, "retinanet maskrcnn", lambda *known: looking(args, *known))
+    return overlays.run(args, "retinanet maskrcnn", lambda *known: looking(args, *known))
 
 
 def looking(args: argparse.Namespace, model: Any, device: str) -> Look:

@@ -1,4 +1,4 @@
-"""What `segment` and `detect` have in common: their options, the demo, the drawings they leave."""
+"""What `segment` and `detect` have in common: their options, and the drawings they leave."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tinygmf.commands.options import add_classes, add_device, chosen_device
-from tinygmf.commands.pictures import Pictures
+from tinygmf.commands.options import add_classes, add_device, add_weights, chosen_device
+from tinygmf.commands.pictures import Pictures, add_pictures
 from tinygmf.dense.drawing import names_for
 from tinygmf.files import printable, replacing
-
-ASSETS = Path(__file__).parents[1] / "assets"
-SCENES = ASSETS / "scenes"  # held-out ones
 
 # What is found in a picture (H, W, 3): lines to print, results for COCO, a drawing
 Found = tuple[list[str], list[dict[str, Any]], Callable[[], Image.Image]]
@@ -27,16 +24,8 @@ Look = Callable[[np.ndarray, Any, int], Found]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "images",
-        nargs="*",
-        metavar="IMAGE",
-        help="files, folders, globs, or - for standard input: a picture, or names, one a line",
-    )
-    parser.add_argument("--weights", metavar="FILE", help=".pth or .safetensors")
-    parser.add_argument(
-        "--demo", action="store_true", help="three generated scenes, and the network that comes"
-    )
+    add_pictures(parser)
+    add_weights(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the drawings")
     parser.add_argument(
         "--json", action="store_true", help="print COCO's results; draw only with --out"
@@ -48,15 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def run(args: argparse.Namespace, demo: str, kinds: str, look: Callable[[Any, str], Look]) -> int:
+def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) -> int:
     """Look at every picture: print, draw, or both; 1 where one could not be read.
 
-    `demo` names the shipped weights, `kinds` the networks that will do; `look(model, device)` gives
-    what looks at one picture.
+    `kinds` are the networks that will do; `look(model, device)` gives what looks at one picture.
     """
     from tinygmf.dense.networks import load_model
 
-    chosen_pictures(args, demo)
     out = args.out or (None if args.json else Path(f"tinygmf_{args.command}"))
     results: list[dict[str, Any]] = []
     pictures, stdout = Pictures(args.images), sys.stdout
@@ -77,18 +64,6 @@ def run(args: argparse.Namespace, demo: str, kinds: str, look: Callable[[Any, st
     if args.json:
         print(json.dumps(results, indent=1, allow_nan=False), file=stdout)
     return code
-
-
-def chosen_pictures(args: argparse.Namespace, demo: str) -> None:
-    """Fills in the demo's pictures and weights. Raises ValueError where there are none."""
-    if args.demo:
-        args.images = args.images or [str(SCENES)]
-        args.weights = args.weights or ASSETS / demo
-    if not args.images or not args.weights:
-        missing = "pictures" if not args.images else "a network in --weights"
-        raise ValueError(
-            f"{args.command}: expected {missing}, found none: name them, or add --demo"
-        )
 
 
 def require(path: Any, model: Any, kinds: str) -> str:

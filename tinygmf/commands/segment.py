@@ -10,15 +10,13 @@ import numpy as np
 from tinygmf.commands import overlays
 from tinygmf.commands.overlays import Found, Look
 
-DEMO = "scenes_segment.safetensors"  # semantic_fpn on nano, 7 classes
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     overlays.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    return overlays.run(args, DEMO, "upernet semantic_fpn", lambda *known: looking(args, *known))
+    return overlays.run(args, "upernet semantic_fpn", lambda *known: looking(args, *known))
 
 
 def looking(args: argparse.Namespace, model: Any, device: str) -> Look:
