@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from dataclasses import asdict
 from typing import Any
 
 from tinygmf.commands.options import chosen_device
@@ -38,8 +40,17 @@ def run(args: argparse.Namespace) -> int:
     print(*data.report(), sep="\n", end="\n" if data.broken else "")
     if args.json:
         with replacing(args.json) as file:
-            file.write(json.dumps(figures, indent=1).encode())
+            file.write(json.dumps(known(figures), indent=1, allow_nan=False).encode())
     return 0
+
+
+def known(figures: Any) -> Any:
+    """The same with None for NaN: a share of nothing."""
+    if isinstance(figures, dict):
+        return {name: known(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [known(value) for value in figures]
+    return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 
 def segmentation_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
@@ -58,8 +69,6 @@ def segmentation_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
 
 
 def detection_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from tinygmf.dense.evaluation import score_detection
 
     figures = {}

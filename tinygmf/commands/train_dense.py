@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,12 @@ def refuse(args: argparse.Namespace, others: set[str]) -> None:
 
 
 def chosen_data(args: argparse.Namespace, recipe: DenseRecipe) -> Any:
+    """The annotated pictures. Raises ValueError where they cannot be trained on or measured."""
     from tinygmf.data.dense_folders import open_dense
+    from tinygmf.dense.measures import MISSING, MeasureError
 
+    if args.task != "segment" and find_spec("pycocotools") is None:
+        raise MeasureError(MISSING)  # before an epoch goes into it
     data = open_dense(args.data, args.task, recipe.seed)
     if len(data.train) < (batch := recipe.batch_size * recipe.accumulate):
         raise ValueError(

@@ -103,14 +103,20 @@ class DenseTrainer(Trainer):
         self.stop, self.pause = False, math.inf
 
     def evaluate(self) -> tuple[float, float]:
-        """What the reports name, of the averaged weights on the validation pictures."""
+        """What the reports name, of the averaged weights on the validation pictures; 0 where there
+        is nothing to be found."""
         self.finish()
         options = {"device": str(self.device), "progress": self.progress}
         if self.data.task == "segment":
             score = score_segmentation(self.model, self.data.data, **options)
-            return score.mean_iou, score.pixel_accuracy
+            return number(score.mean_iou), number(score.pixel_accuracy)
         *_, found = score_detection(self.model, self.data.data, **options).values()
-        return found.ap50, found.ap
+        return number(found.ap50), number(found.ap)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return self.numbers.network("average")
+
+
+def number(value: float) -> float:
+    """Of a share of nothing, which is NaN, 0: a run's file holds JSON."""
+    return 0.0 if math.isnan(value) else value
