@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import process
@@ -278,6 +279,11 @@ def test_a_run_below_its_data_is_no_class_of_it(pictures, capsys):
     assert command.chosen_data(args, recipe).classes == ["cat", "dog"]
 
 
+def named(classes: list[str]) -> SimpleNamespace:
+    """A data set, as far as the choice of a network looks at it."""
+    return SimpleNamespace(classes=classes)
+
+
 def test_a_trained_head_is_put_in_the_order_of_the_folders(tmp_path):
     """A network whose file names its classes otherwise: its rows follow the names."""
     path, names = tmp_path / "named.safetensors", sorted(map(str, range(1, 11)))
@@ -286,13 +292,13 @@ def test_a_trained_head_is_put_in_the_order_of_the_folders(tmp_path):
     save_model(model, path)
     args = build_parser().parse_args(["train", "x", "--weights", str(path)])
     classes = [str(i) for i in range(1, 11)]
-    ordered = command.chosen_model(args, classes, RECIPES["finetune"])
+    ordered = command.chosen_network(args, named(classes), RECIPES["finetune"])
     rows = dict(zip(names, read_tensors(NANO)["head.weight"], strict=True))
     expected = np.stack([rows[name] for name in classes])
     np.testing.assert_array_equal(ordered.head.weight.numpy(), expected)
     assert ordered.settings.classes == tuple(classes)
     others = [f"class {i}" for i in range(10)]  # as many, but others: a new head
-    fresh = command.chosen_model(args, others, RECIPES["finetune"])
+    fresh = command.chosen_network(args, named(others), RECIPES["finetune"])
     assert not np.isin(fresh.head.weight.numpy(), expected).any()
 
 
@@ -330,8 +336,8 @@ def test_a_trained_network_keeps_its_head_where_the_classes_agree():
     args = build_parser().parse_args(["train", "x", "--weights", NANO])
     before = read_tensors(NANO)["head.weight"]
     recipe = RECIPES["finetune"]
-    same = command.chosen_model(args, [*"abcdefghij"], recipe)
-    other = command.chosen_model(args, [*"abc"], recipe)
+    same = command.chosen_network(args, named([*"abcdefghij"]), recipe)
+    other = command.chosen_network(args, named([*"abc"]), recipe)
     np.testing.assert_array_equal(same.head.weight.numpy(), before)
     assert other.head.weight.shape == (3, before.shape[1])
     fresh = create_model("groupmixformer_nano", 3, seed=0)

@@ -122,6 +122,11 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
             f"--num-classes: expected {len(data.classes)}, the classes of {args.data}, found "
             f"{args.num_classes}: leave it out, or check the folders"
         )
+    return data
+
+
+def checked(data: Any, recipe: Recipe) -> Any:
+    """The data set, after it was said what was passed over; DataError where too little is left."""
     if data.passed:
         print(f"passed over: {data.passed}", file=sys.stderr)
     data.check(recipe.batch_size * recipe.accumulate)
@@ -179,7 +184,10 @@ def run(args: argparse.Namespace) -> int:
     set_default_device(opened[0])
     device = opened if len(opened) > 1 else opened[0]
     check_no_pictures(out)
-    data: Any = train_dense.chosen_data(args, recipe) if dense else chosen_data(args, recipe)
+    if dense:
+        data: Any = train_dense.chosen_data(args, recipe)
+    else:
+        data = checked(chosen_data(args, recipe), recipe)
     choose = train_dense.chosen_network if dense else chosen_network
     model = choose(args, data, recipe)
     check_out(out, folder, args.resume)
@@ -221,7 +229,8 @@ def run_to_the_end(
     if folder:
         with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
             file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
-    print(f"{path}: {measured(trainer.reports[-1])} of {len(data.val)} held-out pictures")
+    first = measured(trainer.reports[-1]).partition(",")[0]
+    print(f"{path}: {first} of {len(data.val)} held-out pictures")
     return 0
 
 

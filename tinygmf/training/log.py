@@ -15,8 +15,8 @@ from tinygmf.files import replacing
 
 Rows = list[dict[str, Any]]  # one for each epoch
 MEASURES = {
-    "top1": "top 1",
-    "top5": "top 5",
+    "top1": "top-1",
+    "top5": "top-5",
     "mean_iou": "mean IoU",
     "pixel_accuracy": "pixel accuracy",
     "ap50": "AP at 0.5",
