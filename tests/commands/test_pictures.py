@@ -170,7 +170,8 @@ def test_json_is_whole_with_any_name_and_whatever_else_is_printed(tmp_path, monk
 def test_answers_that_are_not_finite_are_an_error_and_no_json(tmp_path, capsys):
     write_pictures(tmp_path, "x.png")
     weights, tensors = tmp_path / "broken.pth", read_tensors(NANO)
-    write_tensors(tensors | {"head.bias": np.full(10, np.nan, np.float32)}, weights)
+    huge = np.full_like(tensors["head.weight"], 3e38)  # finite, but not what it gives
+    write_tensors(tensors | {"head.weight": huge}, weights)
     options = ["--weights", str(weights), "--size", "32", "--json"]
     assert main(["classify", str(tmp_path / "x.png"), *options]) == 2
     captured = capsys.readouterr()
