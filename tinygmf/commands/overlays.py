@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) 
     pictures, stdout = Pictures(args.images), sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is no answer
         device = chosen_device(args)
-        model = load_model(args.weights)
+        model = load_model(args.weights, entry=args.entry)
         require(args.weights, model, kinds)
         names, look_at = chosen_names(args, model), look(model, device)
         paths = places(out) if out else None
