@@ -75,7 +75,7 @@ def test_the_command_alone_lists_the_commands(capsys):
     ("words", "meant"),
     [
         (["train", "digits", "--lr", "1"], "--learning-rate"),
-        (["train", "digits", "--epoch-count", "1"], "--epochs"),
+        (["train", "digits", "--epohcs", "1"], "--epochs"),
         (["classify", "x.png", "--weights", "digits", "--topn", "3"], "--topk"),
     ],
 )

@@ -119,10 +119,10 @@ def _run(words: list[str]) -> int:
 
 def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
     """The option of a command that the first unknown one was probably meant to be."""
-    options = set(re.findall(r"--[a-z0-9-]+", command.format_help()))
+    options = set(re.findall(r"--[a-z0-9-]+", command.format_help())) - {"--help"}
     for word in (word.partition("=")[0] for word in unknown if word.startswith("--")):
         near = [SYNONYMS[word]] if SYNONYMS.get(word) in options else []
-        near += difflib.get_close_matches(word, options, 1)
+        near += difflib.get_close_matches(word, options, 1, cutoff=0.7)
         return f"; did you mean {near[0]}?" if near else ""
     return ""
 
