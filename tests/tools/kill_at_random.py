@@ -389,11 +389,14 @@ def four_processes(folder: Path) -> None:
 
 
 def too_little_memory(folder: Path) -> None:
-    """60 MB more than the process has, and a file of 80 MB."""
+    """60 MB more than the process has, and a network of 80 MB, nearly all in its head."""
     import resource
 
-    big = folder / "big.safetensors"
-    write_tensors({"a": np.zeros(20_000_000, np.float32)}, big)
+    big, tensors = folder / "big.safetensors", read_tensors(WEIGHTS)
+    width = tensors["head.weight"].shape[1]
+    head = {"head.weight": np.zeros((20_000_000 // width, width), np.float32)}
+    head["head.bias"] = np.zeros(len(head["head.weight"]), np.float32)
+    write_tensors(tensors | head, big)
 
     def work() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
