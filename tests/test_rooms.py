@@ -83,3 +83,8 @@ def test_no_two_files_import_each_other_in_a_circle():
 def module_name(path: Path) -> str:
     parts = ["tinygmf", *path.relative_to(PACKAGE).with_suffix("").parts]
     return ".".join(part for part in parts if part != "__init__")
+
+
+def test_no_file_is_longer_than_350_lines():
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {str(path): n for path, n in lengths.items() if n > 350} == {}
