@@ -94,14 +94,15 @@ def kill_during(work: Callable[[], None], delay: float, aimed: bool) -> bool:
 
 
 def _signal_at_first_write(pipe: int) -> None:
-    whole = files.replacing
+    writers = (program_cache, "replacing_itself"), (checkpoint, "replacing"), (log, "replacing")
+    for module, name in writers:
+        whole = getattr(module, name)
 
-    def replacing(*arguments, **options):
-        os.write(pipe, b"!")
-        return whole(*arguments, **options)
+        def told(*arguments, whole=whole, **options):
+            os.write(pipe, b"!")
+            return whole(*arguments, **options)
 
-    for module in (program_cache, checkpoint, log):
-        module.replacing = replacing
+        setattr(module, name, told)
 
 
 class CacheWriting:
