@@ -34,7 +34,6 @@ from PIL import Image
 from process import environment
 from tinygrad import Tensor
 
-from tinygmf import files
 from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
