@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         require_writable(args.json)
     device = chosen_device(args)
-    model = load_model(args.weights)
+    model = load_model(args.weights, entry=args.entry)
     require(args.weights, model, NETWORKS[args.task])
     data = open_dense(args.folder, args.task)
     if model.config.num_classes != len(data.classes):

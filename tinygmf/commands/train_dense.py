@@ -85,33 +85,29 @@ def chosen_head(args: argparse.Namespace) -> str:
 
 def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> Any:
     """A fresh head on a fresh or a trained backbone, or a whole trained network to go on from."""
-    from tinygmf.dense.networks import KINDS, create_model
+    from tinygmf.dense.networks import create_model, load_model
+    from tinygmf.model import GroupMixFormer
     from tinygmf.training.dense_networks import head_options, named
 
     head, weights = chosen_head(args), args.weights
-    model = load_whole(weights, head, data) if weights else None
-    if model is None:
+    model = load_model(weights, entry=args.entry) if weights else None
+    if model is None or isinstance(model, GroupMixFormer):
         options = head_options(head, args.channels, small=args.data == "scenes")
         known = {"num_classes": len(data.classes), "seed": recipe.seed}
-        backbone = weights or args.model or "groupmixformer_nano"
+        backbone = model or args.model or "groupmixformer_nano"
         model = create_model(head, backbone=backbone, **known, **options)
-    assert head in KINDS
+    else:
+        require_same(weights, model, head, data)
     return named(model, data.classes, recipe.size)
 
 
-def load_whole(weights: Path, head: str, data: Any) -> Any:
-    """The dense network in a file; None where there is a classification network."""
+def require_same(weights: Path, model: Any, head: str, data: Any) -> None:
+    """Raises ValueError for a dense network with another head, or for other classes."""
     from tinygmf.commands.overlays import require
-    from tinygmf.dense.networks import load_model
-    from tinygmf.model import GroupMixFormer
 
-    model = load_model(weights)
-    if isinstance(model, GroupMixFormer):
-        return None
     require(weights, model, head)
     if model.config.num_classes != len(data.classes):
         raise ValueError(
             f"{weights}: expected a network of {len(data.classes)} classes, those of the pictures, "
             f"found {model.config.num_classes}: give --weights its backbone, or other pictures"
         )
-    return model
