@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -29,9 +30,8 @@ from tinygmf.dense.settings import (
     SegmentationSettings,
 )
 from tinygmf.model import GroupMixFormer
-from tinygmf.weights import checkpoint as weights
-from tinygmf.weights.checkpoint import counters, load_state_dict, require_whole
-from tinygmf.weights.entries import Found, find_tensors
+from tinygmf.weights.checkpoint import build_model, counters, load_state_dict, require_whole
+from tinygmf.weights.entries import Found, find_network, find_tensors
 from tinygmf.weights.reading import CheckpointError, find_weights, read_checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -162,13 +162,14 @@ def load_model(
     Raises:
         CheckpointError: the file cannot be read or is no such network.
     """
-    tensors, metadata, _ = read_checkpoint(path, find_dense)
-    if not tensors or entry:
+    checkpoint = read_checkpoint(path, partial(find_any, entry=entry))
+    tensors, metadata, _ = checkpoint
+    shapes = {key: array.shape for key, array in tensors.items()}
+    name = kind_of(shapes)
+    if name is None:
         if changes:
             raise ValueError(f"{path}: expected a dense network for {', '.join(changes)}")
-        return weights.load_model(path, device, entry)
-    shapes = {key: array.shape for key, array in tensors.items()}
-    name = str(kind_of(shapes))
+        return build_model(checkpoint, path, device)
     kind = KINDS[name]
     try:
         settings = kind.settings.from_json(metadata).changed(**changes)
@@ -185,13 +186,15 @@ def load_model(
     return network
 
 
-def find_dense(tree: Any) -> Found:
-    """The tensors of the dense network in a file's containers; none where there is no such."""
-    try:
-        found = find_tensors(tree)
-    except ValueError:
-        return Found({})
-    return found if kind_of({k: note.shape for k, note in found.notes.items()}) else Found({})
+def find_any(tree: Any, entry: str | None) -> Found:
+    """The tensors of the dense network in a file's containers; where there is none, or `entry`
+    names a part of the file, those that `find_network` finds."""
+    if entry is None:
+        with suppress(ValueError):  # no tensors by name, or one twice
+            found = find_tensors(tree)
+            if kind_of({key: note.shape for key, note in found.notes.items()}):
+                return found
+    return find_network(tree, entry)
 
 
 # From keys and shapes to configurations

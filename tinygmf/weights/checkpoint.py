@@ -25,7 +25,7 @@ from tinygmf.model import GroupMixFormer, state_shapes
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights.entries import find_network
 from tinygmf.weights.pth import write_pth
-from tinygmf.weights.reading import METADATA, CheckpointError, read_checkpoint
+from tinygmf.weights.reading import METADATA, Checkpoint, CheckpointError, read_checkpoint
 from tinygmf.weights.safetensors import write_safetensors
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
@@ -62,7 +62,7 @@ def load_weights(path: str | os.PathLike[str], entry: str | None = None) -> Netw
     Raises:
         CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
     """
-    weights, remark = _read_network(path, entry)
+    weights, remark = _network_of(read_checkpoint(path, partial(find_network, entry=entry)), path)
     shapes = state_shapes(weights.config)
     weights, remark = _complete(weights, shapes, remark)
     check_state(weights.arrays, shapes, GroupMixFormer.__name__, str(path))
@@ -80,7 +80,14 @@ def load_model(
     Raises:
         CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
     """
-    weights, remark = _read_network(path, entry)
+    return build_model(read_checkpoint(path, partial(find_network, entry=entry)), path, device)
+
+
+def build_model(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], device: str | None = None
+) -> GroupMixFormer:
+    """Return what `load_model` does, of the network that `find_network` found in the file."""
+    weights, remark = _network_of(checkpoint, path)
     with Context(DEV=device) if device else nullcontext():
         model = GroupMixFormer(weights.config, seed=None)
         weights, remark = _complete(weights, _shapes(get_state_dict(model)), remark)
@@ -90,10 +97,10 @@ def load_model(
     return model
 
 
-def _read_network(path: str | os.PathLike[str], entry: str | None) -> tuple[NetworkWeights, str]:
-    """Read a file and infer the configuration; other names and shapes may still be wrong. The
-    text is what the user should know of the choice."""
-    tensors, metadata, remark = read_checkpoint(path, partial(find_network, entry=entry))
+def _network_of(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[NetworkWeights, str]:
+    """Infer the configuration; other names and shapes may still be wrong. The text is what the
+    user should know of the choice."""
+    tensors, metadata, remark = checkpoint
     shapes = {key: array.shape for key, array in tensors.items()}
     try:
         config = GroupMixFormerConfig.from_state_dict(shapes)
