@@ -2,9 +2,14 @@
 
 Source: "Advancing Vision Transformers with Group-Mix Attention", arXiv 2311.15157, section 3.
 
-Plain self-attention compares tokens with tokens. In GMA *groups* of neighbouring tokens take part
-too: some tokens are replaced by *group proxies*, each one a summary of the tokens around it. The
-attention then sees token-to-token, token-to-group and group-to-group correlations at once.
+Self-attention compares tokens with tokens. In GMA *groups* of neighbouring tokens take part too:
+Q, K and V are cut into segments of channels, and in three of them each token is replaced by a
+*group proxy*, a summary of the tokens around it.
+
+What to know first: a head never leaves its segment. Heads 1 and 2 compare tokens with tokens, 3 and
+4 groups of 3x3 with groups of 3x3, and so on. The token-to-group correlations that the paper speaks
+of arise one step later: the ensemble layer, and it alone, joins the segments, and the next block
+makes its tokens and its groups from the mixture.
 
 Shapes: N = H * W tokens of D channels; `heads` is always 8; head_dim = (4D/5) / 8 = D/10.
 Where the published weights differ from the paper, a comment says so.
@@ -16,7 +21,8 @@ from .parameters import Parameters
 
 HEADS = 8
 SEGMENTS = 5  # one of tokens, three of group proxies, one for the non-attention branch
-POSITION_HEADS = (2, 3, 3)  # heads that see a 3x3, a 5x5 and a 7x7 neighbourhood of the values
+POSITION_HEADS = (2, 3, 3)  # heads that see a 3x3, a 5x5 and a 7x7 neighbourhood of the values:
+#                             not those that hold groups of these sizes, which are two each
 
 
 def group_mix_attention(p: Parameters, x: Tokens, width: int) -> Tokens:
@@ -30,9 +36,9 @@ def group_mix_attention(p: Parameters, x: Tokens, width: int) -> Tokens:
     # 2. Group aggregation: tokens become group proxies; a fifth of the channels skips attention.
     (q, k, v), non_attention = aggregate(p.at("aggregator"), qkv, width)  # [heads][N][head_dim] x 3
 
-    # 3. Attention on the mixture of tokens and group proxies, head by head. The scale keeps the
-    #    sums moderate. The published one assumes D/8 channels per head (rounded down); a head has
-    #    D/10, but the weights were trained with this scale.
+    # 3. Attention, head by head: a head holds tokens, or proxies of one size, and never both. The
+    #    scale keeps the sums moderate. The published one assumes D/8 channels per head (rounded
+    #    down); a head has D/10, but the weights were trained with this scale.
     scale = (len(x[0]) // HEADS) ** -0.5
     attended = [attend(*head, scale) for head in zip(q, k, v, strict=True)]
     # attended: [heads][N][head_dim]
@@ -41,7 +47,8 @@ def group_mix_attention(p: Parameters, x: Tokens, width: int) -> Tokens:
     position = relative_position(p.at("crpe"), q, v, width)  # [heads][N][head_dim]
     mixed = [ops.add(*head) for head in zip(attended, position, strict=True)]
 
-    # 5. The ensemble layer: one linear layer combines the heads and the non-attention branch.
+    # 5. The ensemble layer: one linear layer combines the heads and the non-attention branch. Here,
+    #    and nowhere before, tokens meet groups.
     together = ops.join([*mixed, non_attention])  # [N][4D/5 + D/5] = [N][D]
     return p.output(p.linear("proj", together))  # [N][D]
 
@@ -108,8 +115,9 @@ def split_heads(x: Map) -> list[Tokens]:
 def attend(q: Tokens, k: Tokens, v: Tokens, scale: float) -> Tokens:
     """The attention of one head: three of [N][head_dim] -> [N][head_dim].
 
-    The paper's attention map is Q softmax(K)ᵀ, N x N numbers, and is applied to V. Multiplied in
-    the other order, Q (softmax(K)ᵀ V), the result is the same, the matrix in between is only
+    The paper writes softmax attention, softmax(QKᵀ/√d) V. The published weights hold linear
+    attention, whose map is Q softmax(K)ᵀ: N x N numbers, applied to V. Multiplied in the other
+    order, Q (softmax(K)ᵀ V), the result is the same, the matrix in between is only
     head_dim x head_dim, and the cost grows with N instead of N squared.
     """
     # The softmax runs over the tokens: each channel of K says where in the image to look.

@@ -5,8 +5,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+
+from tinygmf.gma import ConvRelPosEnc
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -17,6 +20,7 @@ PAGES = [
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 YAML = sorted((ROOT / ".github").rglob("*.yml"))
+FIGURES = sorted((ROOT / "notebooks" / "figures").glob("*.svg"))
 FIGURE = ROOT / "notebooks" / "figures" / "group_mix_attention.svg"
 LINK = re.compile(r"(?<!\\)\]\(([^()\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -99,13 +103,28 @@ def test_make_help_lists_every_target():
     assert listed == set(phony.split()) == targets()
 
 
-def test_the_figure_of_the_readme_is_the_one_that_the_package_draws():
-    pytest.importorskip("matplotlib")
-    from tinygmf.study.figures import draw_group_mix_attention
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+def test_a_drawing_says_what_it_shows_and_has_colours_for_light_and_dark(path):
+    """Every colour is a variable that both schemes set; nothing is fetched from elsewhere."""
+    text = path.read_text(encoding="utf-8")
+    tree = ElementTree.fromstring(text)
+    names = {part.tag.rpartition("}")[2]: part.text for part in tree}
+    assert names["title"] and len(names["desc"] or "") > 60
+    light, dark = re.findall(r"svg \{([^}]*)\}", text)
+    set_names = [set(re.findall(r"(--\w+):", scheme)) for scheme in (light, dark)]
+    assert set_names[0] == set_names[1] == set(re.findall(r"var\((--\w+)\)", text))
+    assert not re.search(r"(fill|stroke)=|href=\"(?!#)|url\((?!#)", text)
+    assert path.stat().st_size < 20_000
 
-    committed = FIGURE.read_text(encoding="utf-8")
-    assert FIGURE.stat().st_size < 200_000
-    texts = [text.get_text() for text in draw_group_mix_attention().axes[0].texts]
-    drawn = [line for text in texts for line in text.splitlines() if line]
-    assert len(drawn) > 20
-    assert all(f"<!-- {line} -->" in committed for line in drawn)
+
+def test_the_drawing_of_the_attention_has_the_borders_of_the_network():
+    """Eight heads in four segments of two; crpe's dashed boxes end where its heads do."""
+    tree = ElementTree.fromstring(FIGURE.read_text(encoding="utf-8"))
+    boxes = [one.attrib for one in tree.iter("{http://www.w3.org/2000/svg}rect")]
+    heads = [one for one in boxes if one.get("class") == "head"]
+    assert [one["style"] for one in heads[::2]] == [one["style"] for one in heads[1::2]]
+    tops = [float(one["y"]) for one in heads]
+    dashed = [one for one in boxes if "dasharray" in one.get("style", "")]
+    spans = [(float(one["y"]), float(one["y"]) + float(one["height"])) for one in dashed]
+    counts = [sum(top <= y < bottom for y in tops) for top, bottom in spans]
+    assert counts == [heads for _, heads in ConvRelPosEnc.KERNELS] == [2, 3, 3]

@@ -1,9 +1,10 @@
 """Group-Mix Attention (arXiv 2311.15157, section 3).
 
 Queries, keys and values are each cut into five segments of channels. One segment stays as it is
-(single tokens), three are aggregated over windows of 3x3, 5x5 and 7x7 tokens (group proxies), and
-attention runs on all four together: token to token, token to group and group to group at once.
-The fifth segment skips attention. `reference/gma.py` explains the same line by line.
+(single tokens), three are aggregated over windows of 3x3, 5x5 and 7x7 tokens (group proxies). Each
+of the four has two heads of its own, and no head leaves its segment: tokens and groups meet in the
+ensemble layer, `proj`. The fifth segment skips attention. `reference/gma.py` explains the same line
+by line.
 
 Shapes: B images, N = H * W tokens, D channels, 8 heads, head_dim = D / 10.
 `AttentionConfig` can remove or change parts, to show what each contributes.
@@ -206,7 +207,8 @@ def attention_scale(dim: int) -> float:
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Q (softmax(K)ᵀ V), the softmax over the tokens: three of (B, heads, N, head_dim) -> the same.
 
-    It equals (Q softmax(K)ᵀ) V, the paper's attention map applied to V, without the N x N map.
+    It equals (Q softmax(K)ᵀ) V without that N x N map. The paper writes softmax(QKᵀ/√d) V, which is
+    another function: `softmax_attention`.
     """
     k = k.float().softmax(axis=2).cast(v.dtype)  # float32 in every precision
     n, head_dim = int(k.shape[2]), int(k.shape[3])

@@ -15,8 +15,6 @@ from PIL import Image
 from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
 from tinygmf.study.observe import (
-    BRANCHES,
-    KERNELS,
     Observation,
     Position,
     effective_kernel,
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 PANEL = 2.3  # inches
 STRENGTH, MARK = "viridis", "#d95f02"
 STEM, STAGE, HEAD = "#bbbbbb", "#9ecae1", "#fdd0a2"
-CARD = "#f6f8fa"  # behind a figure that is seen on light and on dark pages
-SEGMENTS = ("#440154", "#3b528b", "#21818c", "#3f8f3f", "#666666")  # viridis, and grey
 
 
 def require_matplotlib() -> None:
@@ -214,63 +210,6 @@ def _caption(row: StageSummary) -> str:
         lines = [f"{row.height}x{row.width} tokens", f"{row.channels} channels", blocks]
     costs = [f"{row.parameters / 1e6:.2f} M parameters", f"{row.flops / 1e9:.3f} G FLOPs"]
     return "\n".join(lines + costs)
-
-
-def draw_group_mix_attention() -> Figure:
-    """Group-Mix Attention in one figure: Q, K and V in five segments of channels, the window of
-    tokens that each segment sees, and the parts that join them again. The README shows it."""
-    figure, axes = make_panels(1, 1, 9.2, 5.4)
-    axis = axes[0, 0]
-    figure.patch.set_facecolor(CARD)
-    names, windows = [*BRANCHES, "non-attention branch"], [1, *KERNELS, 3]
-    notes = [f"heads {2 * i + 1} and {2 * i + 2}" for i in range(4)] + [
-        "Q, K, V in one convolution"
-    ]
-    for row, (name, window, note) in enumerate(zip(names, windows, notes, strict=True)):
-        y, colour = 4.0 - row, SEGMENTS[row]
-        _box(axis, (0.35, y), (0.7, 0.84), "D/5", colour, "white")
-        _arrow(axis, (0.75, y), (1.45, y))
-        _draw_window(axis, (1.9, y), window, colour)
-        axis.text(2.55, y + 0.14, name, va="center", fontsize=11, weight="bold", color=colour)
-        axis.text(2.55, y - 0.17, note, va="center", fontsize=9)
-        _arrow(axis, (4.65, y), (5.2 if row < 4 else 7.55, y))
-    attention = (
-        "linear attention\nQ softmax(K)ᵀ V\n\ntoken to token\ntoken to group\ngroup to group"
-    )
-    _box(axis, (6.0, 2.5), (1.5, 3.84), attention, "white", "black")
-    _arrow(axis, (6.8, 2.5), (7.55, 2.5))
-    _box(axis, (8.2, 2.0), (1.2, 4.84), "ensemble\nlayer\n\nD to D", "white", "black")
-    for x, text in ((0.35, "Q, K, V"), (1.9, "what a token sees"), (8.2, "output")):
-        axis.text(x, 4.72, text, ha="center", fontsize=10)
-    axis.set(xlim=(-0.2, 9.0), ylim=(-0.5, 4.9), frame_on=False, aspect="equal")
-    return figure
-
-
-def _draw_window(axis: Axes, middle: tuple[float, float], window: int, colour: str) -> None:
-    """A map of 7x7 tokens; those in the window around the middle one are coloured."""
-    from matplotlib.patches import Rectangle
-
-    side = 0.12
-    for i, j in np.ndindex(7, 7):
-        inside = max(abs(i - 3), abs(j - 3)) <= window // 2
-        corner = (middle[0] + (j - 3.5) * side, middle[1] + (i - 3.5) * side)
-        face = colour if inside else "white"
-        axis.add_patch(Rectangle(corner, side, side, fc=face, ec="#999999", lw=0.5))
-
-
-def _box(
-    axis: Axes, middle: tuple[float, float], size: tuple[float, float], text: str, *colours: str
-) -> None:
-    """A box with its text; `colours` are those of its face and of the text."""
-    from matplotlib.patches import Rectangle
-
-    corner = (middle[0] - size[0] / 2, middle[1] - size[1] / 2)
-    axis.add_patch(Rectangle(corner, *size, fc=colours[0], ec="black", lw=0.8))
-    axis.text(*middle, text, ha="center", va="center", fontsize=10, color=colours[1])
-
-
-def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "->"})
 
 
 def draw_head(picture: Image.Image, seen: Observation, query: Position, head: int) -> Figure:
