@@ -14,8 +14,9 @@ from parity import DATA
 from PIL import Image
 
 from tinygmf.commands import train as command
+from tinygmf.commands import train_loop
 from tinygmf.commands.main import build_parser, main
-from tinygmf.commands.run_folder import locked
+from tinygmf.commands.run_folder import locked, recall, started_with, usual_folder
 from tinygmf.data.shapes import SHAPES, shape_picture
 from tinygmf.engine.predictor import Predictor
 from tinygmf.model import create_model
@@ -136,7 +137,7 @@ def pictures(tmp_path) -> Path:
         (["--weights", "no.pth"], "no.pth: cannot be read: No such file"),
         (["--weights", __file__], "expected a .pth or .safetensors file"),
         (["--resume", "--out", "{out}/new"], "expected a run in {out}/new, found none"),
-        (["--resume", "--out", "{out}/a.pth"], "expected the folder of a run in --out"),
+        (["--resume", "--out", "{out}/a.pth"], "--resume: expected the folder of a run"),
         (["--num-classes", "3"], "--num-classes: expected 2, the classes of {data}, found 3"),
         (["--out", "{data}/cat/0.png/run"], "0.png/run: cannot be written: Not a directory"),
         (["--out", "{data}/cat/0.png"], "0.png: cannot be written: File exists"),
@@ -193,7 +194,13 @@ def write_run(folder: Path, **about: object) -> None:
     """The file of a run, of which only what is said about it matters."""
     folder.mkdir(exist_ok=True)
     recipe = asdict(replace(RECIPES["quick"], batch_size=2))
-    usual = dict.fromkeys(ABOUT) | {"recipe": recipe, "classes": ["cat", "dog"], "pictures": 8}
+    usual = dict.fromkeys(ABOUT) | {
+        "started": {},
+        "reports": [],
+        "recipe": recipe,
+        "classes": ["cat", "dog"],
+        "pictures": 8,
+    }
     about = {**usual, "step": 1, "steps": 4, **about}
     save_run(folder / command.RUN, Run({"weights": np.zeros(3, np.float32)}, about))
 
@@ -201,7 +208,13 @@ def write_run(folder: Path, **about: object) -> None:
 @pytest.mark.parametrize(
     ("about", "options", "message"),
     [
-        ({}, [], "found one that stopped after step 1 of 4: add --resume"),
+        ({}, [], "found one that stopped after step 1 of 4: `tinygmf train --resume"),
+        (
+            {"started": {"model": "groupmixformer_tiny"}},
+            ["--resume", "--model", "nano"],
+            "resume: --model groupmixformer_tiny: leave it out",
+        ),
+        ({}, ["--resume", "--epochs", "4"], "at least the epochs that the run has made, 5, found"),
         ({"classes": ["cat", "cow"]}, ["--resume"], "run to resume, cat, cow, found cat, dog"),
         ({"pictures": 9}, ["--resume"], "the pictures of the run to resume, 9, found 8"),
         ({}, ["--resume", "--seed", "7"], "the options of the run to resume: --seed 0"),
@@ -227,13 +240,45 @@ def test_a_finished_run_is_not_replaced_and_the_message_says_how_to_go_on(
         path.write_bytes(b"trained")
     line = failure("train", *usual)
     assert "expected no finished run, found model.safetensors of one: give another --out" in line
-    assert "with --weights and the run's network to train that further" in line
-    line = failure("train", *usual, "--resume", "--epochs", "40")
-    assert "found one that has ended, after 20 epochs" in line
-    assert "with --weights and the run's network" in line
+    assert f"`tinygmf train --resume {folder} --epochs N` makes that run longer" in line
     line = failure("train", *usual[:-1], kept[1])
     assert "alone.pth: expected no file, found one" in line
     assert all(path.read_bytes() == b"trained" for path in kept)
+
+
+def test_a_second_run_goes_beside_one_that_has_ended(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = Path("runs/pictures"), Path("runs/pictures-2")
+    assert usual_folder(str(pictures)) == first
+    first.mkdir(parents=True)
+    write_run(first)
+    assert usual_folder(str(pictures)) == first  # it can be gone on with
+    write_run(first, step=4)
+    assert usual_folder(str(pictures)) == second
+    assert usual_folder(str(pictures), resuming=True) == first
+    write_run(second)
+    assert usual_folder(str(pictures), resuming=True) == second
+
+
+def test_a_runs_folder_alone_says_how_to_go_on(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse = build_parser().parse_args
+    typed = "--model nano --device CPU --seed 7 --size 32 --batch-size 2 --out run"
+    args = parse(["train", "pictures", *typed.split()])
+    recipe = command.chosen_recipe(args)
+    write_run(tmp_path / "run", recipe=asdict(recipe), started=started_with(args))
+    monkeypatch.chdir(pictures)  # names hold from any folder
+    again = parse(["train", "--resume", str(tmp_path / "run"), "--epochs", "50"])
+    about = recall(again)
+    assert about is not None
+    assert again.data == str(pictures) and again.device == "CPU"
+    assert again.model == "groupmixformer_nano" and again.out == tmp_path / "run"
+    assert command.chosen_recipe(again, about["recipe"]) == replace(recipe, epochs=50)
+
+
+def test_nothing_to_train_on_is_one_line(failure):
+    assert "DATA: expected a folder of pictures" in failure("train")
+    assert "--resume: expected the folder of a run, found none" in failure("train", "--resume")
 
 
 def hold(folder: str) -> None:
@@ -254,7 +299,10 @@ def test_two_runs_in_one_folder_are_refused_until_the_first_has_ended(failure, p
     )
     assert held.stdout is not None and held.stdout.readline() == b"held\n"
     usual = [pictures, "--batch-size", "2", "--size", "32", "--out", folder]
-    assert "found that another process trains in it" in failure("train", *usual)
+    for resume in ([], ["--resume"]):
+        write_run(folder)
+        line = failure("train", *usual, *resume)
+        assert "found one that is still running in it, in another process" in line
     held.kill()  # its file stays
     held.communicate()
     with locked(folder):
@@ -304,7 +352,7 @@ def test_a_trained_head_is_put_in_the_order_of_the_folders(tmp_path):
 
 def test_no_room_for_the_log_is_one_line_that_says_how_to_go_on(tmp_path):
     message = "expected room for the log, found No space left on device: the run is saved"
-    with pytest.raises(ValueError, match=message), command.room_for_the_log(tmp_path):
+    with pytest.raises(ValueError, match=message), train_loop.room_for_the_log(tmp_path):
         raise OSError(28, "No space left on device")
 
 

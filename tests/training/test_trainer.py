@@ -18,6 +18,8 @@ from tinygrad import Context, Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.commands import train as command
+from tinygmf.commands import train_loop
+from tinygmf.commands.run_folder import BEST
 from tinygmf.data.dataset import Dataset
 from tinygmf.data.shapes import shapes
 from tinygmf.gma import Aggregator, NonAttentionBranch
@@ -26,11 +28,17 @@ from tinygmf.model import PatchEmbedLayer, create_model
 from tinygmf.study.lowering import kernels
 from tinygmf.training.gradient import compile_part
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.run_file import Run, load_run, read_about, save_run
+from tinygmf.training.run_file import Run, best_epoch, has_ended, load_run, read_about, save_run
 from tinygmf.training.state import Devices, place
 from tinygmf.training.trainer import Trainer, TrainingError
 from tinygmf.weights import checkpoint
-from tinygmf.weights.checkpoint import CheckpointError, load_model, read_tensors, state_arrays
+from tinygmf.weights.checkpoint import (
+    CheckpointError,
+    load_model,
+    load_weights,
+    read_tensors,
+    state_arrays,
+)
 
 # The network, batch and size of the parity tests: all tests share one compiled program.
 RECIPE = Recipe(
@@ -63,8 +71,8 @@ def run_in_folder(folder: Path, recipe: Recipe = RECIPE, pause: float = math.inf
     running.pause = pause
     if (folder / command.RUN).exists():
         running.restore(load_run(folder / command.RUN))
-    with command.stopping(running):
-        assert command.train(running, folder) or running.stop
+    with train_loop.stopping(running):
+        assert train_loop.train(running, folder) or running.stop
 
 
 def watched_run(folder: str, epochs: str, die: str = "0") -> None:
@@ -125,7 +133,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def test_a_run_interrupted_within_an_epoch_ends_with_the_same_weights(tmp_path, uninterrupted):
     first = trainer()
     first.stop = True
-    assert not command.train(first, tmp_path)
+    assert not train_loop.train(first, tmp_path)
     assert first.step == 1
     run_in_folder(tmp_path)
     assert_same_run(tmp_path / command.RUN, uninterrupted)
@@ -133,7 +141,7 @@ def test_a_run_interrupted_within_an_epoch_ends_with_the_same_weights(tmp_path, 
 
 @needs_sigkill
 def test_a_run_killed_in_the_middle_of_writing_ends_with_the_same_weights(tmp_path, uninterrupted):
-    assert start(tmp_path, RECIPE.epochs, 2).wait() == -signal.SIGKILL
+    assert start(tmp_path, RECIPE.epochs, 4).wait() == -signal.SIGKILL  # of network, run, …
     assert len(list(tmp_path.glob(".*.tmp"))) == 1  # half of the second checkpoint
     assert read_about(tmp_path / command.RUN)["step"] == 1
     run_in_folder(tmp_path)
@@ -161,12 +169,12 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
 @pytest.mark.parametrize("head_only", [False, True])
 def test_pauses_change_nothing_but_how_often_the_run_is_saved(tmp_path, monkeypatch, head_only):
     recipe, saved = replace(RECIPE, head_only=head_only), []
-    monkeypatch.setattr(command, "save", lambda trainer, *_: saved.append(trainer.step))
+    monkeypatch.setattr(train_loop, "save", lambda trainer, *_, **__: saved.append(trainer.step))
     ends = []
     for pause in (math.inf, 0):
         running = trainer(recipe)
         running.pause = pause
-        assert command.train(running, tmp_path)
+        assert train_loop.train(running, tmp_path)
         ends.append((running.numbers.network(), [report.loss for report in running.reports]))
     assert saved == [3, 6, 1, 2, 3, 4, 5, 6]
     (whole, losses), (paused, again) = ends
@@ -186,9 +194,9 @@ def test_the_head_alone_moves_nothing_else_whatever_is_averaged():
 
 def test_ctrl_c_ends_training_after_the_present_step(tmp_path):
     running = trainer()
-    with command.stopping(running):
+    with train_loop.stopping(running):
         signal.raise_signal(signal.SIGINT)  # its handler has run when this returns
-        assert not command.train(running, tmp_path)
+        assert not train_loop.train(running, tmp_path)
     assert running.step == 1
     assert (tmp_path / command.RUN).exists()
 
@@ -199,7 +207,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_checkpoint(tmp_path)
     before = (tmp_path / command.RUN).read_bytes()
     running.numbers["weights"].assign(running.numbers["weights"] * math.nan).realize()
     with pytest.raises(TrainingError, match="the loss is nan at step 1"):
-        command.train(running, tmp_path)
+        train_loop.train(running, tmp_path)
     assert (tmp_path / command.RUN).read_bytes() == before
 
 
@@ -217,6 +225,70 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
         save_run(tmp_path / command.RUN, running.state())
     assert (tmp_path / command.RUN).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [command.RUN]
+
+
+def rows(*figures: float) -> list[list[float]]:
+    """The reports of epochs with these figures."""
+    return [[epoch, 0, 0, 0, figure] for epoch, figure in enumerate(figures, 1)]
+
+
+def test_the_best_epoch_is_the_last_that_no_other_exceeds():
+    assert [best_epoch(rows(*figures)) for figures in ((), (0.5,), (0.5, 0.9, 0.7, 0.9, 0.1))] == [
+        *(0, 1, 4)
+    ]
+
+
+def test_a_run_ends_with_its_steps_or_its_patience():
+    def ended(step: int, patience: int | None, *figures: float) -> bool:
+        recipe = {} if patience is None else {"patience": patience}
+        return has_ended({"recipe": recipe, "step": step, "steps": 9, "reports": rows(*figures)})
+
+    assert ended(9, None) and not ended(8, None)
+    assert ended(4, 2, 0.5, 0.9, 0.9, 0.9) and not ended(4, 2, 0.5, 0.9, 0.9)
+    assert not ended(4, 0, 0.9, 0.1, 0.1, 0.1)
+
+
+def test_patience_ends_a_run_before_its_last_epoch_and_the_best_network_is_kept(
+    tmp_path, monkeypatch
+):
+    running = trainer(replace(RECIPE, epochs=9, patience=2, head_only=True))
+    figures, seen = iter([0.2, 0.5, 0.4, 0.5, 0.1]), []
+
+    def evaluate() -> tuple[float, float]:
+        seen.append(running.arrays()["head.weight"])
+        return next(figures), 1.0
+
+    monkeypatch.setattr(running, "evaluate", evaluate)
+    assert train_loop.train(running, tmp_path)
+    assert len(seen) == 4
+    best, last = (read_tensors(tmp_path / name) for name in (BEST, command.WEIGHTS))
+    np.testing.assert_array_equal(best["head.weight"], seen[3])
+    assert (best["head.weight"] == last["head.weight"]).all() and next(figures) == 0.1
+
+
+def test_a_run_that_was_stopped_has_the_network_of_its_last_step(tmp_path):
+    running = trainer(replace(RECIPE, head_only=True))
+    running.stop = True
+    assert not train_loop.train(running, tmp_path)
+    expected = running.arrays()["head.weight"]
+    for named in (tmp_path, tmp_path / command.RUN, tmp_path / command.WEIGHTS):
+        found = load_weights(named)
+        np.testing.assert_array_equal(found.arrays["head.weight"], expected)
+        assert found.settings.image_size == RECIPE.size
+    assert not (tmp_path / BEST).exists()  # nothing was measured yet
+
+
+def test_a_finished_run_made_longer_goes_on_by_the_longer_schedule(tmp_path):
+    short, long = (replace(RECIPE, epochs=n, head_only=True) for n in (1, 2))
+    running = trainer(short)
+    assert train_loop.train(running, tmp_path)
+    longer = trainer(long)
+    longer.restore(load_run(tmp_path / command.RUN))
+    assert running.ended and not longer.ended and longer.step == running.step
+    assert train_loop.train(longer, tmp_path)
+    assert [row["epoch"] for row in train_loop.rows(longer)] == [1, 2]
+    rate = long.rate(longer.steps - 1, longer.steps_per_epoch)
+    assert longer.reports[-1].learning_rate == rate
 
 
 def test_resuming_with_other_options_names_them():

@@ -1,32 +1,109 @@
-"""The folder of a training run: what may be written there, who writes, and which run it holds."""
+"""The folder of a training run: what may be written there, who writes, and which run it holds.
+
+What a run was started with stands in its file, so that its folder alone is enough to go on.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 from tinygmf.data.folders import holds_pictures
 from tinygmf.data.pictures import LOCK, is_run
-from tinygmf.training.run_file import FURTHER, read_about
-from tinygmf.weights.checkpoint import CheckpointError
+from tinygmf.training.run_file import has_ended, read_about
+from tinygmf.weights.checkpoint import WRITERS, CheckpointError
+from tinygmf.weights.reading import NETWORK, RUN
 
-WEIGHTS, RUN, CLASSES = "model.safetensors", "run.safetensors", "classes.txt"
+WEIGHTS, BEST, CLASSES = NETWORK, "best.safetensors", "classes.txt"
+STARTED = (  # options that a run keeps, beside its recipe
+    *("data", "recipe", "model", "weights", "entry", "num_classes", "task", "head", "channels"),
+    "device",
+)
+MOVABLE = "data", "device"  # those that may be others when it goes on
 
 
-def check_out(out: Path, folder: Path | None, resuming: bool) -> None:
+def usual_folder(data: str, resuming: bool = False) -> Path:
+    """`runs/NAME`, or `runs/NAME-2` and so on: the first in which no run has ended; to resume the
+    last that is there."""
+    name = Path(data).resolve().name
+    folders = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in count(1))
+    if resuming:
+        return ([*takewhile(Path.is_dir, folders)] or [Path("runs") / name])[-1]
+    return next(folder for folder in folders if not holds_ended(folder))
+
+
+def holds_ended(folder: Path) -> bool:
+    """Whether a run has come to its end in this folder."""
+    if not (folder / RUN).exists():
+        return (folder / WEIGHTS).exists()
+    try:
+        return has_ended(read_about(folder / RUN))
+    except CheckpointError:  # a file that no run could resume from
+        return (folder / WEIGHTS).exists()
+
+
+def started_with(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a command as the file of its run keeps them: paths for any folder."""
+    kept = {name: getattr(args, name) for name in STARTED}
+    for name in ("data", "weights"):
+        if kept[name] is not None:
+            path = os.fspath(kept[name])
+            kept[name] = os.path.abspath(path) if os.path.exists(path) else path
+    return kept
+
+
+def recall(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What the run is about that --resume names, after `args` have the options that it was started
+    with; None for a new run.
+
+    Raises ValueError where there is no such run, or an option that was given says otherwise.
+    """
+    if args.resume is None:
+        if args.data is None:
+            raise ValueError("DATA: expected a folder of pictures, found none: name it")
+        return None
+    if not args.resume and not args.out and args.data is None:
+        raise ValueError("--resume: expected the folder of a run, found none: name it")
+    folder = Path(args.resume) if args.resume else args.out or usual_folder(args.data, True)
+    folder = folder.parent if folder.name == RUN else folder
+    if args.out is not None and args.out.resolve() != folder.resolve():
+        raise ValueError(f"--out: expected {folder}, the run to resume, found {args.out}")
+    if folder.suffix in WRITERS:
+        raise ValueError(f"--resume: expected the folder of a run, found {folder}: name it")
+    if not (folder / RUN).exists():
+        raise ValueError(
+            f"--resume: expected a run in {folder}, found none: leave --resume out to start one"
+        )
+    args.out = folder
+    about = read_about(folder / RUN)
+    _take_options(args, about["started"] or {}, folder)
+    return about
+
+
+def _take_options(args: argparse.Namespace, then: Mapping[str, Any], folder: Path) -> None:
+    now = started_with(args)
+    for name, value in then.items():
+        if now[name] is None:
+            setattr(args, name, value)
+        elif now[name] != value and name not in MOVABLE:
+            option = f"--{name.replace('_', '-')}"
+            was = f"{option} {value}" if value is not None else f"no {option}"
+            raise ValueError(
+                f"{folder}: expected the options of the run to resume: {was}: leave it out"
+            )
+
+
+def check_out(out: Path, folder: Path | None) -> None:
     """Raises ValueError for an --out that cannot take the result, before time goes into it.
 
     `folder` is the run's, or None where --out names the file of the trained network alone.
     """
-    if resuming and folder is None:
-        raise ValueError(f"--resume: expected the folder of a run in --out, found {out}: name it")
-    if resuming and not (out / RUN).exists():
-        raise ValueError(
-            f"--resume: expected a run in {out}, found none: leave --resume out to start one"
-        )
     if folder is None and out.is_dir():
         raise ValueError(f"--out {out}: expected a file's name, found a folder: choose another")
     if folder is None and out.exists():
@@ -55,19 +132,19 @@ def check_no_pictures(folder: Path) -> None:
 
 def check_nothing_lost(folder: Path) -> None:
     """Raises ValueError where a new run would replace one, finished or not, or its network."""
+    if holds_ended(folder):
+        raise ValueError(
+            f"{folder}: expected no finished run, found {WEIGHTS} of one: give another --out; "
+            f"`tinygmf train --resume {folder} --epochs N` makes that run longer"
+        )
     if (folder / RUN).exists():
         with contextlib.suppress(CheckpointError):  # a file that no run could resume from
             about = read_about(folder / RUN)
-            if about["step"] < about["steps"]:
-                raise ValueError(
-                    f"{folder}: expected no unfinished run, found one that stopped after step "
-                    f"{about['step']} of {about['steps']}: add --resume to go on with it, give "
-                    f"another --out, or remove {folder / RUN}"
-                )
-    if (folder / WEIGHTS).exists():
-        raise ValueError(
-            f"{folder}: expected no finished run, found {WEIGHTS} of one: {FURTHER}, or remove it"
-        )
+            raise ValueError(
+                f"{folder}: expected no unfinished run, found one that stopped after step "
+                f"{about['step']} of {about['steps']}: `tinygmf train --resume {folder}` goes on "
+                f"with it; or give another --out, or remove {folder / RUN}"
+            )
 
 
 @contextlib.contextmanager
@@ -81,8 +158,8 @@ def locked(folder: Path) -> Iterator[None]:
             _lock(file.fileno())
         except OSError:
             raise ValueError(
-                f"{folder}: expected a folder of its own for the run, found that another process "
-                "trains in it: wait for it, or give another --out"
+                f"{folder}: expected a folder of its own for the run, found one that is still "
+                "running in it, in another process: wait for it, or give another --out"
             ) from None
         yield
 

@@ -1,39 +1,33 @@
-"""`tinygmf train`: its options, and a run from the first picture to the files it leaves."""
+"""`tinygmf train`: its options, and what they choose; `train_loop` has the run itself."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinygmf.commands import train_dense
 from tinygmf.commands.options import add_entry, add_threads
 from tinygmf.commands.run_folder import (
-    CLASSES,
     RUN,
     WEIGHTS,
     check_no_pictures,
     check_nothing_lost,
     check_out,
     locked,
+    recall,
+    started_with,
+    usual_folder,
 )
 from tinygmf.config import VARIANTS, full_name
-from tinygmf.files import printable, remove_leftovers, replacing
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
-
-if TYPE_CHECKING:
-    from tinygmf.training.run_file import Run
-    from tinygmf.training.trainer import Trainer
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
 RECIPE_OPTIONS = {name for name, *_ in recipe_options()}
-SAVE_EVERY = 600  # seconds, in epochs that are longer
-INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s DATA [option …]"  # a list of all forty would hide what is wrong
     parser.add_argument(
         "data",
+        nargs="?",
         metavar="DATA",
         help="digits, shapes; cifar10 or fashion-mnist, which tinygrad fetches; or a folder: one "
         "folder of pictures for each class, the same below train and val, or the files of CIFAR-10 "
@@ -63,9 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="PATH",
-        help="the run's folder; a name in .safetensors or .pth: the trained network alone",
+        help="the run's folder, by default runs/NAME, or runs/NAME-2 and so on where a run has "
+        "ended; a name in .safetensors or .pth: the trained network alone",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="go on with the run in FOLDER, or in --out, which says all the rest; a run that has "
+        "ended needs --epochs, more than it was started with",
+    )
     parser.add_argument(
         "--device",
         help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 share every batch",
@@ -81,14 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train_dense.add_arguments(parser, RECIPE_OPTIONS, CONVERTERS)
 
 
-def chosen_recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe that the options name, with what they change."""
+def chosen_recipe(args: argparse.Namespace, then: dict[str, Any] | None = None) -> Recipe:
+    """The recipe that the options name, or `then` of a run that goes on, with what they change."""
     tuning = "head" if args.head_only else "finetune"
     own = args.data in ("digits", "shapes")  # recipes of their own
     usual = args.data if own else tuning if args.weights else "quick"
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
-    recipe = replace(RECIPES[args.recipe or usual], **changes)
+    recipe = replace(Recipe(**then) if then else RECIPES[args.recipe or usual], **changes)
     if recipe.head_only and not args.weights:
         raise ValueError(
             "--head-only: expected a trained network in --weights, found none: name it"
@@ -135,7 +138,7 @@ def checked(data: Any, recipe: Recipe) -> Any:
 
 def chosen_out(args: argparse.Namespace) -> Path:
     """The run's folder, or the file of the trained network alone."""
-    return args.out or Path("runs") / Path(args.data).resolve().name
+    return args.out or usual_folder(args.data)
 
 
 def chosen_network(args: argparse.Namespace, data: Any, recipe: Recipe) -> Any:
@@ -169,143 +172,53 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: Recipe) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print a line for each epoch and leave the network, the run and its log in --out."""
-    from tinygmf.engine.devices import open_device, set_default_device
+    from tinygmf.commands.train_loop import run_to_the_end
     from tinygmf.training.run_file import load_run
     from tinygmf.weights.checkpoint import WRITERS
 
-    dense = args.task is not None
-    if not dense:
+    about = recall(args)
+    if args.task is None:
         train_dense.refuse(args, RECIPE_OPTIONS)
-    recipe: Any = train_dense.chosen_recipe(args, RECIPE_OPTIONS) if dense else chosen_recipe(args)
-    out = chosen_out(args)
-    folder = None if out.suffix in WRITERS else out
-    names = (args.device or "").split(",")
-    opened = tuple(open_device(name or None) for name in names)
-    set_default_device(opened[0])
-    device = opened if len(opened) > 1 else opened[0]
-    check_no_pictures(out)
-    if dense:
-        data: Any = train_dense.chosen_data(args, recipe)
-    else:
-        data = checked(chosen_data(args, recipe), recipe)
-    choose = train_dense.chosen_network if dense else chosen_network
-    model = choose(args, data, recipe)
-    check_out(out, folder, args.resume)
+    args.out = chosen_out(args)
+    folder = None if args.out.suffix in WRITERS else args.out
+    device = opened_devices(args)
+    check_no_pictures(args.out)
+    recipe, data = chosen_lesson(args, about)
+    check_out(args.out, folder)
     with locked(folder) if folder else contextlib.nullcontext():
-        saved = load_run(folder / RUN) if folder and args.resume else None
+        saved = load_run(folder / RUN) if folder and about else None
         if saved:
             saved.check(recipe, data)  # before minutes go into compiling
         elif folder:
             check_nothing_lost(folder)
-        return run_to_the_end(model, data, recipe, device, out, saved)
+        model = network_to_train(args, data, recipe, saved is not None)
+        return run_to_the_end(model, data, recipe, device, args.out, saved, started_with(args))
 
 
-def run_to_the_end(
-    model: Any, data: Any, recipe: Recipe, device: Any, out: Path, saved: Run | None
-) -> int:
-    """Train, from where a saved run stopped if there is one; returns the exit code."""
-    from tinygmf.training.dense_recipe import DenseRecipe
-    from tinygmf.training.dense_trainer import DenseTrainer
-    from tinygmf.training.trainer import Trainer
-    from tinygmf.weights.checkpoint import WRITERS, save_model
+def opened_devices(args: argparse.Namespace) -> Any:
+    """The device of all tensors from here on, or several that share every batch."""
+    from tinygmf.engine.devices import open_device, set_default_device
 
-    folder = None if out.suffix in WRITERS else out
-    kind: Any = DenseTrainer if isinstance(recipe, DenseRecipe) else Trainer
-    trainer: Trainer = kind(model, data, recipe, device)
-    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
-    if saved:
-        trainer.restore(saved)
-    with stopping(trainer):
-        finished = train(trainer, folder)
-    said = data.report() if isinstance(recipe, DenseRecipe) else data.broken.values()
-    for line in said:
-        print(f"passed over: {line}", file=sys.stderr)
-    if not finished:
-        how = "add --resume to the same command" if folder else "give --out a folder to keep runs"
-        print(f"stopped after step {trainer.step} of {trainer.steps}; to go on, {how}")
-        return INTERRUPTED
-    path = folder / WEIGHTS if folder else out
-    save_model(trainer.finish(), path)
-    if folder:
-        with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
-            file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
-    first = measured(trainer.reports[-1]).partition(",")[0]
-    print(f"{path}: {first} of {len(data.val)} held-out pictures")
-    return 0
+    opened = tuple(open_device(name or None) for name in (args.device or "").split(","))
+    set_default_device(opened[0])
+    return opened if len(opened) > 1 else opened[0]
 
 
-def measured(report: Any) -> str:
-    """An epoch's figures on the validation pictures."""
-    from tinygmf.training.log import measures
-
-    row = asdict(report)
-    return ", ".join(f"{label} {row[name]:.2%}" for name, label in measures(row).items())
-
-
-def train(trainer: Trainer, folder: Path | None) -> bool:
-    """Run the remaining epochs, saving after each, and in long ones between; False if the user
-    stopped it. Raises ValueError, with the last checkpoint intact, where the disk is full."""
-    from tinygmf.training import log
-
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    while trainer.step < trainer.steps:
-        report = trainer.run_epoch()
-        if report is not None:
-            print(
-                f"epoch {report.epoch:3}: loss {report.loss:.3f}, {measured(report)}, "
-                f"{report.pictures_per_second:.0f} pictures/s",
-                flush=True,
-            )
-        if folder is not None:
-            save(trainer, folder)
-        if trainer.stop and trainer.step < trainer.steps:
-            return False
-    if folder is not None:
-        with room_for_the_log(folder):
-            log.write_curves(folder / "curves.png", rows(trainer))
-    return True
+def chosen_lesson(args: argparse.Namespace, about: dict[str, Any] | None) -> tuple[Any, Any]:
+    """The recipe and the data set; those of a run that goes on."""
+    then = about["recipe"] if about else None
+    if args.task is not None:
+        recipe: Any = train_dense.chosen_recipe(args, RECIPE_OPTIONS, then)
+        return recipe, train_dense.chosen_data(args, recipe)
+    recipe = chosen_recipe(args, then)
+    return recipe, checked(chosen_data(args, recipe), recipe)
 
 
-def save(trainer: Trainer, folder: Path) -> None:
-    """Write the run, then its log. Raises CheckpointError or ValueError if the disk refuses."""
-    from tinygmf.training import log
-    from tinygmf.training.run_file import save_run
+def network_to_train(args: argparse.Namespace, data: Any, recipe: Any, resuming: bool) -> Any:
+    """The network to begin with; of a run that goes on the one that it has made so far."""
+    from tinygmf.dense.networks import load_model
 
-    save_run(folder / RUN, trainer.state())
-    if trainer.reports:
-        with room_for_the_log(folder):
-            log.write_tables(folder, rows(trainer))
-            log.write_tensorboard(folder, rows(trainer))
-
-
-def rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """Of the log: one for each epoch."""
-    return [asdict(report) for report in trainer.reports]
-
-
-@contextlib.contextmanager
-def room_for_the_log(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"{folder}: expected room for the log, found {error.strerror}: the run is saved; make "
-            "room and add --resume to the same command"
-        ) from None
-
-
-@contextlib.contextmanager
-def stopping(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C ends training after the present step; the second ends it at once."""
-
-    def stop(*_: object) -> None:
-        trainer.stop = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if resuming:
+        return load_model(args.out / WEIGHTS)
+    choose = train_dense.chosen_network if args.task else chosen_network
+    return choose(args, data, recipe)

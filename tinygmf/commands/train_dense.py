@@ -31,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser, known: set[str], converters: 
             group.add_argument(flag, type=converters[kind], metavar="X", help=shown)
 
 
-def chosen_recipe(args: argparse.Namespace, others: set[str]) -> DenseRecipe:
-    """The recipe of the task, with what the options change.
+def chosen_recipe(
+    args: argparse.Namespace, others: set[str], then: dict[str, Any] | None = None
+) -> DenseRecipe:
+    """The recipe of the task, or `then` of a run that goes on, with what the options change.
 
     Raises ValueError for an option of `others`, which say nothing about a dense network.
     """
@@ -43,7 +45,8 @@ def chosen_recipe(args: argparse.Namespace, others: set[str]) -> DenseRecipe:
                 f"--{name.replace('_', '-')}: expected no such option with --task {args.task}, "
                 "found one: leave it out"
             )
-    base = RECIPES["scenes" if args.data == "scenes" else args.task]
+    named = RECIPES["scenes" if args.data == "scenes" else args.task]
+    base = DenseRecipe(**then) if then else named
     return replace(base, **{name: value for name, value in own.items() if value is not None})
 
 

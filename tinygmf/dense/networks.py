@@ -32,7 +32,7 @@ from tinygmf.dense.settings import (
 from tinygmf.model import GroupMixFormer
 from tinygmf.weights.checkpoint import build_model, counters, load_state_dict, require_whole
 from tinygmf.weights.entries import Found, find_network, find_tensors
-from tinygmf.weights.reading import CheckpointError, find_weights, read_checkpoint
+from tinygmf.weights.reading import CheckpointError, find_weights, network_file, read_checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = GroupMixFormer | SegmentationNetwork | RetinaNet | MaskRCNN
@@ -162,7 +162,7 @@ def load_model(
     Raises:
         CheckpointError: the file cannot be read or is no such network.
     """
-    checkpoint = read_checkpoint(path, partial(find_any, entry=entry))
+    checkpoint = read_checkpoint(network_file(path), partial(find_any, entry=entry))
     tensors, metadata, _ = checkpoint
     shapes = {key: array.shape for key, array in tensors.items()}
     name = kind_of(shapes)

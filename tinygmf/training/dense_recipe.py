@@ -34,6 +34,7 @@ class DenseRecipe:
     warmup_steps: int = option(500, "steps of linear warm-up")
     schedule: str = option("poly", "after the warm-up: poly (of power 1) or cosine, to zero")
     weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
+    patience: int = option(0, "epochs without a better one after which training ends; 0: never")
     clip: float = option(5.0, "largest norm of the gradient")
     layer_decay: float = option(1.0, "factor of the rate from each backbone stage to the one below")
     drop_path: float | None = option(None, "stochastic depth; by default the network's own")
@@ -56,7 +57,7 @@ class DenseRecipe:
         self._require("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES))
         for name in ("learning_rate", "clip", "scale_min"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "warmup_steps"):
+        for name in ("weight_decay", "warmup_steps", "patience"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("ema", "drop_path"):
             self._require(name, 0 <= (getattr(self, name) or 0) < 1, "0 <= value < 1")

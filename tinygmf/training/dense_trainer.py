@@ -96,11 +96,8 @@ class DenseTrainer(Trainer):
             name, model, self.numbers, recipe.batch_size, recipe.size, device, progress
         )
         self.report = SegmentationReport if data.task == "segment" else DetectionReport
-        self.reports: list[Any] = []
         self.steps_per_epoch = len(data.train) // recipe.batch_size // recipe.accumulate
-        self.step, self.scale = 0, 1.0
-        self.losses, self.seconds = 0.0, 0.0
-        self.stop, self.pause = False, math.inf
+        self.begin()
 
     def evaluate(self) -> tuple[float, float]:
         """What the reports name, of the averaged weights on the validation pictures; 0 where there

@@ -37,6 +37,7 @@ class Recipe(BatchRecipe):
     final_rate: float = option(5e-6, "at the last step, scaled alike")
     warmup_epochs: float = option(20.0, "epochs of linear warm-up")
     weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
+    patience: int = option(0, "epochs without a better one after which training ends; 0: never")
     clip: float = option(5.0, "largest norm of the gradient")
     layer_decay: float = option(1.0, "factor of the learning rate from each stage to the one below")
     head_only: bool = option(False, "train the head alone: nothing else of the network changes")
@@ -54,7 +55,7 @@ class Recipe(BatchRecipe):
         self._require("layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1")
         for name in ("learning_rate", "clip"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("weight_decay", "warmup_epochs", "warmup_rate", "final_rate"):
+        for name in ("weight_decay", "warmup_epochs", "warmup_rate", "final_rate", "patience"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("dtype", self.dtype in DTYPES, ", ".join(DTYPES))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -14,8 +14,12 @@ from tinygmf.training.recipe import Recipe
 from tinygmf.weights.checkpoint import write_tensors
 from tinygmf.weights.reading import CheckpointError, read_checkpoint, read_metadata
 
-ABOUT = ("recipe", "classes", "pictures", "steps", "step", "scale", "losses", "seconds", "reports")
-FURTHER = "give another --out, with --weights and the run's network to train that further"
+ABOUT = (
+    *("recipe", "classes", "pictures", "steps", "step", "scale", "losses", "seconds", "reports"),
+    "started",  # the options of the command, beside the recipe
+)
+FREE = "epochs", "patience"  # fields of the recipe that a run may go on with otherwise
+MEASURE = 4  # where an epoch's report has the figure that the best epoch is the best by
 
 
 class Run(NamedTuple):
@@ -28,12 +32,7 @@ class Run(NamedTuple):
     def check(self, recipe: Recipe, data: Dataset) -> None:
         """Raise ValueError, in one line, if this is a run by another recipe or with other data."""
         then, now = self.about["recipe"], asdict(recipe)
-        if changed := [name for name in now if now[name] != then.get(name)]:
-            if changed == ["epochs"] and self.about["step"] >= self.about["steps"]:
-                raise ValueError(
-                    f"{self.source}: expected an unfinished run to resume, found one that has "
-                    f"ended, after {then['epochs']} epochs: {FURTHER}"
-                )
+        if changed := [name for name in now if now[name] != then.get(name) and name not in FREE]:
             options = ", ".join(_as_option(name, then.get(name)) for name in changed)
             raise ValueError(f"{self.source}: expected the options of the run to resume: {options}")
         for what, found in (("classes", data.classes), ("pictures", len(data.train))):
@@ -43,6 +42,12 @@ class Run(NamedTuple):
                     f"{_shown(self.about[what])}, found {_shown(found)}: resume it with the data "
                     "that it was started with"
                 )
+        made = self.about["step"] * then["epochs"] / self.about["steps"]
+        if now["epochs"] < made:
+            raise ValueError(
+                f"{self.source}: expected at least the epochs that the run has made, "
+                f"{made:.3g}, found --epochs {now['epochs']}: give more"
+            )
 
 
 def _as_option(name: str, value: Any) -> str:
@@ -55,6 +60,20 @@ def _as_option(name: str, value: Any) -> str:
 
 def _shown(value: Any) -> str:
     return ", ".join(value[:10]) if isinstance(value, list) else str(value)
+
+
+def best_epoch(reports: Sequence[Sequence[float]]) -> int:
+    """The last epoch, from 1, whose figure no other exceeds; 0 before there is any."""
+    figures = [row[MEASURE] for row in reports]
+    return max(range(len(figures)), key=lambda i: (figures[i], i)) + 1 if figures else 0
+
+
+def has_ended(about: Mapping[str, Any]) -> bool:
+    """Whether a run has made all its steps, or waited for a better epoch long enough."""
+    patience, reports = about["recipe"].get("patience"), about["reports"] or ()
+    figures = [row[MEASURE] for row in reports]
+    waited = len(figures) - 1 - figures.index(max(figures)) if figures else 0
+    return about["step"] >= about["steps"] or (bool(patience) and waited >= patience)
 
 
 def save_run(path: str | os.PathLike[str], run: Run) -> None:
@@ -80,6 +99,6 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _checked(path: str | os.PathLike[str], about: dict[str, Any]) -> dict[str, Any]:
     if any(name not in about for name in ABOUT):
         raise CheckpointError(
-            f"{path}: expected a run, found weights alone: name the folder of a run in --out"
+            f"{path}: expected a run, found weights alone: name the folder of a run"
         )
     return about

@@ -16,11 +16,12 @@ from tinygmf.data.dataset import BRANCHES, Dataset
 from tinygmf.data.evaluation import count_correct
 from tinygmf.engine.predictor import Predictor
 from tinygmf.model import GroupMixFormer
+from tinygmf.training.clock import Clock
 from tinygmf.training.gradient import draw_factors
 from tinygmf.training.head import HEAD, HeadPrograms
 from tinygmf.training.programs import Programs, StepPrograms
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.run_file import Run
+from tinygmf.training.run_file import Run, has_ended
 from tinygmf.training.state import Devices, TrainingState
 from tinygmf.training.update import update_schedule
 from tinygmf.weights.checkpoint import NetworkWeights, load_state_dict
@@ -90,10 +91,16 @@ class Trainer:
         )
         batches = len(data.train) // recipe.batch_size
         self.steps_per_epoch = batches // recipe.accumulate
+        self.begin()
+
+    def begin(self) -> None:
+        """What changes in the course of a run, at its beginning."""
         self.step = 0  # steps made
-        self.scale = LARGEST_SCALE if recipe.dtype == "float16" else 1.0  # of the loss
+        self.scale = LARGEST_SCALE if self.recipe.dtype == "float16" else 1.0  # of the loss
         self.losses, self.seconds = 0.0, 0.0  # sums over the present epoch
-        self.reports: list[EpochReport] = []  # of the epochs so far
+        self.reports: list[Any] = []  # of the epochs so far
+        self.started: dict[str, Any] = {}  # the options that the run was started with
+        self.clock = Clock()
         self.stop = False  # set it, from a signal handler say, to end after the present step
         self.pause = math.inf  # seconds after which `run_epoch` returns, so that a run can be saved
 
@@ -101,6 +108,11 @@ class Trainer:
     def steps(self) -> int:
         """The steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do: all steps made, or the recipe's patience at its end."""
+        return has_ended(self.about())
 
     def run_epoch(self) -> EpochReport | None:
         """Train to the end of the present epoch and measure.
@@ -112,10 +124,12 @@ class Trainer:
         if not done:
             self.losses, self.seconds = 0.0, 0.0
         rate, speed, before, start = 0.0, 0.0, self.seconds, time.perf_counter()
-        batches = self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
+        batches = self.clock.waiting(
+            self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
+        )
         bar = tqdm(
-            total=self.steps_per_epoch,
-            initial=done,
+            total=self.steps,
+            initial=self.step,
             desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
             unit=" steps",
             disable=not self.progress,
@@ -124,13 +138,15 @@ class Trainer:
         with bar:
             for made in range(1, self.steps_per_epoch - done + 1):
                 rate = self.recipe.rate(self.step, self.steps_per_epoch)
-                loss = self.run_step(batches, rate)
+                with self.clock:
+                    loss = self.run_step(batches, rate)
                 self.losses += loss
                 passed = time.perf_counter() - start
                 self.seconds = before + passed
                 speed = made * self.recipe.batch_size * self.recipe.accumulate / passed
                 bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", pictures_s=f"{speed:.0f}")
                 bar.update()
+                self.tell_clock(self.steps_per_epoch - done - made)
                 if (self.stop or passed > self.pause) and self.step % self.steps_per_epoch:
                     return None
         found = self.evaluate()
@@ -139,6 +155,12 @@ class Trainer:
         report = self.report(epoch + 1, self.step, mean, rate, *found, speed, self.seconds)
         self.reports.append(report)
         return report
+
+    def tell_clock(self, of_epoch: int) -> None:
+        """A step is made, `of_epoch` are left of the present epoch."""
+        measured = len(self.data.val) / (self.recipe.batch_size * self.recipe.accumulate)
+        epochs = self.recipe.epochs - len(self.reports)
+        self.clock.step_made(self.steps - self.step, of_epoch, measured * epochs)
 
     def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
         """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
@@ -182,7 +204,11 @@ class Trainer:
 
     def state(self) -> Run:
         """Everything that is needed to go on from here; `restore` takes it."""
-        about = {
+        return Run(self.numbers.read(), self.about())
+
+    def about(self) -> dict[str, Any]:
+        """What the file of the run says of it."""
+        return {
             "recipe": asdict(self.recipe),
             "classes": self.data.classes,
             "pictures": len(self.data.train),
@@ -192,8 +218,8 @@ class Trainer:
             "losses": self.losses,
             "seconds": self.seconds,
             "reports": [astuple(report) for report in self.reports],
+            "started": self.started,
         }
-        return Run(self.numbers.read(), about)
 
     def restore(self, run: Run) -> None:
         """Go on where a run stopped.

@@ -25,7 +25,13 @@ from tinygmf.model import GroupMixFormer, state_shapes
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights.entries import find_network
 from tinygmf.weights.pth import write_pth
-from tinygmf.weights.reading import METADATA, Checkpoint, CheckpointError, read_checkpoint
+from tinygmf.weights.reading import (
+    METADATA,
+    Checkpoint,
+    CheckpointError,
+    network_file,
+    read_checkpoint,
+)
 from tinygmf.weights.safetensors import write_safetensors
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
@@ -52,7 +58,8 @@ class NetworkWeights(NamedTuple):
 def load_weights(path: str | os.PathLike[str], entry: str | None = None) -> NetworkWeights:
     """Return the network that a weight file holds, its architecture inferred from keys and shapes.
 
-    Of several networks in the file `entry` names one, by the way to it ("teacher",
+    A training run's folder, or its own file, stands for the network that it has made so far. Of
+    several networks in the file `entry` names one, by the way to it ("teacher",
     "state_dict.model"); without it the average is taken of a network and its average. What was
     chosen or passed over is logged as a warning.
 
@@ -62,7 +69,7 @@ def load_weights(path: str | os.PathLike[str], entry: str | None = None) -> Netw
     Raises:
         CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
     """
-    weights, remark = _network_of(read_checkpoint(path, partial(find_network, entry=entry)), path)
+    weights, remark = _network_of(read_network(path, entry), path)
     shapes = state_shapes(weights.config)
     weights, remark = _complete(weights, shapes, remark)
     check_state(weights.arrays, shapes, GroupMixFormer.__name__, str(path))
@@ -80,7 +87,12 @@ def load_model(
     Raises:
         CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
     """
-    return build_model(read_checkpoint(path, partial(find_network, entry=entry)), path, device)
+    return build_model(read_network(path, entry), path, device)
+
+
+def read_network(path: str | os.PathLike[str], entry: str | None = None) -> Checkpoint:
+    """Read the network of a file; of a training run's folder or file the network made so far."""
+    return read_checkpoint(network_file(path), partial(find_network, entry=entry))
 
 
 def build_model(

@@ -25,6 +25,7 @@ from tinygmf.weights.recognise import what_file_is
 from tinygmf.weights.safetensors import looks_like_safetensors, read_safetensors
 
 SHIPPED = {"digits": "digits.safetensors"}  # weights that the package brings, by name
+RUN, NETWORK = "run.safetensors", "model.safetensors"  # in a training run's folder
 METADATA = "tinygmf"  # the entry, in either format, that holds the metadata
 
 
@@ -74,6 +75,13 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     if name in SHIPPED and not os.path.exists(name):
         return Path(__file__).parents[1] / "assets" / SHIPPED[name]
     return Path(path)
+
+
+def network_file(path: str | os.PathLike[str]) -> Path:
+    """The network's file where a training run's folder or its own file is named; else the path."""
+    place = Path(path)
+    folder = place.parent if place.name == RUN else place
+    return folder / NETWORK if (folder / NETWORK).is_file() else place
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,0 +1,198 @@
+"""A run of `tinygmf train`, from its first step to the files that it leaves in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinygmf.commands.run_folder import BEST, CLASSES, RUN, WEIGHTS
+from tinygmf.files import printable, remove_leftovers, replacing
+from tinygmf.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tinygmf.training.run_file import Run
+    from tinygmf.training.trainer import Trainer
+
+SAVE_EVERY = 600  # seconds, in epochs that are longer
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def run_to_the_end(
+    model: Any,
+    data: Any,
+    recipe: Recipe,
+    device: Any,
+    out: Path,
+    saved: Run | None,
+    started: dict[str, Any],
+) -> int:
+    """Train, from where a saved run stopped if there is one; returns the exit code.
+
+    `started` are the options that the run's file keeps.
+    """
+    from tinygmf.training.dense_recipe import DenseRecipe
+    from tinygmf.training.dense_trainer import DenseTrainer
+    from tinygmf.training.trainer import Trainer
+    from tinygmf.weights.checkpoint import WRITERS, save_model
+
+    folder = None if out.suffix in WRITERS else out
+    kind: Any = DenseTrainer if isinstance(recipe, DenseRecipe) else Trainer
+    trainer: Trainer = kind(model, data, recipe, device)
+    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
+    trainer.started, trainer.clock.tell = started, tell_time
+    if saved:
+        trainer.restore(saved)
+        tell_resumed(trainer, out)
+    with stopping(trainer):
+        finished = train(trainer, folder)
+    said = data.report() if isinstance(recipe, DenseRecipe) else data.broken.values()
+    for line in said:
+        print(f"passed over: {line}", file=sys.stderr)
+    if not finished:
+        tell_stopped(trainer, folder)
+        return INTERRUPTED
+    if folder is None:
+        save_model(trainer.finish(), out)
+    else:
+        with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
+            file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
+    tell_result(trainer, folder, out)
+    return 0
+
+
+def tell_time(seconds: float) -> None:
+    from tinygmf.training.clock import spoken
+
+    print(f"the rest takes {spoken(seconds)}", file=sys.stderr)
+
+
+def tell_resumed(trainer: Trainer, folder: Path) -> None:
+    """Where a run goes on, or that it does not."""
+    from tinygmf.training.run_file import best_epoch
+
+    reports, recipe = trainer.about()["reports"], trainer.recipe
+    said = f"goes on after step {trainer.step} of {trainer.steps}"
+    if trainer.step >= trainer.steps:
+        said = f"has ended, after {recipe.epochs} epochs: --epochs N, more than that, goes on"
+    elif trainer.ended:
+        said = (
+            f"has ended, after {len(reports)} epochs, the best of them the {best_epoch(reports)}.: "
+            f"a --patience of more than {recipe.patience} goes on, or of 0"
+        )
+    print(f"{folder}: this run {said}", file=sys.stderr)
+
+
+def tell_stopped(trainer: Trainer, folder: Path | None) -> None:
+    how = "to go on, give --out a folder to keep runs"
+    if folder:
+        how = f"{folder / WEIGHTS} is the network so far; `tinygmf train --resume {folder}` goes on"
+    print(f"stopped after step {trainer.step} of {trainer.steps}; {how}")
+
+
+def tell_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
+    """The network's file and its figure, and the better one of an earlier epoch."""
+    from tinygmf.training.run_file import best_epoch
+
+    reports, pictures = trainer.reports, len(trainer.data.val)
+    best = best_epoch(trainer.about()["reports"])
+    if len(reports) < trainer.recipe.epochs:
+        print(f"ended after epoch {len(reports)}: none was better than epoch {best}")
+    if folder and best != len(reports):
+        print(f"{folder / BEST}: {first_measure(reports[best - 1])}, of epoch {best}")
+    path = folder / WEIGHTS if folder else out
+    print(f"{path}: {first_measure(reports[-1])} of {pictures} held-out pictures")
+
+
+def first_measure(report: Any) -> str:
+    return measured(report).partition(",")[0]
+
+
+def measured(report: Any) -> str:
+    """An epoch's figures on the validation pictures."""
+    from tinygmf.training.log import measures
+
+    row = asdict(report)
+    return ", ".join(f"{label} {row[name]:.2%}" for name, label in measures(row).items())
+
+
+def train(trainer: Trainer, folder: Path | None) -> bool:
+    """Run the remaining epochs, saving after each, and in long ones between; False if the user
+    stopped it. Raises ValueError, with the last checkpoint intact, where the disk is full."""
+    from tinygmf.training import log
+
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+    while not trainer.ended:
+        report = trainer.run_epoch()
+        if report is not None:
+            print(
+                f"epoch {report.epoch:3}: loss {report.loss:.3f}, {measured(report)}, "
+                f"{report.pictures_per_second:.0f} pictures/s",
+                flush=True,
+            )
+        if folder is not None:
+            save(trainer, folder, epoch_ended=report is not None)
+        if trainer.stop and not trainer.ended:
+            return False
+    if folder is not None:
+        with room_for_the_log(folder):
+            log.write_curves(folder / "curves.png", rows(trainer))
+    return True
+
+
+def save(trainer: Trainer, folder: Path, epoch_ended: bool) -> None:
+    """Write the network, the run, then its log: what a run in a file promises is there.
+
+    After an epoch that none before equals, the network is the best one too. Raises CheckpointError
+    or ValueError if the disk refuses.
+    """
+    from tinygmf.training import log
+    from tinygmf.training.run_file import best_epoch, save_run
+    from tinygmf.weights.checkpoint import write_tensors
+
+    arrays, notes = trainer.arrays(), trainer.model.settings.to_json()
+    if epoch_ended and best_epoch(trainer.about()["reports"]) == len(trainer.reports):
+        write_tensors(arrays, folder / BEST, notes | {"epoch": len(trainer.reports)})
+    write_tensors(arrays, folder / WEIGHTS, notes)
+    save_run(folder / RUN, trainer.state())
+    if trainer.reports:
+        with room_for_the_log(folder):
+            log.write_tables(folder, rows(trainer))
+            log.write_tensorboard(folder, rows(trainer))
+
+
+def rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """Of the log: one for each epoch."""
+    return [asdict(report) for report in trainer.reports]
+
+
+@contextlib.contextmanager
+def room_for_the_log(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: expected room for the log, found {error.strerror}: the run is saved; make "
+            f"room, then `tinygmf train --resume {folder}` goes on"
+        ) from None
+
+
+@contextlib.contextmanager
+def stopping(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C ends training after the present step; the second ends it at once."""
+
+    def stop(*_: object) -> None:
+        trainer.stop = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
