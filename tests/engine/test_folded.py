@@ -90,7 +90,8 @@ def check_precision(nano: GroupMixFormer, dtype: DType) -> None:
     pictures, measured = activations_of()
     x = tensor_from_numpy(pictures)
     half = fold(nano, dtype)
-    assert {w.dtype for w in half.weights} == {dtype, dtypes.float32}
+    packed = {dtypes.uint32}  # pairs of bfloat16, where the processor multiplies those
+    assert {w.dtype for w in half.weights} - packed == {dtype, dtypes.float32}
     logits = half(x)
     assert logits.dtype == dtypes.float32
     assert relative_difference(logits.numpy(), measured["logits"]) < PRECISION[dtype]

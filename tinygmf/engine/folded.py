@@ -34,10 +34,11 @@ from tinygrad.uop.ops import UOp
 from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
+from tinygmf.loops import pairs
 from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
 from tinygmf.loops.values import add, add_product, gelu, hardswish
 from tinygmf.model import check_pictures
-from tinygmf.tensors import tensor_from_numpy
+from tinygmf.tensors import on_cpu, tensor_from_numpy
 
 WINDOW = 7  # the largest kernel of the aggregator and of crpe
 VECTOR = 16  # channels, below which parts are not computed one by one
@@ -132,7 +133,7 @@ def stages(
 def block(x: Tensor, w: BlockWeights, mask: Tensor) -> Tensor:
     """Position, attention, MLP: (B, H, W, D) -> the same. Steps as in `model.GMABlock`."""
     batch, height, width, dim = x.shape
-    n, float32, dtype = height * width, dtypes.float32, w.qkv.dtype
+    n, float32, dtype = height * width, dtypes.float32, products_of(w.qkv)
     tokens = depthwise(pad(x, 1), w.cpe, w.cpe_bias).reshape(batch, 1, n, dim)
 
     y = layernorm(tokens, eps=1e-6, dtype=dtype)
@@ -198,6 +199,11 @@ def head_runs(head_dim: int) -> tuple[Run, ...]:
     )
 
 
+def products_of(weight: Tensor) -> DType:
+    """The dtype of the products that a weight is for."""
+    return dtypes.bfloat16 if pairs.is_packed(weight) else weight.dtype
+
+
 def place(array: Array, dtype: DType, device: str | None) -> Tensor:
     """A weight on the device: the matrices of products in `dtype`, all else in float32."""
     array = np.ascontiguousarray(array, dtype=np.float32)
@@ -205,10 +211,11 @@ def place(array: Array, dtype: DType, device: str | None) -> Tensor:
         return tensor_from_numpy(array, device)
     if dtype == dtypes.float16:
         return tensor_from_numpy(array.astype(np.float16), device)
-    bits = array.view(np.uint32)  # bfloat16, which NumPy lacks, is the upper half, rounded to even
-    halves = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    buffer = Buffer(Device.canonicalize(device), array.size, dtype, preallocate=True)
-    buffer.allocator._copyin(buffer._buf, memoryview(bytearray(halves.tobytes())))
+    name = Device.canonicalize(device)
+    if on_cpu(name) and pairs.unit() and pairs.fits(array):
+        return tensor_from_numpy(pairs.pack(array), device)
+    buffer = Buffer(name, array.size, dtype, preallocate=True)
+    buffer.allocator._copyin(buffer._buf, memoryview(bytearray(pairs.rounded(array).tobytes())))
     return Tensor(UOp.from_buffer(buffer).reshape(array.shape))
 
 

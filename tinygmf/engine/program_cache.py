@@ -38,6 +38,7 @@ from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.clang import use_wide_vectors
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
+from tinygmf.loops import pairs
 from tinygmf.loops.pieces import number_of_pieces
 from tinygmf.tensors import on_cpu
 
@@ -143,6 +144,7 @@ def environment(device: str) -> dict[str, Any]:
         "target": str(opened.renderer.target),
         "processor": _processor() if on_cpu(device) else "",
         "pieces": number_of_pieces(),
+        "pairs": pairs.unit() if on_cpu(device) else None,  # which asks for its registers, too
         "settings": {variable.key: variable.value for variable in to_program_config},
         "tinygrad": version("tinygrad"),
         "tinygmf": _source_digest(),

@@ -20,7 +20,8 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops.nest import Nest, load, store, tile
+from tinygmf.loops import pairs
+from tinygmf.loops.nest import Nest, load, store, tile, value_of
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
 from tinygmf.loops.values import ZERO, Value, exp, identity
@@ -59,9 +60,11 @@ def dense(
     weight (kh, kw, K, E), or (B, 1, 1, K, E) for a matrix of each picture's own; x has its rim and
     at least K channels from `channel` on. The epilogue is applied to each sum and to what `others`
     (B, H, W, >= E) hold in its place. The weight is zero outside its `blocks` on the diagonal, and
-    may hold anything there on the CPU, where only the blocks are read.
+    may hold anything there on the CPU, where only the blocks are read. There a weight may also be
+    one of `pairs`, for x of bfloat16.
     """
     kh, kw, depth, columns = map(int, weight.shape[-4:])
+    depth *= 2 if pairs.is_packed(weight) else 1
     height = (int(x.shape[1]) - kh) // stride[0] + 1
     width = (int(x.shape[2]) - kw) // stride[1] + 1
     dtype = dtype or x.dtype
@@ -190,7 +193,7 @@ def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int) -> UOp:
     h, w = row - rim, column - rim
     inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
     h, w = h.maximum(0).minimum(height - 1), w.maximum(0).minimum(width - 1)
-    value = inside.where(load(x, b, h, w, channel + c), ZERO)
+    value = inside.where(x[b, h, w, channel + c].load(), ZERO.cast(x.dtype))
     return store(f"pad_{math.prod(out.shape)}", out, tuple(loops), value, *loops)
 
 
@@ -207,9 +210,11 @@ def dense_loops(
 ) -> UOp:
     batch, height, width, columns = out.shape
     kh, kw, depth, _ = weight.shape[-4:]
+    packed = pairs.is_packed(weight)
+    depth *= 2 if packed else 1
     bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
     wide, deep = columns // blocks, depth // blocks  # of one block
-    nest, (m, c) = Nest(), best_tile(PRODUCT, width, wide)
+    nest, (m, c) = Nest(), pairs.tile(width, wide) if packed else best_tile(PRODUCT, width, wide)
     tiles, parts = (batch, height, -(-width // m), blocks), -(-wide // c)
     if kh * kw * deep * wide > CACHED:  # a part of the weights for the whole map
         part, *rows = around = nest.loops(parts, *tiles)
@@ -219,19 +224,28 @@ def dense_loops(
     e0 = s * wide + start(part, c, wide)
     picture = (b,) if len(weight.shape) == 5 else ()
 
-    acc = nest.fill(around, (m, c), lambda i, j: load(bias[0], e0 + j) if bias else ZERO)
-    window = ky, kx, k = nest.loops(kh, kw, deep)
-    acc = nest.accumulate(
-        acc,
-        window,
-        lambda i, j: (
-            load(x, b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + s * deep + k)
-            * load(weight, *picture, ky, kx, s * deep + k, e0 + j)
-        ),
-    )
+    def token(ky: UOp, kx: UOp, k: UOp, i: UOp) -> UOp:
+        return x[b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + s * deep + k]
+
+    def row(ky: UOp, kx: UOp, k: UOp, j: UOp) -> UOp:
+        return weight[*picture, ky, kx, (s * deep + k) // (2 if packed else 1), e0 + j]
+
+    def shift(i: UOp, j: UOp) -> UOp:
+        return load(bias[0], e0 + j) if bias else ZERO
+
+    window, apart = (kh, kw, deep), (stride[1] * x.shape[3], columns)
+    if packed:
+        acc = pairs.sums(nest, around, window, (m, c), token, row, apart)
+    else:
+        acc = nest.fill(around, (m, c), shift)
+        over = ky, kx, k = nest.loops(*window)
+        acc = nest.accumulate(
+            acc, over, lambda i, j: value_of(token(ky, kx, k, i)) * value_of(row(ky, kx, k, j))
+        )
     i, j = nest.loops(m, c)
     here = (b, h, w0 + i, e0 + j)
-    value = epilogue(acc[i, j].load(), *(load(other, *here) for other in extra))
+    total = acc[i, j].load() + shift(i, j) if packed else acc[i, j].load()
+    value = epilogue(total, *(load(other, *here) for other in extra))
     name = f"dense_{batch * height * width}_{kh * kw * deep}_{columns}_{epilogue.__name__}"
     return store(name, out, here, value, *around, i, j)
 

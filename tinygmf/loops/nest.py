@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from tinygrad import dtypes
-from tinygrad.dtype import AddrSpace
+from tinygrad.dtype import AddrSpace, DType
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
 from tinygmf.loops.pieces import in_pieces
@@ -67,12 +67,16 @@ def tile(size: int, choices: tuple[int, ...]) -> int:
 
 
 def load(buffer: UOp, *index: Index) -> UOp:
-    return buffer[index].load().cast(dtypes.float32)
+    return value_of(buffer[index])
+
+
+def value_of(place: UOp) -> UOp:
+    return place.load().cast(dtypes.float32)
 
 
 def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp) -> UOp:
     """The kernel: the value stored at the index, in all the loops from the outermost."""
-    stored = out[index].store(value.cast(out.dtype)).end(*loops[::-1])
+    stored = out[index].store(narrowed(value, out.dtype)).end(*loops[::-1])
     return kernel(name, stored, overlapping=True)
 
 
@@ -85,7 +89,16 @@ def kernel(name: str, stored: UOp, overlapping: bool = False) -> UOp:
 def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False) -> UOp:
     """Stores a value, or adds it to what is there."""
     value = load(out, *index) + value if adding else value
-    return out[index].store(value.cast(out.dtype))
+    return out[index].store(narrowed(value, out.dtype))
+
+
+def narrowed(value: UOp, dtype: DType) -> UOp:
+    """As `cast`, but to bfloat16 by half of tinygrad's operations, rounded to even; NaNs that
+    processors make stay such. Clang makes no vectors of the processor's own instruction."""
+    if dtype != dtypes.bfloat16 or value.dtype == dtype:
+        return value.cast(dtype)
+    bits = value.cast(dtypes.float32).bitcast(dtypes.uint32)
+    return ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).cast(dtypes.ushort).bitcast(dtype)
 
 
 def add_gradient(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:

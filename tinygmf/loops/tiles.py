@@ -41,6 +41,10 @@ PRODUCT = {  # registers of each
     "neon": tiles((7, 12, 50), (6, 16, 50), (8, 8, 46), (4, 16, 46), (4, 8, 36)),  # 32 of 4
     "simd128": tiles((4, 8, 24), (7, 4, 22), (4, 4, 18)),  # 16 of 4, as far as one can know
 }  # fmt: skip
+PAIRS = {  # of products of bfloat16 by units of their own: see `pairs`
+    "amx": tiles((32, 32, 400), (16, 32, 300), (32, 16, 300), (16, 16, 200)),
+    "dot": tiles((8, 32, 326), (8, 48, 338), (6, 64, 316), (8, 16, 240), (14, 16, 280)),
+}
 WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a token
     "avx512": tiles((7, 16, 98), (4, 16, 88), (2, 32, 84)),
     "avx2": tiles((7, 16, 71), (4, 16, 66), (2, 32, 64)),
@@ -49,7 +53,9 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
 }
 
 
-def best_tile(table: Table, tokens: int, channels: int, exact: bool = False) -> tuple[int, int]:
+def best_tile(
+    table: Table, tokens: int, channels: int, exact: bool = False, unit: str | None = None
+) -> tuple[int, int]:
     """Tokens and channels of the tile that is the fastest for a map of this size.
 
     A tile that does not divide overlaps its neighbour, and that work is lost; with `exact` the
@@ -59,7 +65,7 @@ def best_tile(table: Table, tokens: int, channels: int, exact: bool = False) -> 
     def speed(tile: Tile) -> float:
         return tile.rate * used(tokens, tile.tokens, exact) * used(channels, tile.channels, exact)
 
-    tile = max(table[registers()], key=speed)
+    tile = max(table[unit or registers()], key=speed)
     if exact:
         return divisor(tokens, tile.tokens), divisor(channels, tile.channels)
     return min(tokens, tile.tokens), min(channels, tile.channels)
@@ -87,8 +93,15 @@ def registers() -> str:
 @cache
 def processor_flags() -> frozenset[str]:
     """What the processor can do, in Linux's names; on other systems nothing is known."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
+    for line in processor().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+@cache
+def processor() -> str:
+    """What Linux says of the processors."""
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text()
+    return ""
