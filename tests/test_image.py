@@ -12,7 +12,15 @@ from PIL import Image, ImageFile
 from process import call
 from strategies import noise
 
-from tinygmf.image import MEAN, STD, ImageError, imagenet_labels, load_image, preprocess
+from tinygmf.image import (
+    MEAN,
+    STD,
+    ImageError,
+    imagenet_labels,
+    load_image,
+    picture_suffixes,
+    preprocess,
+)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -200,3 +208,16 @@ def test_the_labels_are_in_the_order_of_imagenet():
     known = {0: "tench", 1: "goldfish", 207: "golden retriever", 281: "tabby cat"}
     known |= {388: "giant panda", 817: "sports car", 999: "toilet tissue"}
     assert {index: labels[index] for index in known} == known
+
+
+def test_a_photograph_in_heic_opens_upright_where_pillow_heif_is_installed(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    path, size = tmp_path / "IMG_1.HEIC", (64, 48)
+    picture = Image.linear_gradient("L").resize(size).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    heif.from_pillow(picture).save(path, quality=90, exif=exif.tobytes())
+    found = load_image(path)
+    assert found.size == (48, 64) and ".heic" in picture_suffixes()
+    expected = picture.transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).max() < 16

@@ -6,6 +6,7 @@ them but the orientation, which is read from its own tag.
 """
 
 import importlib.resources
+import importlib.util
 import io
 import os
 import re
@@ -26,7 +27,10 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
 MEAN, STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
 PUBLISHED = Settings()
-FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"]
+FORMATS = [
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
+    "HEIF",  # where pillow-heif is installed
+]
 # Pillow knows others, and hands some to programs: PostScript to Ghostscript.
 MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory
 MAX_RESIZED_PIXELS = 2**24  # what the resize may allocate: 64 MB
@@ -34,7 +38,7 @@ MAX_MENDED = 2**28  # bytes of a file that is read anew without its metadata
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 FOUND = (  # what people take for pictures: how it begins, and what it is
-    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC, an iPhone's format"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC (pip install pillow-heif makes it readable)"),
     (rb"\s*<(!doctype html|html)", "a web page"),
     (rb"\s*(<\?xml.*)?<svg", "SVG, a drawing"),
     (rb"%PDF-", "a PDF document"),
@@ -141,6 +145,8 @@ def _open(file: BinaryIO, exif: bytes | None = None) -> Image.Image:
 def _formats() -> list[str]:
     """Return those of `FORMATS` that this Pillow was built with."""
     Image.init()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        importlib.import_module("pillow_heif").register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tinygmf.data.pictures import NOT_PICTURES, PassedOver, is_picture, natural, pictures_below
+from tinygmf.data.pictures import PassedOver, is_picture, kind_of_file, natural, pictures_below
 from tinygmf.engine.predictor import read_ahead
 from tinygmf.files import printable
 from tinygmf.image import Picture, begins_as_picture, decode
@@ -98,7 +98,7 @@ def named_pictures(words: Iterable[str], passed: PassedOver) -> Iterator[Named]:
             matches = sorted(glob.glob(word, recursive=True), key=natural)
             for match in matches or [word]:
                 if matches and not (os.path.isdir(match) or is_picture(Path(match))):
-                    passed.note(NOT_PICTURES, Path(match))
+                    passed.note(kind_of_file(Path(match)), Path(match))
                 else:
                     yield from _file_or_folder(match, passed)
         else:

@@ -23,6 +23,7 @@ from tinygmf.commands.run_folder import (
     started_with,
     usual_folder,
 )
+from tinygmf.commands.train_plan import fitted, tell_classes, tell_plan
 from tinygmf.config import VARIANTS, full_name
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
 
@@ -128,14 +129,6 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
     return data
 
 
-def checked(data: Any, recipe: Recipe) -> Any:
-    """The data set, after it was said what was passed over; DataError where too little is left."""
-    if data.passed:
-        print(f"passed over: {data.passed}", file=sys.stderr)
-    data.check(recipe.batch_size * recipe.accumulate)
-    return data
-
-
 def chosen_out(args: argparse.Namespace) -> Path:
     """The run's folder, or the file of the trained network alone."""
     return args.out or usual_folder(args.data)
@@ -192,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
         elif folder:
             check_nothing_lost(folder)
         model = network_to_train(args, data, recipe, saved is not None)
+        tell_plan(model, data, recipe, device, args.out)
         return run_to_the_end(model, data, recipe, device, args.out, saved, started_with(args))
 
 
@@ -211,7 +205,13 @@ def chosen_lesson(args: argparse.Namespace, about: dict[str, Any] | None) -> tup
         recipe: Any = train_dense.chosen_recipe(args, RECIPE_OPTIONS, then)
         return recipe, train_dense.chosen_data(args, recipe)
     recipe = chosen_recipe(args, then)
-    return recipe, checked(chosen_data(args, recipe), recipe)
+    data = chosen_data(args, recipe)
+    if data.passed:
+        print(f"passed over: {data.passed}", file=sys.stderr)
+    recipe = recipe if then else fitted(args, recipe, data)
+    data.check(recipe.batch_size * recipe.accumulate)
+    tell_classes(data)
+    return recipe, data
 
 
 def network_to_train(args: argparse.Namespace, data: Any, recipe: Any, resuming: bool) -> Any:

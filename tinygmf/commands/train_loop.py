@@ -68,7 +68,7 @@ def run_to_the_end(
 def tell_time(seconds: float) -> None:
     from tinygmf.training.clock import spoken
 
-    print(f"the rest takes {spoken(seconds)}", file=sys.stderr)
+    print(f"{spoken(seconds)} to the end of the run", file=sys.stderr)
 
 
 def tell_resumed(trainer: Trainer, folder: Path) -> None:
@@ -98,7 +98,8 @@ def tell_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
     """The network's file and its figure, and the better one of an earlier epoch."""
     from tinygmf.training.run_file import best_epoch
 
-    reports, pictures = trainer.reports, len(trainer.data.val)
+    reports, broken = trainer.reports, trainer.data.broken
+    pictures = sum(str(source) not in broken for source in trainer.data.val)
     best = best_epoch(trainer.about()["reports"])
     if len(reports) < trainer.recipe.epochs:
         print(f"ended after epoch {len(reports)}: none was better than epoch {best}")

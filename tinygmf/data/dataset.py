@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +13,11 @@ from PIL import Image
 
 from tinygmf.config import Settings
 from tinygmf.data.augment import BatchRecipe, mix, targets, training_picture
+from tinygmf.data.kept import KeptPictures, reduced
+from tinygmf.data.pictures import PassedOver
 from tinygmf.engine.predictor import chunks, read_ahead
 from tinygmf.files import one_line
-from tinygmf.image import PUBLISHED, preprocess
+from tinygmf.image import PUBLISHED, normalize, resize_and_crop
 from tinygmf.pixels import ImageError
 
 # The uses of random numbers, each with a generator of its own
@@ -43,8 +47,22 @@ class Dataset:
     val_labels: np.ndarray
     load: Callable[[Any], Image.Image]
     broken: dict[str, str] = field(default_factory=dict)  # passed over: source -> why
-    passed: str = ""  # what else was passed over where the pictures were looked for
+    passed: PassedOver = field(default_factory=PassedOver)  # where the pictures were looked for
     settings: Settings = PUBLISHED  # how the network wants its pictures
+    kept: KeptPictures = field(default_factory=KeptPictures)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Pictures of each class to train on."""
+        return np.bincount(self.train_labels, minlength=len(self.classes))
+
+    def typical_side(self, most: int = 16) -> int:
+        """The median of the shorter sides, in pixels, of up to `most` pictures."""
+        sides = []
+        for source in self.train[:: -(-len(self.train) // most)]:
+            with suppress(ImageError):
+                sides.append(min(self.load(source).size))
+        return int(np.median(sides)) if sides else 0
 
     def check(self, batch_size: int) -> None:
         """Raises DataError where there is too little to train on."""
@@ -53,7 +71,7 @@ class Dataset:
                 f"{self.name}: expected at least two classes, found {self.classes}: "
                 "make one folder for each class"
             )
-        counts = np.bincount(self.train_labels, minlength=len(self.classes))
+        counts = self.counts
         if not counts.all():
             empty = self.classes[int(counts.argmin())]
             raise DataError(
@@ -91,7 +109,7 @@ class Dataset:
         for i in range(len(self.train)):
             place = (index + i) % len(self.train)
             try:
-                picture = self.load(self.train[place])
+                picture = self._decoded(self.train[place], recipe)
                 array = training_picture(picture, recipe, rng, self.settings)
                 return array, int(self.train_labels[place])
             except ImageError as error:
@@ -100,6 +118,22 @@ class Dataset:
             f"{self.name}: expected pictures to train on, found none that can be read any more: "
             "see that they are still there"
         )
+
+    def _decoded(self, source: Any, recipe: BatchRecipe) -> Image.Image:
+        """A picture to train on; what comes from a file is kept."""
+        if not isinstance(source, str | os.PathLike):
+            return self.load(source)
+        key = "train", source, recipe.size, recipe.crop
+        return self.kept.get(key, lambda: reduced(self.load(source), recipe))
+
+    def _cut(self, source: Any, size: int) -> Image.Image:
+        """A picture to validate on, as the network sees it."""
+
+        def cut() -> Image.Image:
+            return resize_and_crop(self.load(source), size, self.settings)
+
+        kept = isinstance(source, str | os.PathLike)
+        return self.kept.get(("val", source, size, self.settings.crop), cut) if kept else cut()
 
     def batches(
         self, recipe: BatchRecipe, epoch: int, first: int = 0
@@ -126,7 +160,7 @@ class Dataset:
 
         def read(index: int) -> tuple[np.ndarray, int] | None:
             try:
-                array = preprocess(self.load(self.val[index]), size, self.settings)
+                array = normalize(self._cut(self.val[index], size), self.settings)
                 return array, int(self.val_labels[index])
             except ImageError as error:
                 self.broken[str(self.val[index])] = str(error)

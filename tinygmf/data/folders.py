@@ -58,7 +58,7 @@ def folder_pictures(folder: Path, seed: int = 0, exclude: Collection[Path] = ())
         found = _split(*found[0], seed)
     (train, train_labels), (val, val_labels) = found
     return Dataset(
-        str(folder), classes, train, train_labels, val, val_labels, load_image, passed=str(passed)
+        str(folder), classes, train, train_labels, val, val_labels, load_image, passed=passed
     )
 
 
@@ -141,7 +141,8 @@ def _split(paths: list[Path], labels: np.ndarray, seed: int) -> list[tuple[list[
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
         rank[members] = np.arange(len(members))
-    held_out = rank % HELD_OUT == 0
+    alone = np.bincount(labels)[labels] == 1  # of its class: it is trained on
+    held_out = (rank % HELD_OUT == 0) & ~alone
     return [
         ([path for path, chosen in zip(paths, part, strict=True) if chosen], labels[part])
         for part in (~held_out, held_out)

@@ -25,6 +25,7 @@ RUN_MARKS = LOCK, "run.safetensors", "log.jsonl"
 SHOWN = 3  # names of each kind that a message lists
 
 NOT_PICTURES = "files that are no pictures"
+HEIC = "photographs in HEIC, which pip install pillow-heif makes readable"
 SYSTEM_NAMES = "hidden or system names"
 RUNS = "folders of runs"
 LOOPS = "links into folders seen already"
@@ -42,6 +43,13 @@ class PassedOver:
     def note(self, kind: str, path: Path) -> None:
         self.names.setdefault(kind, []).append(path.name)
 
+    def count(self) -> str:
+        """`40 passed over (.heic, .txt)`: files and folders, and the files' suffixes."""
+        names = [name for found in self.names.values() for name in found]
+        suffixes = sorted({Path(name).suffix.lower() for name in names} - {""})
+        shown = [*map(printable, suffixes[:SHOWN]), *["…"][: len(suffixes) > SHOWN]]
+        return f"{len(names)} passed over" + (f" ({', '.join(shown)})" if shown else "")
+
     def __bool__(self) -> bool:
         return bool(self.names)
 
@@ -53,6 +61,11 @@ class PassedOver:
             shown = ", ".join(map(printable, names[:SHOWN]))
             parts.append(f"{kind} ({len(names)}: {shown}{dots})")
         return ", ".join(parts)
+
+
+def kind_of_file(path: Path) -> str:
+    """What to call a file that is no picture here."""
+    return HEIC if path.suffix.lower() in (".heic", ".heif", ".hif") else NOT_PICTURES
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -107,7 +120,7 @@ def _below(folder: Path, passed: PassedOver, exclude: set[Path], seen: set[Path]
             if is_picture(path):
                 yield path
             else:
-                passed.note(NOT_PICTURES, path)
+                passed.note(kind_of_file(path), path)
         elif (place := path.resolve()) in seen:
             passed.note(LOOPS, path)
         elif place in exclude or is_run(path):
@@ -127,7 +140,7 @@ def class_folders(
     found, above = {}, {root.resolve(), *root.resolve().parents}
     for path in entries(root, passed):
         if not path.is_dir():
-            passed.note(BESIDE if is_picture(path) else NOT_PICTURES, path)
+            passed.note(BESIDE if is_picture(path) else kind_of_file(path), path)
         elif path.resolve() in above:
             passed.note(LOOPS, path)
         elif path.resolve() in exclude or is_run(path):
