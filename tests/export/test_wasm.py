@@ -98,6 +98,26 @@ def test_weights_that_are_cut_short_or_damaged_are_refused(folder):
         assert node(folder, script).stdout.startswith("expected this network's weights, whole")
 
 
+def test_the_rest_of_the_network_runs_on_other_values_for_a_kept_map(folder):
+    script = f"""
+        const network = await load();
+        const picture = Float32Array.from({{ length: info.picture }}, (_, i) => Math.sin(i));
+        const logits = network.run(picture);
+        const {{ values }} = network.map("{BLOCK}");
+        const other = network.runFrom("{BLOCK}", values.map((value) => 2 * value));
+        const same = network.runFrom("{BLOCK}", values);
+        console.log(logits.every((logit, i) => logit === same[i] && logit !== other[i]));
+        for (const name of ["{BLOCK}", "{BLOCK}.att.qkv"])
+          try {{ network.runFrom(name, new Float32Array(1)); }} catch ({{ message }})
+          {{ console.log(message); }}
+    """
+    assert node(folder, script).stdout.splitlines() == [
+        "true",
+        f"expected {20 * (SIZE // 8) ** 2} values",
+        f"{BLOCK}.att.qkv: expected what all that follows comes from alone",
+    ]
+
+
 def test_pictures_of_another_size_are_refused(folder):
     script = """
         const network = await load();

@@ -38,6 +38,7 @@ COMMANDS = {
     "segment": "Colour what every pixel of pictures shows.",
     "detect": "Find the objects in pictures: boxes, and masks.",
     "explain": "Draw what the attention makes of pictures.",
+    "explore": "Write a page in which a browser runs the network and shows its attention.",
     "train": "Train a network on pictures.",
     "ablate": "Train networks with parts of the attention taken away, and compare them.",
     "evaluate": "Measure accuracy on a folder of labelled pictures.",

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,17 @@ def source_fields(program: Program) -> dict[str, object]:
 
 
 def call_lines(program: Program) -> Iterable[str]:
+    """The calls, cut where they can be begun with."""
+    starts = sorted({0, *(kept.next for kept in program.maps)})
+    for first, end in pairwise([*starts, len(program.calls)]):
+        yield f"    if (first <= {first}) {{"
+        yield from (f"    {line}" for line in section_lines(program, first, end))
+        yield "    }"
+
+
+def section_lines(program: Program, first: int, end: int) -> Iterable[str]:
     weights, part = {weight.name for weight in program.weights}, ""
-    for call in program.calls:
+    for call in program.calls[first:end]:
         if call.part != part:
             part = call.part
             yield f"    /* {part} */"

@@ -31,7 +31,9 @@ MAPS = {  # the results that stay, if asked for, by the weight of the call that 
     "cpe": "{}.cpe",
     "qkv": "{}.att.qkv",
     "mix": "{}.att.aggregator",  # (B, N, 3, 4D/5): queries, keys and values
+    "fifth_weight": "{}.att.aggregator.agg0",
     "crpe": "{}.att.crpe.conv_list",
+    "proj_heads": "{}.cpe+att",  # the block's tokens between attention and MLP
     "fc1": "{}.mlp.fc1",
     "fc2": "{}",
 }
@@ -60,12 +62,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Map:
-    """An intermediate (B, N, channels) that stays in the arena after a run."""
+    """An intermediate (B, N, channels) that stays in the arena after a run. The calls from `next`
+    on can be run again, with other values there; 0 where they need what does not stay."""
 
     name: str
     offset: int
     size: int
     channels: int
+    next: int
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,10 @@ def capture(
     known = find_maps(calls, weights)
     if unknown := [name for name in maps if name not in known]:
         raise ValueError(f"map {unknown[0]!r}: expected one of {', '.join(known)}")
-    offsets, arena = plan(calls, sizes, {known[name][0] for name in maps})
-    kept = [Map(name, offsets[v], sizes[v], c) for name in maps for v, c in [known[name]]]
+    held = {known[name][0] for name in maps}
+    offsets, arena = plan(calls, sizes, held)
+    after = next_calls(calls, held)
+    kept = [Map(name, offsets[v], sizes[v], c, after[v]) for name in maps for v, c in [known[name]]]
     return Program(network, size, batch, kernels, calls, weights, sizes, offsets, arena, kept)
 
 
@@ -191,16 +197,30 @@ def find_maps(calls: list[Call], weights: list[Weight]) -> dict[str, tuple[str, 
     return found
 
 
+def lifetimes(calls: list[Call]) -> dict[str, tuple[int, int]]:
+    """The first and the last call that has each argument."""
+    alive: dict[str, tuple[int, int]] = {}
+    for i, call in enumerate(calls):
+        for name in call.arguments:
+            alive[name] = alive.get(name, (i, i))[0], i
+    return alive
+
+
+def next_calls(calls: list[Call], held: set[str]) -> dict[str, int]:
+    """The call after the one that completes each value held, if whatever was made before and is
+    read from there on is held too; else 0."""
+    made = {call.arguments[0]: i for i, call in enumerate(calls, 1)}  # and the call after it
+    passing = [span for name, span in lifetimes(calls).items() if name in made and name not in held]
+    lost = {i for first, last in passing for i in range(first + 1, last + 1)}
+    return {name: 0 if made[name] in lost else made[name] for name in held}
+
+
 def plan(
     calls: list[Call], sizes: dict[str, int], held: Iterable[str] = ()
 ) -> tuple[dict[str, int], int]:
     """An offset for every value, and the arena's size: the largest first, each at the lowest place
     that no value has which is alive with it. Values `held` live to the end."""
-    alive: dict[str, tuple[int, int]] = {}
-    for i, call in enumerate(calls):
-        for name in call.arguments:
-            if name in sizes:
-                alive[name] = alive.get(name, (i, i))[0], i
+    alive = {name: span for name, span in lifetimes(calls).items() if name in sizes}
     for name in held:
         alive[name] = alive[name][0], len(calls)
     offsets: dict[str, int] = {}

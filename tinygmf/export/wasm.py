@@ -11,6 +11,7 @@ import io
 import json
 import shutil
 import subprocess
+import tempfile
 from importlib.resources import as_file
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tinygmf.export.c import TEMPLATES, fill, header_fields, weights_file, width
 from tinygmf.export.program import Program
 from tinygmf.export.toolchain import run_tool, zig
 
-EXPORTS = "network_run", "network_prepare", "network_weights", "__heap_base"
+EXPORTS = "network_run_from", "network_prepare", "network_weights", "__heap_base"
 OPTIONS = ["-target", "wasm32-freestanding", "-std=c11", "-O3", "-msimd128", "-mbulk-memory"]
 LINKING = ["-nostdlib", "-s", "-Wl,--no-entry", *(f"-Wl,--export={name}" for name in EXPORTS)]
 
@@ -43,28 +44,33 @@ def write_wasm(program: Program, folder: Path, example: Image.Image) -> None:
 
     `example`, of any size, is what the page shows first. Raises ValueError without zig; OSError.
     """
-    command = zig()
-    if command is None:
-        raise ValueError("zig is missing: run pip install 'tinygmf[clang]'")
-    source, code = folder / "source", folder / "network.wasm"
-    source.mkdir()
-    write_source(program, source)
-    with as_file(TEMPLATES.joinpath("wasm")) as headers:
-        files = [f"-I{headers}", "-o", str(code), str(source / "network.c")]
-        run_tool([*command, "cc", *OPTIONS, *LINKING, *files])
-    shutil.rmtree(source)
+    code = compile_wasm(program)
+    (folder / "network.wasm").write_bytes(code)
     weights = weights_file(program)
     (folder / "weights.bin").write_bytes(weights)
     title = header_fields(program)["TITLE"]
     known = json.dumps(info(program), indent=1).replace("<", "\\u003c")  # for the page's parser
-    module = fill("network.mjs", {"TITLE": title, "INFO": known})
+    module = fill("network.mjs", {"TITLE": title, "INFO": known, "NETWORK": fill("network.js", {})})
     (folder / "network.mjs").write_text(module, encoding="utf-8")
     picture = io.BytesIO()
     example.save(picture, "PNG")
     fields = {"NAME": title, "MODULE": module}
-    data = {"CODE": code.read_bytes(), "WEIGHTS": weights, "EXAMPLE": picture.getvalue()}
+    data = {"CODE": code, "WEIGHTS": weights, "EXAMPLE": picture.getvalue()}
     fields |= {name: base64.b64encode(content).decode() for name, content in data.items()}
     (folder / "page.html").write_text(fill("page.html", fields), encoding="utf-8")
+
+
+def compile_wasm(program: Program) -> bytes:
+    """The program as a WebAssembly module. Raises ValueError without zig."""
+    command = zig()
+    if command is None:
+        raise ValueError("zig is missing: run pip install 'tinygmf[clang]'")
+    with tempfile.TemporaryDirectory() as name, as_file(TEMPLATES.joinpath("wasm")) as headers:
+        source, code = Path(name), Path(name) / "network.wasm"
+        write_source(program, source)
+        files = [f"-I{headers}", "-o", str(code), str(source / "network.c")]
+        run_tool([*command, "cc", *OPTIONS, *LINKING, *files])
+        return code.read_bytes()
 
 
 def info(program: Program) -> dict[str, object]:
@@ -77,7 +83,12 @@ def info(program: Program) -> dict[str, object]:
         "arena": program.arena,
         "crop": settings.crop,
         "maps": {
-            kept.name: {"offset": kept.offset, "size": kept.size, "channels": kept.channels}
+            kept.name: {
+                "offset": kept.offset,
+                "size": kept.size,
+                "channels": kept.channels,
+                "next": kept.next,
+            }
             for kept in program.maps
         },
         "classes": list(settings.classes) or [str(i) for i in range(width(program))],

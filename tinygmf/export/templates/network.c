@@ -1,7 +1,7 @@
 /* @TITLE@
 
-   The functions below are the network's operations, each for one shape. `network_run`, at the end,
-   calls them in order. Maps have their channels last. */
+   The functions below are the network's operations, each for one shape. `network_run_from`, at the
+   end, calls them in order. Maps have their channels last. */
 #include "network.h"
 
 #include <math.h>
@@ -55,6 +55,10 @@ enum {
 @WEIGHT_OFFSETS@
 };
 
-void network_run(const float *w, float *a, const float *input, float *output) {
+void network_run_from(int first, const float *w, float *a, const float *input, float *output) {
 @CALLS@
+}
+
+void network_run(const float *w, float *a, const float *input, float *output) {
+    network_run_from(0, w, a, input, output);
 }

@@ -28,4 +28,9 @@ void network_prepare(const unsigned char *rgb, float *picture);
    calls with arenas of their own may run at the same time. */
 void network_run(const float *weights, float *arena, const float *pictures, float *logits);
 
+/* The calls of `network_run` from one on, where the arena holds what a run left there, or other
+   values for the map that was kept just before. `first` is one of those that network.c compares. */
+void network_run_from(int first, const float *weights, float *arena, const float *pictures,
+                      float *logits);
+
 #endif

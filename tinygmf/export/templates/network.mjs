@@ -11,7 +11,7 @@ export const info = @INFO@;
 /** The network, from the files beside this module or from their bytes. */
 export async function load(code = read("network.wasm"), weights = read("weights.bin")) {
   const { instance } = await WebAssembly.instantiate(await code);
-  return new Network(instance.exports, new Uint8Array(await weights));
+  return new Network(instance.exports, new Uint8Array(await weights), info);
 }
 
 async function read(name) {
@@ -22,86 +22,4 @@ async function read(name) {
   return answer.arrayBuffer();
 }
 
-class Network {
-  #code; #memory; #weights; #arena; #pictures; #logits; #pixels;
-
-  constructor(code, file) {
-    let end = code.__heap_base.value;
-    const place = (bytes) => {
-      const start = Math.ceil(end / 64) * 64;
-      end = start + bytes;
-      return start;
-    };
-    const values = (count) => place(4 * count);
-    const { batch, picture } = info;
-    [this.#code, this.#memory] = [code, code.memory];
-    const at = place(file.length);
-    [this.#arena, this.#pictures] = [values(info.arena), values(batch * picture)];
-    [this.#logits, this.#pixels] = [values(batch * info.classes.length), place(picture)];
-    const pages = Math.ceil((end - this.#memory.buffer.byteLength) / 65536);
-    if (pages > 0) this.#memory.grow(pages);
-    new Uint8Array(this.#memory.buffer).set(file, at);
-    this.#weights = code.network_weights(at, file.length);
-    if (!this.#weights) throw new Error("expected this network's weights, whole: export them again");
-  }
-
-  #floats(start, count) {
-    return new Float32Array(this.#memory.buffer, start, count);
-  }
-
-  /** Pictures, three normalised planes each, side by side -> the rows of logits. */
-  run(pictures) {
-    const expected = info.batch * info.picture;
-    if (pictures.length !== expected) throw new Error(`expected ${expected} values`);
-    this.#floats(this.#pictures, expected).set(pictures);
-    this.#code.network_run(this.#weights, this.#arena, this.#pictures, this.#logits);
-    return this.#floats(this.#logits, info.batch * info.classes.length).slice();
-  }
-
-  /** A kept intermediate of the last run, by its checkpoint name: tokens times channels. */
-  map(name) {
-    const { offset, size, channels } = info.maps[name];
-    return { channels, values: this.#floats(this.#arena + 4 * offset, size).slice() };
-  }
-
-  /** ImageData of the network's size, or anything that a canvas can draw -> a picture for `run`. */
-  prepare(source) {
-    const { data } = source.data ? source : crop(source);
-    const pixels = new Uint8Array(this.#memory.buffer, this.#pixels, info.picture);
-    if (data.length !== (4 * info.picture) / 3) throw new Error(`expected ${info.size} x ${info.size}`);
-    for (let i = 0; i < info.picture; i++) pixels[i] = data[4 * Math.floor(i / 3) + (i % 3)];
-    this.#code.network_prepare(this.#pixels, this.#pictures);
-    return this.#floats(this.#pictures, info.picture).slice();
-  }
-
-  /** What a picture shows. A network for several pictures at a time sees the same one in each. */
-  classify(source, count = 5) {
-    const picture = this.prepare(source);
-    const pictures = new Float32Array(info.batch * info.picture);
-    for (let i = 0; i < info.batch; i++) pictures.set(picture, i * info.picture);
-    const row = [...this.run(pictures).subarray(0, info.classes.length)];
-    const largest = Math.max(...row);
-    const sum = row.reduce((total, logit) => total + Math.exp(logit - largest), 0);
-    return row
-      .map((logit, index) => ({
-        index,
-        name: info.classes[index],
-        probability: Math.exp(logit - largest) / sum,
-      }))
-      .sort((a, b) => b.probability - a.probability)
-      .slice(0, count);
-  }
-}
-
-/** The centre of a picture, as in training: its shorter side is `size / crop` pixels. */
-function crop(source) {
-  const canvas = Object.assign(document.createElement("canvas"), { width: info.size, height: info.size });
-  const context = canvas.getContext("2d");
-  const width = source.naturalWidth || source.videoWidth || source.width;
-  const height = source.naturalHeight || source.videoHeight || source.height;
-  const scale = info.size / info.crop / Math.min(width, height);
-  const [w, h] = [width * scale, height * scale];
-  context.imageSmoothingQuality = "high";
-  context.drawImage(source, (info.size - w) / 2, (info.size - h) / 2, w, h);
-  return context.getImageData(0, 0, info.size, info.size);
-}
+@NETWORK@

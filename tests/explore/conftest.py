@@ -1,0 +1,65 @@
+"""The page, written once, of the nano network; and a browser that opens it from the disk."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from browsing import SIZE, SMALLER, ready
+from parity import DATA
+
+from tinygmf.config import Settings
+from tinygmf.explore.writer import write_page
+from tinygmf.weights.checkpoint import NetworkWeights, load_weights
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def nano() -> NetworkWeights:
+    settings = Settings(image_size=SIZE, classes=tuple("0123456789"))
+    return load_weights(DATA / "nano.pth")._replace(settings=settings)
+
+
+@pytest.fixture(scope="session")
+def folder(nano, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("a page")
+    write_page({"digits": nano}, folder, (SMALLER,))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, folder):
+    """Open the page; whatever it logs as an error, or asks of another place, fails the test."""
+    pages, wrong = [], []
+
+    def call(width: int = 1280, scheme: str = "light"):
+        page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+        )
+        pages.append(page)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+        page.on("request", lambda asked: note(asked.url))
+        page.goto((folder / "index.html").as_uri())
+        ready(page)
+        return page
+
+    def note(url: str) -> None:
+        if not url.startswith((folder.as_uri(), "data:", "blob:")):
+            wrong.append(f"asked for {url}")
+
+    yield call
+    for page in pages:
+        page.close()
+    assert wrong == []

@@ -1,0 +1,203 @@
+"""The page in a browser, from the disk: every control by keyboard, a narrow screen, dark mode; a
+drawing, a file, a pointer. `visit` sees that nothing fails and nothing comes from elsewhere."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from browsing import SIZE, SMALLER, ready
+from PIL import Image
+
+CONTROLS = "button, select, input, canvas[tabindex], .map[tabindex], a[href]"
+
+
+def test_the_page_names_no_file_from_elsewhere(folder):
+    html = (folder / "index.html").read_text("utf-8")
+    named = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]+)\"", html)
+    assert all(name == "data:," or (folder / name).is_file() for name in named)
+    scripts = {f"js/{path.name}" for path in (folder / "js").iterdir()}
+    assert scripts == {name for name in named if name.startswith("js/")}
+    for path in [*folder.glob("js/*.js"), folder / "style.css"]:
+        assert "://" not in path.read_text("utf-8"), path
+
+
+def test_no_script_is_long_and_no_two_declare_one_name(folder):
+    declared: list[str] = []
+    for path in (folder / "js").iterdir():
+        lines = path.read_text("utf-8").splitlines()
+        assert len(lines) < 350, path
+        pattern = r"(?:async )?(?:function|class|const|let) (\w+)"
+        declared += [found[1] for line in lines if (found := re.match(pattern, line))]
+    assert len(declared) == len(set(declared))
+
+
+def test_the_answer_of_a_picture_stands_on_the_page(visit):
+    page = visit()
+    shares = page.evaluate("softmax(view.model.logits)")
+    rows = page.locator("#answer li").all_inner_texts()
+    assert [row.split("\n")[-1] for row in rows] == [f"{100 * share:.1f} %" for share in shares]
+    best = int(np.argmax(shares))
+    assert page.inner_text("#verdict") == f"{best}, {100 * shares[best]:.1f} %"
+
+
+def test_every_control_is_reached_by_tab_and_named(visit):
+    page = visit()
+    page.evaluate(
+        """window.all = [...document.querySelectorAll('*')];
+        window.reached = new Set();
+        addEventListener('focusin', ({ target }) => reached.add(all.indexOf(target)))"""
+    )
+    for _ in range(90):
+        page.keyboard.press("Tab")
+    reached = set(page.evaluate("[...reached]"))
+    found = page.evaluate(
+        """(controls) => [...document.querySelectorAll(controls)].map((element) => ({
+            place: all.indexOf(element),
+            group: element.type === 'radio' ? element.name : '',
+            what: element.outerHTML.slice(0, 120),
+            name: element.getAttribute('aria-label') || element.textContent.trim() ||
+                element.labels?.[0]?.textContent.trim() || '',
+        }))""",
+        CONTROLS,
+    )
+    assert [one["what"] for one in found if not one["name"]] == []
+    groups = {one["group"] for one in found if one["place"] in reached}
+    missed = [o for o in found if o["place"] not in reached and o["group"] not in groups - {""}]
+    assert missed == []
+
+
+def state(page, name: str):
+    return page.evaluate(f"state.{name}")
+
+
+def test_every_control_does_what_it_says_by_keyboard_alone(visit):
+    page = visit()
+    for selector, key, name, expected in (
+        ("#channel", "ArrowRight", "channel", 1),
+        ("input[name=part][value='0']", "ArrowRight", "part", 1),
+        ("input[name=segment][value='1']", "ArrowRight", "segment", 2),
+        ("input[name=form][value=linear]", "ArrowRight", "form", "softmax"),
+        ("input[name=where][value=all]", "ArrowLeft", "everywhere", False),
+        ("#shuffle", "Enter", "seed", 2),
+        ("input[name=block][value='0.0']", "ArrowRight", "stage", 1),
+        (".branch.part3 button", "Enter", "segment", 3),
+    ):
+        page.focus(selector)
+        page.keyboard.press(key)
+        assert state(page, name) == expected, selector
+    before = page.evaluate("[...view.model.logits]")
+    for part in range(7):
+        page.focus(f"#switches label:nth-child({part + 1}) input")
+        page.keyboard.press("Space")
+    assert page.evaluate("state.off.size") == 7
+    assert page.evaluate("[...view.model.logits]") != before
+    page.focus("#all-on")
+    page.keyboard.press("Enter")
+    assert page.evaluate("[...view.model.logits]") == before
+
+
+@pytest.mark.parametrize("selector", ["#bench-picture .map", "#proxy-tokens .map", "#query .map"])
+def test_a_place_is_pointed_at_by_arrow_keys_and_by_pointer(visit, selector):
+    page = visit()
+    side = page.evaluate("view.block.side")
+    assert page.evaluate("view.place") == {"row": side // 2, "column": side // 2}
+    page.focus(selector)
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
+        page.keyboard.press(key)
+        page.evaluate("drawStale()")
+    place = {"row": side // 2 - 2, "column": side // 2 - 1}
+    assert page.evaluate("view.place") == place
+    box = page.locator(selector).bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 2.5 / side, box["y"] + box["height"] * 0.5 / side)
+    page.evaluate("drawStale()")
+    assert page.evaluate("view.place") == {"row": 0, "column": 2}
+    said = page.locator(selector).get_attribute("aria-valuetext")
+    assert said == "row 1, column 3"
+
+
+def test_a_group_is_followed_over_the_whole_map(visit):
+    page = visit()
+    page.click("#sweep")
+    page.wait_for_function("view.place.row === view.block.side - 1")
+
+
+def test_a_digit_is_drawn_by_mouse_and_by_keyboard(visit):
+    page = visit()
+    before = page.evaluate("[...view.model.logits]")
+    box = page.locator("#drawing").bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 120, box["y"] + 200, steps=4)
+    page.mouse.up()
+    ready(page)
+    drawn = page.evaluate("[...view.model.logits]")
+    assert drawn != before
+    page.focus("#drawing")
+    page.keyboard.press("ArrowRight")
+    ready(page)
+    assert page.evaluate("[...view.model.logits]") != drawn
+    page.click("#clear")
+
+
+def test_a_file_is_opened_and_what_is_no_picture_is_named(visit, tmp_path):
+    page = visit()
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    before = page.evaluate("[...view.model.logits]")
+    page.set_input_files("#file", tmp_path / "a.png")
+    page.wait_for_function(f"String(view.model.logits) !== '{','.join(map(str, before))}'")
+    page.set_input_files("#file", tmp_path / "b.png")
+    page.wait_for_function("find('#status').textContent.startsWith('b.png: expected a picture')")
+
+
+def test_another_size_has_other_maps_and_its_own_answer(visit):
+    page = visit()
+    assert page.evaluate("view.block.side") == SIZE // 4
+    page.select_option("#size-select", str(SMALLER))
+    page.wait_for_function(f"view.model.info.size === {SMALLER}")
+    ready(page)
+    assert page.evaluate("view.block.side") == SMALLER // 4
+    page.select_option("#block-select", "3.0")
+    page.evaluate("drawStale()")
+    assert page.evaluate("view.block.side") == SMALLER // 32
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_holds_the_page(visit, scheme):
+    page = visit(390, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    wide = page.evaluate(
+        """[...document.querySelectorAll('main *')].filter((one) =>
+            one.getBoundingClientRect().right > 390.5).map((one) => one.outerHTML.slice(0, 100))"""
+    )
+    assert wide == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_stand_out_from_the_page(visit, scheme):
+    page = visit(scheme=scheme)
+    style = "getComputedStyle(document.documentElement).getPropertyValue"
+    colours = {
+        name: luminance(page.evaluate(f"{style}('--{name}')"))
+        for name in ("paper", "card", "ink", "soft", "accent", *(f"part{i}" for i in range(5)))
+    }
+    assert (colours["paper"] < 0.1) == (scheme == "dark")
+    for name in colours.keys() - {"paper", "card"}:
+        for ground in ("paper", "card"):
+            high, low = sorted((colours[name], colours[ground]), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+
+
+def luminance(colour: str) -> float:
+    """Of WCAG 2, of #rrggbb."""
+    channels = [int(colour.strip()[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_the_scripts_of_data_hold_what_was_written(folder, nano):
+    text = (folder / "data" / "contents.js").read_text("utf-8")
+    [network] = json.loads(text.removeprefix('receive("contents", ').removesuffix(");\n"))
+    assert network["sizes"] == [SIZE, SMALLER] and network["parameters"] == 55602

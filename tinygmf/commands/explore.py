@@ -1,0 +1,53 @@
+"""Write a page in which a browser runs the network and shows its attention at work."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import webbrowser
+from pathlib import Path
+
+from tinygmf.commands.options import add_entry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tinygmf explore`."""
+    text = ".pth or .safetensors, to be shown beside the networks that come along"
+    parser.add_argument("--weights", metavar="FILE", help=text)
+    add_entry(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("tinygmf_explore"), metavar="FOLDER", help="new or empty"
+    )
+    parser.add_argument("--no-open", action="store_true", help="write the page, open no browser")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the folder, and open its page."""
+    from tinygmf.explore.writer import require_showable, write_page
+    from tinygmf.files import new_folder
+    from tinygmf.weights.checkpoint import load_weights
+    from tinygmf.weights.reading import SHIPPED
+
+    names = {} if args.weights is None else {name_of(args.weights): args.weights}
+    names |= {name: name for name in SHIPPED if name not in names}
+    networks = {
+        name: load_weights(path, args.entry if path == args.weights else None)
+        for name, path in names.items()
+    }
+    for name, network in networks.items():
+        require_showable(network, names[name])
+    print("compiling: this takes a minute or two", file=sys.stderr)
+    with new_folder(args.out) as folder:
+        write_page(networks, folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    page = args.out / "index.html"
+    print(f"{page}: {', '.join(networks)}; {size / 1e6:.1f} MB in all")
+    if not args.no_open and not webbrowser.open(page.resolve().as_uri()):
+        print("no browser was found here: open the page in one", file=sys.stderr)
+    return 0
+
+
+def name_of(path: str) -> str:
+    """What the page and its files call a network: the file's name, of plain letters."""
+    return re.sub(r"[^A-Za-z0-9-]+", "-", Path(path).stem).strip("-") or "network"

@@ -1,0 +1,35 @@
+"use strict";
+// The answer: probabilities, and beside them those of the whole network where parts are off.
+
+const FEW = 10; // classes that all have their bar, in their own order
+
+function answerFigure(element) {
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  return {
+    element,
+    draw({ model, baseline, changed }) {
+      const { classes } = model.info;
+      const [now, before] = [softmax(changed ?? model.logits), softmax(baseline)];
+      const order = classes.map((_, i) => i).sort((a, b) => now[b] - now[a]);
+      const shown = classes.length > FEW ? order.slice(0, 5) : classes.map((_, i) => i);
+      const differs = largest(now.map((share, i) => share - before[i])) > 1e-6;
+      element.classList.toggle("differs", differs);
+      element.replaceChildren(
+        ...shown.map((i) => {
+          const bars = make("span", "bars", bar(now[i], "now"));
+          if (differs) bars.append(bar(before[i], "before"));
+          const row = make("li", i === order[0] ? "best" : "", make("b", "", classes[i]), bars);
+          row.append(make("output", "", percent(now[i])));
+          if (differs) row.title = `whole network: ${percent(before[i])}`;
+          return row;
+        }),
+      );
+    },
+  };
+}
+
+function bar(share, kind) {
+  const element = make("i", kind);
+  element.style.width = `${100 * share}%`;
+  return element;
+}

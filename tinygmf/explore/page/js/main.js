@@ -1,0 +1,188 @@
+"use strict";
+// The state of the page, and what happens when the reader changes it.
+
+const state = {
+  name: "", // of the network
+  size: 0, // of its pictures, in pixels
+  source: null, // what the picture is made from
+  stage: 0,
+  index: 0, // of the block in its stage
+  y: 0.5, // the place that is pointed at, as a share of the picture
+  x: 0.5,
+  part: 0, // Q, K or V
+  segment: 1,
+  channel: 0, // of a segment
+  form: "linear",
+  off: new Set(),
+  everywhere: true,
+  seed: 1,
+};
+const view = { state, model: null, block: null, attention: null, baseline: null, canvas: null };
+let networks = [];
+let figures = [];
+let opening = Promise.resolve();
+
+/** Another network, size or picture. One after the other, as loading takes time. */
+function reopen(changes) {
+  opening = opening.then(async () => {
+    const wanted = { ...state, ...changes };
+    try {
+      find("#status").textContent = "loading …";
+      if (!view.model || wanted.name !== state.name || wanted.size !== state.size) {
+        view.model = await Model.load(wanted.name, wanted.size);
+        view.model.name = wanted.name;
+      }
+      Object.assign(state, changes);
+      const { info, network } = view.model;
+      state.stage = Math.min(state.stage, info.depths.length - 1);
+      state.index = Math.min(state.index, info.depths[state.stage] - 1);
+      const pixels = crop(state.source, info);
+      view.canvas = Object.assign(document.createElement("canvas"), { width: info.size, height: info.size });
+      view.canvas.getContext("2d").putImageData(pixels, 0, 0);
+      view.picture = network.prepare(pixels);
+      view.baseline = view.model.run(view.picture);
+      run();
+      fillSelects();
+      find("#status").textContent = "";
+    } catch (error) {
+      find("#status").textContent = error.message;
+      throw error;
+    }
+  });
+  return opening;
+}
+
+/** The network again, with some parts off. */
+function run(changes = {}) {
+  Object.assign(state, changes);
+  const chosen = [{ stage: state.stage, index: state.index }];
+  const where = state.everywhere ? view.model.blocks : chosen;
+  view.model.run(view.picture, state.off, where);
+  lookAtBlock();
+}
+
+function lookAtBlock() {
+  view.block = new Block(view.model, state);
+  view.attention = new Attention(view.block);
+  const channels = find("#channel");
+  channels.max = view.block.segment;
+  state.channel = Math.min(state.channel, view.block.segment - 1);
+  redraw();
+}
+
+/** Another place, channel or form: nothing runs again. */
+function change(changes) {
+  Object.assign(state, changes);
+  redraw();
+}
+
+/** Figures in sight are drawn at the next frame, others when they come into sight. */
+function redraw() {
+  for (const figure of figures) figure.stale = true;
+  requestAnimationFrame(drawStale);
+}
+
+function drawStale() {
+  if (!view.block) return;
+  const { side } = view.block;
+  view.place = { row: Math.floor(state.y * side), column: Math.floor(state.x * side) };
+  for (const figure of figures) {
+    if (!figure.stale || figure.hidden) continue;
+    figure.stale = false;
+    figure.draw(view);
+  }
+}
+
+const point = (row, column) => {
+  const { side } = view.block;
+  change({ y: (row + 0.5) / side, x: (column + 0.5) / side });
+};
+
+function benchFigure() {
+  const picture = new TokenMap("the picture: point at a place", point);
+  find("#bench-picture").append(picture.element);
+  return {
+    element: find("#bench"),
+    draw({ model, block, canvas, place }) {
+      picture.drawPicture(canvas, block.side);
+      picture.mark(place);
+      const shares = softmax(model.logits);
+      const best = shares.indexOf(Math.max(...shares));
+      find("#verdict").textContent = `${model.info.classes[best]}, ${(100 * shares[best]).toFixed(1)} %`;
+      find("#channel").value = state.channel + 1;
+      find("#channel-number").textContent = `${state.channel + 1} of ${block.segment}`;
+      find("#block-select").value = `${state.stage}.${state.index}`;
+      const numbers = `row ${place.row + 1}, column ${place.column + 1} of ${block.side}×${block.side}`;
+      find("#place").textContent = numbers;
+    },
+  };
+}
+
+function fillSelects() {
+  const option = (value, text) => new Option(text, value);
+  const known = networks.find(({ name }) => name === state.name);
+  find("#network-select").replaceChildren(...networks.map(({ name }) => option(name, name)));
+  find("#network-select").value = state.name;
+  const label = (size) => `${size}×${size}${size === known.trained ? " (as trained)" : ""}`;
+  find("#size-select").replaceChildren(...known.sizes.map((size) => option(size, label(size))));
+  find("#size-select").value = state.size;
+  find("#block-select").replaceChildren(
+    ...view.model.blocks.map(({ stage, index }) =>
+      option(`${stage}.${index}`, `stage ${stage + 1}, block ${index + 1}`),
+    ),
+  );
+  find("#block-select").value = `${state.stage}.${state.index}`;
+  find("#parameters").textContent = known.parameters.toLocaleString("en");
+}
+
+/** A picture, with the network and the size that suit it. */
+function take({ source, network = "", drawn = false }) {
+  const names = networks.map(({ name }) => name);
+  const wanted = drawn && names.includes("digits") ? "digits" : network;
+  const known = networks.find(({ name }) => name === (names.includes(wanted) ? wanted : state.name));
+  const own = known.trained ?? 224;
+  const size = wanted || own > 64 ? own : known.sizes.at(-1); // small ones show little of a photograph
+  reopen({ source, name: known.name, size });
+}
+
+async function start() {
+  const [contents, pictures] = await Promise.all([load("contents"), load("pictures")]);
+  networks = contents.value;
+  const chooseBlock = (stage, index) => (Object.assign(state, { stage, index }), run());
+  const look = { state, point, change };
+  figures = [
+    benchFigure(),
+    answerFigure(find("#answer")),
+    stagesFigure(chooseBlock),
+    blockFigure((segment) => change({ segment })),
+    proxyFigure(look),
+    attentionFigure(look),
+    switchesFigure(run),
+    positionFigure(look),
+  ];
+  const sight = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries)
+        figures.find(({ element }) => element === target).hidden = !isIntersecting;
+      drawStale();
+    },
+    { rootMargin: "300px" },
+  );
+  for (const { element } of figures) sight.observe(element);
+  dark.addEventListener("change", redraw);
+  pictureFigure(pictures.value, take);
+  find("#network-select").addEventListener("change", ({ target }) => {
+    const { name, sizes } = networks.find(({ name }) => name === target.value);
+    reopen({ name, size: sizes[0] });
+  });
+  find("#size-select").addEventListener("change", ({ target }) => reopen({ size: Number(target.value) }));
+  find("#block-select").addEventListener("change", ({ target }) =>
+    chooseBlock(...target.value.split(".").map(Number)),
+  );
+  find("#channel").addEventListener("input", ({ target }) => change({ channel: target.value - 1 }));
+  const first = pictures.value.find(({ network }) => network === networks[0].name) ?? pictures.value[0];
+  Object.assign(state, { name: networks[0].name });
+  take({ source: await decoded(first.url), network: first.network });
+}
+
+start();

@@ -1,0 +1,146 @@
+"""The page as a folder: what a browser needs, and nothing from elsewhere.
+
+Browsers load neither modules nor data for a page that lies on a disk, only plain scripts. So
+weights, programs and pictures are scripts too: each calls `receive` with its content in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from tinygmf.config import STAGES, STRIDES, GroupMixFormerConfig
+from tinygmf.export.c import TEMPLATES, weight_offsets, weights_file
+from tinygmf.export.program import Program, capture
+from tinygmf.export.wasm import compile_wasm, info
+from tinygmf.image import usual_names
+from tinygmf.weights.checkpoint import NetworkWeights
+
+PAGE = files("tinygmf.explore").joinpath("page")
+PHOTOGRAPHS = files("tinygmf.explore").joinpath("pictures")
+ASSETS = files("tinygmf").joinpath("assets")
+SIZES = 128, 224  # pixels, beside those of the training
+BLOCK_MAPS = "cpe", "att.qkv", "att.aggregator", "att.aggregator.agg0", "att.crpe.conv_list"
+
+
+def write_page(
+    networks: Mapping[str, NetworkWeights], folder: Path, sizes: tuple[int, ...] = SIZES
+) -> None:
+    """index.html and what it loads, into a folder that exists.
+
+    Each network comes for pictures of its own size and of `sizes`. Raises ValueError for one that
+    cannot be exported, and without zig; OSError.
+    """
+    copy(PAGE, folder)
+    (folder / "js" / "network.js").write_bytes(TEMPLATES.joinpath("network.js").read_bytes())
+    data = folder / "data"
+    data.mkdir()
+    contents = [describe(name, network, sizes) for name, network in networks.items()]
+    write_data(data / "contents.js", "contents", contents)
+    write_data(data / "pictures.js", "pictures", list(pictures(networks)))
+    for name, network in networks.items():
+        classes = network.settings.classes or tuple(usual_names(network.config.num_classes))
+        network = network._replace(settings=replace(network.settings, classes=classes))
+        for size in sizes_of(network, sizes):
+            program = capture(network, size, maps=kept_maps(network.config))
+            known = info(program) | shapes(program)
+            write_data(data / f"{name}_{size}.js", f"{name}_{size}", known, compile_wasm(program))
+        write_data(data / f"{name}.js", name, None, weights_file(program))
+
+
+def require_showable(network: NetworkWeights, path: str) -> None:
+    """ValueError, in one line, for a network that the page cannot run or has no answers of."""
+    network.config.require_colour(f"{path}: explore")
+    network.config.require_published_form(f"{path}: explore")
+    if not network.config.num_classes:
+        raise ValueError(f"{path}: expected a network with a head, found one without")
+
+
+def copy(source: Traversable, folder: Path) -> None:
+    """A folder of the package, into one that exists."""
+    for one in source.iterdir():
+        if one.is_dir():
+            (folder / one.name).mkdir()
+            copy(one, folder / one.name)
+        else:
+            (folder / one.name).write_bytes(one.read_bytes())
+
+
+def write_data(path: Path, name: str, value: object, content: bytes | None = None) -> None:
+    """A script that hands a value, and deflated bytes, to the page."""
+    arguments = [json.dumps(name), json.dumps(value, separators=(",", ":"))]
+    if content is not None:
+        arguments.append(json.dumps(base64.b64encode(zlib.compress(content, 9)).decode()))
+    path.write_text(f"receive({', '.join(arguments)});\n", encoding="utf-8")
+
+
+def sizes_of(network: NetworkWeights, sizes: tuple[int, ...]) -> list[int]:
+    """Pixels, the network's own size first."""
+    own = network.settings.image_size or 224
+    return [own, *(size for size in sizes if size != own)]
+
+
+def kept_maps(config: GroupMixFormerConfig) -> list[str]:
+    """The checkpoint names of all that the page shows."""
+    names = ["conv_stem.act1", "conv_stem.act2"]
+    for stage in range(STAGES):
+        names.append(f"patch_embed_layers.{stage}.act")
+        for j in range(config.serial_depths[stage]):
+            block = f"groupmixformer_backbone.{stage}.gma_stage.{j}"
+            names += [f"{block}.{part}" for part in BLOCK_MAPS] + [f"{block}.cpe+att", block]
+    return names
+
+
+def describe(name: str, network: NetworkWeights, sizes: tuple[int, ...]) -> dict[str, object]:
+    """What the page says of a network before it is loaded."""
+    return {
+        "name": name,
+        "sizes": sizes_of(network, sizes),
+        "trained": network.settings.image_size,
+        "parameters": sum(
+            array.size
+            for key, array in network.arrays.items()
+            if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        ),
+    }
+
+
+def shapes(program: Program) -> dict[str, object]:
+    """The architecture, and where each array of weights lies."""
+    config = program.network.config
+    *offsets, total = weight_offsets(program)
+    placed = zip(program.weights, offsets, strict=True)
+    return {
+        "dims": config.embedding_dims,
+        "depths": config.serial_depths,
+        "sides": [-(-program.size // stride) for stride in STRIDES],
+        "total": total,
+        "weights": {weight.name: [at, weight.array.size] for weight, at in placed},
+        "mean": program.network.settings.mean,
+        "std": program.network.settings.std,
+    }
+
+
+def pictures(networks: Mapping[str, NetworkWeights]) -> Iterator[dict[str, str]]:
+    """To begin with: for each network the pictures that it comes with, and photographs for all."""
+    for name in networks:
+        folder = ASSETS.joinpath(name)
+        if folder.is_dir():
+            for path in sorted(folder.iterdir(), key=lambda path: path.name):
+                yield picture(path, network=name)
+    for path in sorted(PHOTOGRAPHS.iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".jpg"):
+            yield picture(path, network="")
+
+
+def picture(path: Traversable, network: str) -> dict[str, str]:
+    kind = "png" if path.name.endswith(".png") else "jpeg"
+    data = base64.b64encode(path.read_bytes()).decode()
+    label = path.name.rpartition(".")[0].partition("_")[0]
+    return {"label": label, "network": network, "url": f"data:image/{kind};base64,{data}"}
