@@ -33,7 +33,8 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        options = ["--no-sandbox"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=0)
         yield browser
         browser.close()
 
@@ -47,6 +48,7 @@ def visit(browser, folder):
         page = browser.new_page(
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
         )
+        page.set_default_timeout(0)  # other processes may have the cores
         pages.append(page)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: said.type == "error" and wrong.append(said.text))

@@ -21,6 +21,7 @@ def measured() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def opened(browser, folder, measured):
     """The page, looking at the measured picture."""
     page = browser.new_page()
+    page.set_default_timeout(0)
     page.goto((folder / "index.html").as_uri())
     ready(page)
     picture = measured[0].ravel().tolist()
@@ -98,7 +99,7 @@ def test_rows_of_both_forms_of_attention_are_those_of_the_same_q_and_k(page, mea
 def test_heads_and_fifth_segment_through_the_ensemble_layer_are_the_blocks_attention(
     page, measured, nano
 ):
-    heads = [numbers(page, f"sumOf(view.attention, {head})") for head in range(8)]
+    heads = [numbers(page, f"view.attention.sum({head})") for head in range(8)]
     together = [head.reshape(64, -1) for head in heads]
     together.append(numbers(page, "view.block.fifth").reshape(64, -1))
     weight, bias = (nano.arrays[f"{NAME}.att.proj.{end}"] for end in ("weight", "bias"))
@@ -153,7 +154,9 @@ def test_a_part_switched_off_is_the_network_without_its_weights(page, measured, 
 
 
 def test_only_parts_with_a_window_notice_that_tokens_are_shuffled(page):
-    noticed = dict(page.evaluate("whoNotices(view.model, view.block, shuffled(view.block.n, 1))"))
+    noticed = dict(
+        page.evaluate("whoNotices(view.model, view.block, shuffled(view.block.n, 1)).parts")
+    )
     blind = {"Q, K and V", "tokens", "attention among tokens"}
     assert {name for name, share in noticed.items() if share < 1e-5} == blind
     assert min(share for name, share in noticed.items() if name not in blind) > 0.05

@@ -78,6 +78,7 @@ def test_every_control_does_what_it_says_by_keyboard_alone(visit):
         ("input[name=part][value='0']", "ArrowRight", "part", 1),
         ("input[name=segment][value='1']", "ArrowRight", "segment", 2),
         ("input[name=form][value=linear]", "ArrowRight", "form", "softmax"),
+        ("input[name=scale][value=one]", "ArrowRight", "scale", "own"),
         ("input[name=where][value=all]", "ArrowLeft", "everywhere", False),
         ("#shuffle", "Enter", "seed", 2),
         ("input[name=block][value='0.0']", "ArrowRight", "stage", 1),
@@ -95,6 +96,33 @@ def test_every_control_does_what_it_says_by_keyboard_alone(visit):
     page.focus("#all-on")
     page.keyboard.press("Enter")
     assert page.evaluate("[...view.model.logits]") == before
+
+
+def test_a_stage_is_chosen_by_its_map(visit):
+    page = visit()
+    page.click(".stage:nth-child(4) .map")  # after picture, stem and stage 1
+    assert (state(page, "stage"), state(page, "index")) == (1, 1)
+
+
+def test_a_scale_holds_every_value_or_says_that_there_is_more(visit):
+    page = visit()
+    few = page.evaluate("signed([1, -2, 3], [4])")
+    assert (few["low"], few["high"], few["beyond"]) == (-4, 4, False)
+    many = page.evaluate("signed([...Array(999).fill(-1), 50])")
+    assert (many["low"], many["high"], many["beyond"]) == (-1, 1, True)
+    page.evaluate("legend(find('#legend-rows'), signed([...Array(999).fill(-1), 50]), 'weight')")
+    assert page.inner_text("#legend-rows").split() == ["weight", "≤", "\N{MINUS SIGN}1", "≥", "1"]
+    assert page.evaluate("colourOf(signed([5]), 0) === colourOf(signed([0.1]), 0)")
+
+
+def test_what_cannot_be_loaded_is_named_and_the_page_goes_on(visit):
+    page = visit()
+    page.evaluate("(loading.digits_32 = Promise.reject(Error('no digits_32.js'))).catch(() => 0)")
+    page.evaluate("reopen({ size: 32 })")
+    assert page.inner_text("#status") == "no digits_32.js"
+    page.click("#pictures button >> nth=3")
+    page.wait_for_function("!find('#status').textContent")
+    assert state(page, "size") == SIZE
 
 
 @pytest.mark.parametrize("selector", ["#bench-picture .map", "#proxy-tokens .map", "#query .map"])
@@ -145,9 +173,9 @@ def test_a_file_is_opened_and_what_is_no_picture_is_named(visit, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no picture")
-    before = page.evaluate("[...view.model.logits]")
+    page.evaluate("window.before = String(view.model.logits)")
     page.set_input_files("#file", tmp_path / "a.png")
-    page.wait_for_function(f"String(view.model.logits) !== '{','.join(map(str, before))}'")
+    page.wait_for_function("String(view.model.logits) !== before")
     page.set_input_files("#file", tmp_path / "b.png")
     page.wait_for_function("find('#status').textContent.startsWith('b.png: expected a picture')")
 

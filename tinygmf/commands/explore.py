@@ -37,15 +37,18 @@ def run(args: argparse.Namespace) -> int:
     }
     for name, network in networks.items():
         require_showable(network, names[name])
-    print("compiling: this takes a minute or two", file=sys.stderr)
     with new_folder(args.out) as folder:
-        write_page(networks, folder)
+        write_page(networks, folder, tell=tell)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     page = args.out / "index.html"
     print(f"{page}: {', '.join(networks)}; {size / 1e6:.1f} MB in all")
     if not args.no_open and not webbrowser.open(page.resolve().as_uri()):
         print("no browser was found here: open the page in one", file=sys.stderr)
     return 0
+
+
+def tell(name: str, size: int) -> None:
+    print(f"compiling {name} for {size}x{size} pixels", file=sys.stderr)
 
 
 def name_of(path: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -30,11 +31,15 @@ BLOCK_MAPS = "cpe", "att.qkv", "att.aggregator", "att.aggregator.agg0", "att.crp
 
 
 def write_page(
-    networks: Mapping[str, NetworkWeights], folder: Path, sizes: tuple[int, ...] = SIZES
+    networks: Mapping[str, NetworkWeights],
+    folder: Path,
+    sizes: tuple[int, ...] = SIZES,
+    tell: Callable[[str, int], None] = lambda name, size: None,
 ) -> None:
     """index.html and what it loads, into a folder that exists.
 
-    Each network comes for pictures of its own size and of `sizes`. Raises ValueError for one that
+    Each network comes for pictures of its own size and of `sizes`; `tell` hears which is next, as
+    each takes seconds. Raises ValueError for one that
     cannot be exported, and without zig; OSError.
     """
     copy(PAGE, folder)
@@ -45,13 +50,22 @@ def write_page(
     write_data(data / "contents.js", "contents", contents)
     write_data(data / "pictures.js", "pictures", list(pictures(networks)))
     for name, network in networks.items():
-        classes = network.settings.classes or tuple(usual_names(network.config.num_classes))
-        network = network._replace(settings=replace(network.settings, classes=classes))
-        for size in sizes_of(network, sizes):
-            program = capture(network, size, maps=kept_maps(network.config))
+        for program in programs(network, sizes, partial(tell, name)):
             known = info(program) | shapes(program)
-            write_data(data / f"{name}_{size}.js", f"{name}_{size}", known, compile_wasm(program))
+            code = compile_wasm(program)
+            write_data(data / f"{name}_{program.size}.js", f"{name}_{program.size}", known, code)
         write_data(data / f"{name}.js", name, None, weights_file(program))
+
+
+def programs(
+    network: NetworkWeights, sizes: tuple[int, ...], tell: Callable[[int], None]
+) -> Iterator[Program]:
+    """One for each size, with every map kept that the page shows, and a name for each class."""
+    classes = network.settings.classes or tuple(usual_names(network.config.num_classes))
+    network = network._replace(settings=replace(network.settings, classes=classes))
+    for size in sizes_of(network, sizes):
+        tell(size)
+        yield capture(network, size, maps=kept_maps(network.config))
 
 
 def require_showable(network: NetworkWeights, path: str) -> None:

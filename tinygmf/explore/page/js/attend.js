@@ -3,6 +3,7 @@
 
 class Attention {
   #places;
+  #strengths = [];
 
   constructor(block) {
     this.block = block;
@@ -52,6 +53,18 @@ class Attention {
         for (let j = 0; j < d; j++)
           out[t * d + j] += this.block.scale * this.at(0, t, head, i) * found[i * d + j];
     return out;
+  }
+
+  /** How strong what a head hands to the ensemble layer is, place by place: N. */
+  strength(head) {
+    this.#strengths[head] ??= strengthOf(this.sum(head), this.d);
+    return this.#strengths[head];
+  }
+
+  /** What a head hands to the ensemble layer, N x D/10: attention and relative position. */
+  sum(head) {
+    const position = this.position(head);
+    return this.result(head).map((value, i) => value + position[i]);
   }
 
   /** The relative position encoding of a head, N x D/10: Q times a convolution of V. */

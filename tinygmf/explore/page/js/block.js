@@ -24,7 +24,7 @@ function blockFigure(onSegment) {
       make("div", "title", title, windowIcon(size)),
       group(before),
       group(after),
-      segment < 4 ? group(heads) : make("div", "maps skips", "skips attention →"),
+      segment < 4 ? group(heads) : make("div", "maps skips", "skips attention"),
     );
     return { element, before, after, heads, title };
   }
@@ -38,14 +38,14 @@ function blockFigure(onSegment) {
         (s < 4 ? [0, 1, 2] : [0]).map((part) => block.after(part, s, channel)),
       );
       const heads = [0, 1, 2, 3].map((s) =>
-        [2 * s, 2 * s + 1].map((head) => strengthOf(sumOf(attention, head), block.headDim)),
+        [2 * s, 2 * s + 1].map((head) => attention.strength(head)),
       );
       const added = strengthOf(block.att, block.dim);
       const scales = [
-        signed(largest(...before.flat())),
-        signed(largest(...after.flat())),
-        strength(largest(...heads.flat())),
-        strength(largest(added)),
+        signed(...before.flat()),
+        signed(...after.flat()),
+        strength(...heads.flat()),
+        strength(added),
       ];
       rows.forEach((row, s) => {
         row.before.forEach((map, i) => map.draw(before[s][i], block.side, scales[0]));
@@ -55,16 +55,10 @@ function blockFigure(onSegment) {
         row.element.classList.toggle("off", state.off.has(PARTS[s]));
       });
       ensemble.draw(added, block.side, scales[3]);
-      const names = ["value", "value", "strength", "strength"];
+      const names = ["as they come", "as compared", "heads, strength", "ensemble layer, strength"];
       legends.forEach((element, i) => legend(element, scales[i], names[i]));
     },
   };
-}
-
-/** What a head hands to the ensemble layer: attention and relative position together. */
-function sumOf(attention, head) {
-  const position = attention.position(head);
-  return attention.result(head).map((value, i) => value + position[i]);
 }
 
 /** 7x7 tokens, those in the window filled. */

@@ -10,11 +10,29 @@ const SIGNED = {
 };
 const STRENGTH = ["#3b0f55", "#453781", "#33638d", "#238a8d", "#29af7f", "#74d055", "#fde725"];
 
-/** From -most to most. */
-const signed = (most) => ({ low: -most, high: most, colours: SIGNED[dark.matches ? "dark" : "light"] });
+/** One scale for some maps, as far below zero as above. */
+function signed(...maps) {
+  const { most, beyond } = bounds(maps);
+  return { low: -most, high: most, beyond, colours: SIGNED[dark.matches ? "dark" : "light"] };
+}
 
-/** From 0 to most. */
-const strength = (most) => ({ low: 0, high: most, colours: STRENGTH });
+/** One scale for some maps of strengths, from zero. */
+function strength(...maps) {
+  const { most, beyond } = bounds(maps);
+  return { low: 0, high: most, beyond, colours: STRENGTH };
+}
+
+/** The largest value, or where few are so large that all others would look like zero, the one that
+ * 99 % stay within. The legend then says that there is more beyond. */
+function bounds(maps) {
+  const sizes = new Float32Array(maps.reduce((count, { length }) => count + length, 0));
+  let at = 0;
+  for (const map of maps) at += (sizes.set(map, at), map.length);
+  sizes.forEach((value, i) => (sizes[i] = Math.abs(value)));
+  sizes.sort();
+  const [top, most] = [sizes.at(-1), sizes[Math.floor(0.99 * (sizes.length - 1))]];
+  return most && 2 * most < top ? { most, beyond: true } : { most: top, beyond: false };
+}
 
 const hex = (colour) => [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
 
@@ -39,7 +57,8 @@ function legend(element, scale, what) {
   element.className = "legend";
   const bar = document.createElement("i");
   bar.style.background = `linear-gradient(to right, ${scale.colours.join(", ")})`;
-  element.replaceChildren(`${what} ${short(scale.low)} `, bar, ` ${short(scale.high)}`);
+  const [least, most] = scale.beyond ? [scale.low && "≤ ", "≥ "] : ["", ""];
+  element.replaceChildren(`${what} ${least || ""}${short(scale.low)} `, bar, ` ${most}${short(scale.high)}`);
 }
 
 /** A number in at most three digits; a minus sign as long as a plus. */

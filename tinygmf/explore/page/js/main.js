@@ -13,6 +13,7 @@ const state = {
   segment: 1,
   channel: 0, // of a segment
   form: "linear",
+  scale: "one", // for all heads
   off: new Set(),
   everywhere: true,
   seed: 1,
@@ -46,7 +47,6 @@ function reopen(changes) {
       find("#status").textContent = "";
     } catch (error) {
       find("#status").textContent = error.message;
-      throw error;
     }
   });
   return opening;
@@ -64,8 +64,7 @@ function run(changes = {}) {
 function lookAtBlock() {
   view.block = new Block(view.model, state);
   view.attention = new Attention(view.block);
-  const channels = find("#channel");
-  channels.max = view.block.segment;
+  find("#channel").max = view.block.segment;
   state.channel = Math.min(state.channel, view.block.segment - 1);
   redraw();
 }
@@ -132,6 +131,9 @@ function fillSelects() {
     ),
   );
   find("#block-select").value = `${state.stage}.${state.index}`;
+  const note = `It was trained on ${known.trained}×${known.trained} pixels. At another size its maps are
+    worth a look, its answer less so.`;
+  find("#note").textContent = known.trained && state.size !== known.trained ? note : "";
   find("#parameters").textContent = known.parameters.toLocaleString("en");
 }
 
@@ -141,7 +143,7 @@ function take({ source, network = "", drawn = false }) {
   const wanted = drawn && names.includes("digits") ? "digits" : network;
   const known = networks.find(({ name }) => name === (names.includes(wanted) ? wanted : state.name));
   const own = known.trained ?? 224;
-  const size = wanted || own > 64 ? own : known.sizes.at(-1); // small ones show little of a photograph
+  const size = wanted || own > 64 ? own : Math.max(...known.sizes); // small ones show little of a photograph
   reopen({ source, name: known.name, size });
 }
 
@@ -185,4 +187,4 @@ async function start() {
   take({ source: await decoded(first.url), network: first.network });
 }
 
-start();
+start().catch((error) => (find("#status").textContent = error.message));

@@ -22,6 +22,7 @@ function pictureFigure(pictures, onPicture) {
     context.lineTo(to.x, to.y);
     context.stroke();
     cursor = to;
+    find(".hint").hidden = true;
   }
 
   function placeOf(event) {
@@ -64,11 +65,13 @@ function pictureFigure(pictures, onPicture) {
 
   const open = async (file) => {
     if (!file) return;
+    const url = URL.createObjectURL(file);
     try {
-      onPicture({ source: await decoded(URL.createObjectURL(file)), network: "" });
+      onPicture({ source: await decoded(url), network: "" });
     } catch {
       find("#status").textContent = `${file.name}: expected a picture, found another kind of file`;
     }
+    URL.revokeObjectURL(url);
   };
   find("#file").addEventListener("change", ({ target }) => open(target.files[0]));
   document.addEventListener("dragover", (event) => event.preventDefault());

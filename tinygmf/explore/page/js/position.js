@@ -19,10 +19,13 @@ function positionFigure(look) {
     draw({ model, block, state, place }) {
       const order = shuffled(block.n, state.seed);
       const strengths = strengthOf(block.cpe, block.dim);
-      const scale = strength(largest(strengths));
+      const scale = strength(strengths);
       maps[0].draw(strengths, block.side, scale);
       maps[1].draw(order.map((from) => strengths[from]), block.side, scale);
-      drawNoticed(find("#noticed"), whoNotices(model, block, order));
+      block.noticed ??= {};
+      const noticed = (block.noticed[state.seed] ??= whoNotices(model, block, order));
+      drawNoticed(find("#noticed"), noticed.parts);
+      tellAnswers(model, noticed.logits, block.n);
       drawEqual(model, block, state, place);
     },
   };
@@ -33,7 +36,7 @@ function positionFigure(look) {
     const middle = Math.floor(block.side / 2) * (block.side + 1);
     const parts = equal.map((_, s) => seen.after(0, s, channel));
     const apart = parts.map((values) => values.map((value) => value - values[middle]));
-    const scale = signed(largest(...apart));
+    const scale = signed(...apart);
     const most = largest(...parts);
     equal.forEach(({ map, count }, s) => {
       map.draw(apart[s], block.side, scale);
@@ -71,7 +74,7 @@ function reorder(values, order) {
 function whoNotices(model, block, order) {
   const input = model.inputName(block);
   const early = model.retry(block, input, reorder(model.network.map(input).values, order)).seen;
-  const late = model.retry(block, `${block.name}.cpe`, reorder(block.cpe, order)).seen;
+  const { seen: late, logits } = model.retry(block, `${block.name}.cpe`, reorder(block.cpe, order));
   const parts = (seen) => {
     const attention = new Attention(seen);
     const heads = (of) => Float32Array.from([0, 1].flatMap((head) => [...of(head)]));
@@ -97,7 +100,8 @@ function whoNotices(model, block, order) {
     const [values, repeats = 1] = before[name];
     return [name, largestChange(values, after[name][0], order, repeats)];
   });
-  return [...noticed, ["cpe", largestChange(block.cpe, early.cpe, order, 1)]];
+  noticed.push(["cpe", largestChange(block.cpe, early.cpe, order, 1)]);
+  return { parts: noticed, logits };
 }
 
 /** `repeats` maps of tokens one behind the other. */
@@ -115,6 +119,18 @@ function largestChange(before, after, order, repeats) {
 function allAlike(model, block, token) {
   const same = Array.from({ length: block.n }, () => token);
   return model.retry(block, `${block.name}.cpe`, reorder(block.cpe, same)).seen;
+}
+
+function tellAnswers(model, logits, n) {
+  const answer = (values) => {
+    const shares = softmax(values);
+    const best = shares.indexOf(Math.max(...shares));
+    return `${model.info.classes[best]} (${(100 * shares[best]).toFixed(1)} %)`;
+  };
+  find("#shuffled-answer").textContent =
+    n === 1
+      ? "A single token has no order: choose a block with more of them."
+      : `The answer was ${answer(model.logits)}. With this block's tokens shuffled it is ${answer(logits)}.`;
 }
 
 function drawNoticed(element, noticed) {

@@ -2,6 +2,7 @@
 // A group proxy appears: a window over the tokens, its weights, their sums, the proxy.
 
 const SIZES = [1, 3, 5, 7];
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 function proxyFigure(look) {
   const point = (row, column) => look.point(row, column);
@@ -26,7 +27,7 @@ function proxyFigure(look) {
     swept = 0;
     timer = setInterval(() => {
       const { side } = tokens;
-      swept += Math.max(1, Math.round(side / 8));
+      swept += still.matches ? side : Math.max(1, Math.round(side ** 2 / 128));
       if (swept >= side ** 2) [swept] = [Infinity, clearInterval(timer)];
       else look.point(Math.floor(swept / side), swept % side);
       look.change({});
@@ -42,7 +43,7 @@ function proxyFigure(look) {
       const channel = Math.min(state.channel, block.segment - 1);
       const before = block.before(state.part, s, channel);
       const after = block.after(state.part, s, channel);
-      const scales = [signed(largest(before)), signed(largest(after))];
+      const scales = [signed(before), signed(after)];
       tokens.draw(before, block.side, scales[0]);
       proxies.draw(after, block.side, scales[1], (i) => i < swept);
       tokens.mark({ ...place, size: SIZES[s], kind: "window" });
@@ -58,11 +59,11 @@ function proxyFigure(look) {
   function drawCells(steps, channel, size, scale) {
     const { seen, weights } = steps;
     const products = seen[channel].map((value, i) => value && value * weights[channel][i]);
-    const most = signed(largest(weights[channel]));
+    const most = signed(weights[channel]);
     fill(find("#cells-tokens"), seen[channel], size, scale);
     fill(find("#cells-weights"), weights[channel], size, most);
-    fill(find("#cells-products"), products, size, signed(largest(products)));
-    fill(find("#cells-sums"), steps.sums, steps.sums.length, signed(largest(steps.sums)), channel);
+    fill(find("#cells-products"), products, size, signed(products));
+    fill(find("#cells-sums"), steps.sums, steps.sums.length, signed(steps.sums), channel);
   }
 
   function tell({ sums, mixed, proxy }, channel, block, state, found) {
@@ -125,4 +126,4 @@ function fill(element, values, across, scale, chosen = -1) {
   );
 }
 
-const short2 = (value) => value.toFixed(2).replace("-", "−");
+const short2 = (value) => (Math.round(100 * value) / 100 || 0).toFixed(2).replace("-", "−");

@@ -20,7 +20,10 @@ function stagesFigure(onBlock) {
       ...captions.map(([name, ...lines], i) => {
         const box = make("div", "stage", make("b", "", name), maps[i].element);
         box.append(...lines.map((line) => make("span", "", line)));
-        if (i >= 2) box.append(blockButtons(i - 2, depths[i - 2]));
+        if (i >= 2) {
+          box.append(blockButtons(i - 2, depths[i - 2]));
+          maps[i].element.addEventListener("click", () => onBlock(i - 2, depths[i - 2] - 1));
+        }
         return box;
       }),
     );
@@ -28,6 +31,8 @@ function stagesFigure(onBlock) {
 
   function blockButtons(stage, depth) {
     const row = make("span", "blocks");
+    row.setAttribute("role", "radiogroup");
+    row.setAttribute("aria-label", `blocks of stage ${stage + 1}`);
     const labels = Array.from({ length: depth }, (_, index) => [
       `${stage}.${index}`,
       depth === 1 ? "its block" : `${index + 1}`,
@@ -49,7 +54,7 @@ function stagesFigure(onBlock) {
       [stem, ...last].forEach(({ values, channels }, i) => {
         const strengths = strengthOf(values, channels);
         const side = sides[Math.max(0, i - 1)];
-        maps[i + 1].draw(strengths, side, strength(largest(strengths)));
+        maps[i + 1].draw(strengths, side, strength(strengths));
       });
       for (const input of element.querySelectorAll("input"))
         input.checked = input.value === `${block.stage}.${block.index}`;
