@@ -13,16 +13,13 @@ from tinygmf.weights.checkpoint import save_model
 MOST = 4_000_000  # bytes of the page with the networks that come along
 
 
-def test_a_network_without_a_head_is_refused_in_one_line(tmp_path, capsys):
-    model = create_model("nano")
-    model.reset_classifier(0)
-    save_model(model, tmp_path / "features.safetensors")
+def test_a_network_of_grey_pictures_is_refused_in_one_line(tmp_path, capsys):
+    save_model(create_model("nano", in_chans=1), tmp_path / "grey.safetensors")
     out = tmp_path / "out"
     assert (
-        main(["explore", "--weights", str(tmp_path / "features.safetensors"), "--out", str(out)])
-        == 2
+        main(["explore", "--weights", str(tmp_path / "grey.safetensors"), "--out", str(out)]) == 2
     )
-    assert "expected a network with a head" in capsys.readouterr().err
+    assert "expected a network of pictures with 3 channels" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -41,6 +41,15 @@ def test_the_answer_of_a_picture_stands_on_the_page(visit):
     assert page.inner_text("#verdict") == f"{best}, {100 * shares[best]:.1f} %"
 
 
+def test_a_network_without_classes_tells_how_far_its_features_change(visit):
+    page = visit()
+    page.evaluate("view.model.info.head = false; run({ off: new Set(['crpe']) }); drawStale()")
+    now, before = (page.evaluate(f"[...view.{n}]") for n in ("model.logits", "baseline"))
+    change = np.abs(np.subtract(now, before)).max() / np.abs(before).max()
+    said = page.inner_text("#answer")
+    assert said == f"10 features, no classes; changed by {100 * change:.1f} %"
+
+
 def test_every_control_is_reached_by_tab_and_named(visit):
     page = visit()
     page.evaluate(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from reference import Network
 from tinygmf.config import Settings
-from tinygmf.export.c import c_string, indices, run_c, write_c
+from tinygmf.export.c import c_string, indices, names, run_c, write_c
 from tinygmf.export.program import ALIGNMENT, Call, Program, capture, plan
 from tinygmf.image import preprocess
 from tinygmf.weights.checkpoint import load_weights
@@ -175,6 +175,14 @@ def test_names_arrive_as_they_were_given(program, folder, tmp_path):
     subprocess.run([*command, "-lm"], check=True)
     names = (ctypes.c_char_p * 10).in_dll(ctypes.CDLL(library), "network_names")
     assert [name.decode() for name in names] == NAMES
+
+
+def test_a_backbone_has_features_though_its_file_names_the_classes_of_a_dense_network():
+    weights = load_weights(DATA / "nano.pth")
+    config = replace(weights.config, num_classes=0)
+    network = weights._replace(config=config, settings=Settings(classes=("sky", "sea")))
+    program = Program(network, SIZE, 1, {}, [], [], {}, {}, 0, [])
+    assert names(program) == [str(i) for i in range(40)]
 
 
 def test_a_map_that_is_none_is_refused_with_those_that_are():

@@ -26,6 +26,7 @@ from tinygmf.weights.checkpoint import NetworkWeights
 PAGE = files("tinygmf.explore").joinpath("page")
 PHOTOGRAPHS = files("tinygmf.explore").joinpath("pictures")
 ASSETS = files("tinygmf").joinpath("assets")
+LABELS = {"digits": "a handwritten {}", "scenes": "scene {}"}  # of the assets' pictures
 SIZES = 128, 224  # pixels, beside those of the training
 BLOCK_MAPS = "cpe", "att.qkv", "att.aggregator", "att.aggregator.agg0", "att.crpe.conv_list"
 
@@ -39,8 +40,7 @@ def write_page(
     """index.html and what it loads, into a folder that exists.
 
     Each network comes for pictures of its own size and of `sizes`; `tell` hears which is next, as
-    each takes seconds. Raises ValueError for one that
-    cannot be exported, and without zig; OSError.
+    each takes seconds. Raises ValueError for one that cannot be exported, and without zig; OSError.
     """
     copy(PAGE, folder)
     (folder / "js" / "network.js").write_bytes(TEMPLATES.joinpath("network.js").read_bytes())
@@ -61,19 +61,18 @@ def programs(
     network: NetworkWeights, sizes: tuple[int, ...], tell: Callable[[int], None]
 ) -> Iterator[Program]:
     """One for each size, with every map kept that the page shows, and a name for each class."""
-    classes = network.settings.classes or tuple(usual_names(network.config.num_classes))
-    network = network._replace(settings=replace(network.settings, classes=classes))
+    if network.config.num_classes and not network.settings.classes:
+        classes = tuple(usual_names(network.config.num_classes))
+        network = network._replace(settings=replace(network.settings, classes=classes))
     for size in sizes_of(network, sizes):
         tell(size)
         yield capture(network, size, maps=kept_maps(network.config))
 
 
 def require_showable(network: NetworkWeights, path: str) -> None:
-    """ValueError, in one line, for a network that the page cannot run or has no answers of."""
+    """ValueError, in one line, for a network that the page cannot run."""
     network.config.require_colour(f"{path}: explore")
     network.config.require_published_form(f"{path}: explore")
-    if not network.config.num_classes:
-        raise ValueError(f"{path}: expected a network with a head, found one without")
 
 
 def copy(source: Traversable, folder: Path) -> None:
@@ -131,6 +130,7 @@ def shapes(program: Program) -> dict[str, object]:
     *offsets, total = weight_offsets(program)
     placed = zip(program.weights, offsets, strict=True)
     return {
+        "head": config.num_classes > 0,
         "dims": config.embedding_dims,
         "depths": config.serial_depths,
         "sides": [-(-program.size // stride) for stride in STRIDES],
@@ -143,18 +143,18 @@ def shapes(program: Program) -> dict[str, object]:
 
 def pictures(networks: Mapping[str, NetworkWeights]) -> Iterator[dict[str, str]]:
     """To begin with: for each network the pictures that it comes with, and photographs for all."""
-    for name in networks:
-        folder = ASSETS.joinpath(name)
-        if folder.is_dir():
-            for path in sorted(folder.iterdir(), key=lambda path: path.name):
-                yield picture(path, network=name)
-    for path in sorted(PHOTOGRAPHS.iterdir(), key=lambda path: path.name):
-        if path.name.endswith(".jpg"):
-            yield picture(path, network="")
+    for kind, label in LABELS.items():
+        network = next((name for name in networks if name.startswith(kind)), None)
+        if network is not None and ASSETS.joinpath(kind).is_dir():
+            yield from pictures_in(ASSETS.joinpath(kind), label, network)
+    yield from pictures_in(PHOTOGRAPHS, "{}", "")
 
 
-def picture(path: Traversable, network: str) -> dict[str, str]:
-    kind = "png" if path.name.endswith(".png") else "jpeg"
-    data = base64.b64encode(path.read_bytes()).decode()
-    label = path.name.rpartition(".")[0].partition("_")[0]
-    return {"label": label, "network": network, "url": f"data:image/{kind};base64,{data}"}
+def pictures_in(folder: Traversable, label: str, network: str) -> Iterator[dict[str, str]]:
+    """Each with the network that it is for, and a label that its name fills, to the first _."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        stem, _, suffix = path.name.rpartition(".")
+        if suffix in ("png", "jpg"):
+            data = base64.b64encode(path.read_bytes()).decode()
+            url = f"data:image/{suffix.replace('jpg', 'jpeg')};base64,{data}"
+            yield {"label": label.format(stem.partition("_")[0]), "network": network, "url": url}

@@ -83,6 +83,13 @@ def width(program: Program) -> int:
     return config.num_classes or config.embedding_dims[-1]
 
 
+def names(program: Program) -> list[str]:
+    """One for each value of `width`: the classes', else numbers. A dense network's backbone has
+    features, though its file names classes."""
+    classes = program.network.settings.classes if program.network.config.num_classes else ()
+    return list(classes) or [str(i) for i in range(width(program))]
+
+
 def fill(template: str, fields: dict[str, object]) -> str:
     """The template's text with a value for each @FIELD@."""
     text = TEMPLATES.joinpath(template).read_text(encoding="utf-8")
@@ -105,10 +112,9 @@ def header_fields(program: Program) -> dict[str, object]:
 
 def source_fields(program: Program) -> dict[str, object]:
     settings = program.network.settings
-    names = settings.classes or [str(i) for i in range(width(program))]
     offsets = zip(program.weights, weight_offsets(program), strict=False)
     return {
-        "NAMES": "\n".join(f"    {c_string(name)}," for name in names),
+        "NAMES": "\n".join(f"    {c_string(name)}," for name in names(program)),
         "MEAN": ", ".join(map(c_float, settings.mean)),
         "STD": ", ".join(map(c_float, settings.std)),
         "ARCHITECTURE": architecture(program),

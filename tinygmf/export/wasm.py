@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tinygmf.export.c import TEMPLATES, fill, header_fields, weights_file, width, write_source
+from tinygmf.export.c import (
+    TEMPLATES,
+    fill,
+    header_fields,
+    names,
+    weights_file,
+    width,
+    write_source,
+)
 from tinygmf.export.program import Program
 from tinygmf.export.toolchain import run_tool, zig
 
@@ -91,7 +99,7 @@ def info(program: Program) -> dict[str, object]:
             }
             for kept in program.maps
         },
-        "classes": list(settings.classes) or [str(i) for i in range(width(program))],
+        "classes": names(program),
     }
 
 

@@ -7,9 +7,10 @@ function answerFigure(element) {
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
   return {
     element,
-    draw({ model, baseline, changed }) {
-      const { classes } = model.info;
-      const [now, before] = [softmax(changed ?? model.logits), softmax(baseline)];
+    draw({ model, baseline }) {
+      const { classes, head } = model.info;
+      if (!head) return element.replaceChildren(make("li", "features", told(model, model.logits, baseline)));
+      const [now, before] = [softmax(model.logits), softmax(baseline)];
       const order = classes.map((_, i) => i).sort((a, b) => now[b] - now[a]);
       const shown = classes.length > FEW ? order.slice(0, 5) : classes.map((_, i) => i);
       const differs = largest(now.map((share, i) => share - before[i])) > 1e-6;
@@ -26,6 +27,17 @@ function answerFigure(element) {
       );
     },
   };
+}
+
+/** The likeliest class; of a network without classes how far its features are from others. */
+function told({ info }, values, others) {
+  if (!info.head) {
+    const change = largest(values.map((value, i) => value - others[i])) / largest(others);
+    return `${values.length} features, no classes; changed by ${(100 * change).toFixed(1)} %`;
+  }
+  const shares = softmax(values);
+  const best = shares.indexOf(Math.max(...shares));
+  return `${info.classes[best]}, ${(100 * shares[best]).toFixed(1)} %`;
 }
 
 function bar(share, kind) {

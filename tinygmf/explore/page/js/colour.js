@@ -27,7 +27,10 @@ function strength(...maps) {
 function bounds(maps) {
   const sizes = new Float32Array(maps.reduce((count, { length }) => count + length, 0));
   let at = 0;
-  for (const map of maps) at += (sizes.set(map, at), map.length);
+  for (const map of maps) {
+    sizes.set(map, at);
+    at += map.length;
+  }
   sizes.forEach((value, i) => (sizes[i] = Math.abs(value)));
   sizes.sort();
   const [top, most] = [sizes.at(-1), sizes[Math.floor(0.99 * (sizes.length - 1))]];

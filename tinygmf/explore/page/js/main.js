@@ -31,7 +31,6 @@ function reopen(changes) {
       find("#status").textContent = "loading …";
       if (!view.model || wanted.name !== state.name || wanted.size !== state.size) {
         view.model = await Model.load(wanted.name, wanted.size);
-        view.model.name = wanted.name;
       }
       Object.assign(state, changes);
       const { info, network } = view.model;
@@ -105,9 +104,7 @@ function benchFigure() {
     draw({ model, block, canvas, place }) {
       picture.drawPicture(canvas, block.side);
       picture.mark(place);
-      const shares = softmax(model.logits);
-      const best = shares.indexOf(Math.max(...shares));
-      find("#verdict").textContent = `${model.info.classes[best]}, ${(100 * shares[best]).toFixed(1)} %`;
+      find("#verdict").textContent = model.info.head ? told(model, model.logits) : "";
       find("#channel").value = state.channel + 1;
       find("#channel-number").textContent = `${state.channel + 1} of ${block.segment}`;
       find("#block-select").value = `${state.stage}.${state.index}`;
@@ -150,7 +147,7 @@ function take({ source, network = "", drawn = false }) {
 async function start() {
   const [contents, pictures] = await Promise.all([load("contents"), load("pictures")]);
   networks = contents.value;
-  const chooseBlock = (stage, index) => (Object.assign(state, { stage, index }), run());
+  const chooseBlock = (stage, index) => run({ stage, index });
   const look = { state, point, change };
   figures = [
     benchFigure(),

@@ -8,10 +8,11 @@ class Model {
   static async load(name, size) {
     const [weights, program] = await Promise.all([load(name), load(`${name}_${size}`)]);
     const { instance } = await WebAssembly.instantiate(program.bytes);
-    return new Model(new Network(instance.exports, weights.bytes, program.value));
+    return new Model(name, new Network(instance.exports, weights.bytes, program.value));
   }
 
-  constructor(network) {
+  constructor(name, network) {
+    this.name = name;
     this.network = network;
     this.info = network.info;
     this.original = network.weights(0, this.info.total).slice();

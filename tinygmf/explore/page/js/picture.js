@@ -57,7 +57,7 @@ function pictureFigure(pictures, onPicture) {
     ...pictures.map(({ label, network, url }) => {
       const image = Object.assign(new Image(), { src: url, alt: "" });
       const button = make("button", "thumbnail", image);
-      button.setAttribute("aria-label", network === "digits" ? `a handwritten ${label}` : label);
+      button.setAttribute("aria-label", label);
       button.addEventListener("click", async () => onPicture({ source: await decoded(url), network }));
       return button;
     }),

@@ -122,15 +122,11 @@ function allAlike(model, block, token) {
 }
 
 function tellAnswers(model, logits, n) {
-  const answer = (values) => {
-    const shares = softmax(values);
-    const best = shares.indexOf(Math.max(...shares));
-    return `${model.info.classes[best]} (${(100 * shares[best]).toFixed(1)} %)`;
-  };
+  const answer = (values) => told(model, values, model.logits);
   find("#shuffled-answer").textContent =
     n === 1
       ? "A single token has no order: choose a block with more of them."
-      : `The answer was ${answer(model.logits)}. With this block's tokens shuffled it is ${answer(logits)}.`;
+      : `The answer: ${answer(model.logits)}. With this block's tokens shuffled: ${answer(logits)}.`;
 }
 
 function drawNoticed(element, noticed) {

@@ -28,8 +28,9 @@ function proxyFigure(look) {
     timer = setInterval(() => {
       const { side } = tokens;
       swept += still.matches ? side : Math.max(1, Math.round(side ** 2 / 128));
-      if (swept >= side ** 2) [swept] = [Infinity, clearInterval(timer)];
-      else look.point(Math.floor(swept / side), swept % side);
+      if (swept < side ** 2) return look.point(Math.floor(swept / side), swept % side);
+      clearInterval(timer);
+      swept = Infinity;
       look.change({});
     }, 60);
   });
