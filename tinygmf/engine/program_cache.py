@@ -269,8 +269,10 @@ def _say_that_it_happens_once() -> None:
 
 
 def _kernel_bar(*, total: int, desc: str, disable: bool) -> tqdm:
-    """Stands in for tinygrad's bar, which shows itself only when debugging."""
-    return _KernelBar(total=total, desc="kernels", unit="", leave=False, disable=None)
+    """Stands in for tinygrad's bar, which shows itself only when debugging: on a terminal and in a
+    notebook, which is none and yet draws bars."""
+    hidden = None if "ipykernel" not in sys.modules else False  # None: by what stderr is
+    return _KernelBar(total=total, desc="kernels", unit="", leave=False, disable=hidden)
 
 
 class _KernelBar(tqdm):

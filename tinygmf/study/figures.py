@@ -1,7 +1,8 @@
 """The figures of `observe.py`, and a drawing of the network. They need matplotlib (`plots`).
 
 Every function returns a matplotlib figure: a notebook shows it, `.savefig("name.png")` saves it.
-The colour map, viridis, keeps its order for the colour-blind and in grey print.
+Strengths, which are never negative, are drawn in viridis, ordered for the colour-blind and in grey
+print too; signed values in red and blue, with zero in the middle, so that pale means weak.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = 2.3  # inches
-STRENGTH, MARK = "viridis", "#d95f02"
+STRENGTH, SIGNED, MARK = "viridis", "RdBu_r", "#d95f02"
 STEM, STAGE, HEAD = "#bbbbbb", "#9ecae1", "#fdd0a2"
 
 
@@ -56,9 +57,16 @@ def make_panels(rows: int, columns: int, width: float = PANEL, height: float = P
     return figure, axes
 
 
-def draw_map(axis: Axes, values: np.ndarray, title: str, unit: str, cmap: str = STRENGTH) -> None:
-    """A map (h, w) with its title and a colour bar that says what the colours measure."""
-    image = axis.imshow(values, cmap=cmap, interpolation="nearest")
+def draw_map(axis: Axes, values: np.ndarray, title: str, unit: str, most: float = 0.0) -> None:
+    """A map (h, w) with its title and a colour bar that says what the colours measure.
+
+    Signed values, or any with `most`, are drawn from -most to most, by default their largest
+    magnitude, so that zero has one colour and several maps can share a scale.
+    """
+    signed = most > 0 or bool(values.min() < 0)
+    most = most or float(np.abs(values).max())
+    low, high, cmap = (-most, most, SIGNED) if signed else (None, None, STRENGTH)
+    image = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
     axis.set_title(title, fontsize=9)
     _add_bar(axis, image, unit)
 
@@ -100,7 +108,7 @@ def draw_attention(
     a column for each branch with its two heads.
 
     The weights are those of Q softmax(K)ᵀ: they can be negative, and a row sums to whatever the
-    query's channels sum to.
+    query's channels sum to. Each head has its own scale, which its colour bar tells.
     """
     figure, axes = make_panels(2 * len(seen), 1 + NUM_HEADS // 2, 2.2, 2.7)
     for i, (picture, one) in enumerate(zip(pictures, seen, strict=True)):
@@ -120,13 +128,21 @@ def draw_attention(
 def draw_over_picture(
     axis: Axes, picture: Image.Image, row: np.ndarray, query: Position, title: str
 ) -> None:
-    """A row of the attention map (h, w), slightly transparent over the picture in grey."""
+    """A row of the attention map (h, w) over the picture in grey: red for positive weights, blue
+    for negative ones, and the weaker a weight, the more of the picture is seen."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    most = float(np.abs(row).max()) or 1.0
     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
-    axis.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255)
-    image = axis.imshow(row, cmap=STRENGTH, alpha=0.8, extent=extent, interpolation="nearest")
+    axis.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255, alpha=0.6)
+    alpha: Any = 0.25 + 0.65 * np.abs(row) / most
+    axis.imshow(
+        row, SIGNED, vmin=-most, vmax=most, alpha=alpha, extent=extent, interpolation="nearest"
+    )
     _mark(axis, query)
     axis.set_title(title, fontsize=8)
-    _add_bar(axis, image, "attention weight")
+    _add_bar(axis, ScalarMappable(Normalize(-most, most), SIGNED), "attention weight")
 
 
 def _mark(axis: Axes, query: Position) -> None:
@@ -175,36 +191,38 @@ def _show_all(axis: Axes, picture: Image.Image, middle: tuple[float, float], sid
 def draw_architecture(
     config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
 ) -> Figure:
-    """The network from its configuration: a box for each part, as high as its map (in the square
-    root of pixels), as wide as its channels (likewise), with what it costs."""
+    """The network from its configuration, to scale: a box for each part, as high as the side of its
+    map; as wide as its channels, a stage as all its blocks beside each other; below, its costs."""
     from matplotlib.patches import Rectangle
 
     rows = summarize(config, image_size)
-    figure, axes = make_panels(1, 1, 10, 3.4)
-    axis, right = axes[0, 0], 0.0
-    for i, row in enumerate(rows):
+    figure, axes = make_panels(1, 1, 10, 3.6)
+    axis, left = axes[0, 0], 0.0
+    sides = [row.height / rows[0].height for row in rows]
+    channels = [0 if row.name == "head" else row.channels for row in rows]
+    widths = [max(row.blocks, 1) * c for row, c in zip(rows, channels, strict=True)]
+    unit = 8.6 / sum(widths)
+    for i, (row, side, width) in enumerate(zip(rows, sides, widths, strict=True)):
         colour = {"stem": STEM, "head": HEAD}.get(row.name, STAGE)
-        channels = 0 if row.name == "head" else row.channels
-        width, height = 0.3 + np.sqrt(channels) / 25, 0.4 + np.sqrt(row.height) / 4
-        left = 1.8 * i - width / 2
-        axis.add_patch(Rectangle((left, -height / 2), width, height, fc=colour, ec="black"))
+        size = max(unit * width, 0.04), max(2 * side, 0.04)
+        axis.add_patch(Rectangle((left, -size[1] / 2), *size, fc=colour, ec="black", lw=0.8))
         for k in range(1, row.blocks):  # a line between one block and the next
-            x = left + k * width / row.blocks
-            axis.plot([x, x], [-height / 2, height / 2], color="white", lw=1)
-        axis.text(1.8 * i, 1.45, row.name, ha="center", fontsize=10, weight="bold")
-        axis.text(1.8 * i, -1.3, _caption(row), ha="center", va="top", fontsize=8)
-        if i:
-            axis.annotate("", (left, 0), (right, 0), arrowprops={"arrowstyle": "->"})
-        right = left + width
-    axis.set(xlim=(-0.9, 1.8 * len(rows) - 0.9), ylim=(-2.9, 1.8), frame_on=False)
+            x = left + k * size[0] / row.blocks
+            axis.plot([x, x], [-size[1] / 2, size[1] / 2], color="white", lw=1)
+        middle, text = left + size[0] / 2, 0.75 + 1.65 * i
+        axis.plot([middle, text], [-size[1] / 2, -1.4], color="#999999", lw=0.8)
+        axis.text(text, -1.45, row.name, ha="center", va="top", fontsize=10, weight="bold")
+        axis.text(text, -1.75, _caption(row), ha="center", va="top", fontsize=8)
+        left += size[0] + 0.2
+    axis.set(xlim=(-0.1, 9.9), ylim=(-3.0, 1.1), frame_on=False)
     height, width = image_size
-    axis.set_title(f"GroupMixFormer on a picture of {height}x{width} pixels", fontsize=11)
+    axis.set_title(f"GroupMixFormer on a picture of {height}x{width} pixels, to scale", fontsize=11)
     return figure
 
 
 def _caption(row: StageSummary) -> str:
     if row.name == "head":
-        lines = ["", f"{row.channels} classes", ""]
+        lines = [f"{row.channels} classes", "", ""]
     else:
         blocks = f"{row.blocks} block{'s' if row.blocks > 1 else ''}" if row.blocks else ""
         lines = [f"{row.height}x{row.width} tokens", f"{row.channels} channels", blocks]
@@ -238,6 +256,7 @@ def explore_attention(
     height, width = next(iter(blocks.values()))[0].picture_size
     return interactive(
         show,
+        {"auto_display": True},
         picture=IntSlider(0, 0, len(pictures) - 1),
         block=list(blocks),
         y=IntSlider(height // 2, 0, height - 1),

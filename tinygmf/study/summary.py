@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from tinygrad import Tensor
 
-from tinygmf.config import STAGES, GroupMixFormerConfig, variant_name
+from tinygmf.config import NUM_HEADS, STAGES, GroupMixFormerConfig, variant_name
+from tinygmf.gma import ConvRelPosEnc
 from tinygmf.layers import Module, count_products, record
 from tinygmf.model import ConvStem, GMABlock, GroupMixFormer, PatchEmbedLayer, state_shapes
 
@@ -87,6 +88,34 @@ def _trace(
     stem, *rest = parts
     sizes = [(int(one.shape[2]), int(one.shape[3])) for one in maps]
     return sizes, stem, rest[::2], rest[1::2], sum(products)
+
+
+def flops_by_part(
+    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
+) -> dict[str, float]:
+    """The FLOPs of a network in its published form by the parts of its blocks, from formulas; the
+    rest is stem, patch embeddings and head.
+
+    For N tokens of D channels, s = D/5, head_dim = D/10, an MLP of ratio r: see each line.
+    """
+    config.require_published_form("FLOPs by part")
+    rows, parts = summarize(config, image_size), dict[str, float]()
+    for row, ratio in zip(rows[1:-1], config.mlp_ratios, strict=True):
+        n, dim, segment = row.height * row.width, row.channels, row.channels // 5
+        costs = {
+            "MLP": 2 * ratio * dim**2,
+            "qkv and proj": 3 * dim**2 + dim**2,
+            "aggregators": 3 * sum(k * k * segment + segment**2 for k in (3, 5, 7))
+            + 9 * 3 * segment
+            + 3 * segment**2,  # the non-attention branch
+            "attention's two products": 2 * NUM_HEADS * (dim // 10) ** 2,
+            "crpe": sum(heads * k * k for k, heads in ConvRelPosEnc.KERNELS) * (dim // 10),
+            "cpe": 9 * dim,
+        }
+        for name, cost in costs.items():  # of one token
+            parts[name] = parts.get(name, 0) + row.blocks * n * cost
+    total = sum(row.flops for row in rows)
+    return parts | {"stem, embeddings, head": total - sum(parts.values())}
 
 
 def format_summary(
