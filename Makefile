@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: help demo test slow lint format notebooks versions clean
+.PHONY: help demo test slow lint format notebooks course versions clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ format: .venv/test.installed  ## let ruff format every file and mend what it can
 
 notebooks: .venv/notebooks.installed  ## run every notebook; one failing cell fails the target
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
+
+course: .venv/notebooks.installed  ## the notebooks as they are committed, as one small site in build/course
+	$(BIN)/python notebooks/course/site.py
 
 versions: .venv/bin/python  ## test on every Python found and on the oldest dependencies; VERSIONS=next: on the newest tinygrad
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check tox-uv

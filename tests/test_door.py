@@ -16,6 +16,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / ".github").glob("*.md")),
+    *sorted((ROOT / "notebooks").glob("*.md")),
     *sorted((ROOT / "notebooks").glob("pages/*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]

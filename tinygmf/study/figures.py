@@ -7,7 +7,7 @@ print too; signed values in red and blue, with zero in the middle, so that pale 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,12 +44,26 @@ def require_matplotlib() -> None:
         ) from None
 
 
+def show(figure: Figure, description: str) -> None:
+    """The figure, in a notebook, with a description for those who do not see it."""
+    show_growing(figure, description)
+
+
+def show_growing(figure: Figure, description: str) -> Callable[[], Any]:
+    """The same of a figure that is not finished; the function that is returned draws it anew."""
+    from IPython.display import display
+
+    described = {"image/png": {"alt": description}}
+    handle = display(figure, metadata=described, display_id=True)
+    return lambda: handle.update(figure, metadata=described)
+
+
 def make_panels(rows: int, columns: int, width: float = PANEL, height: float = PANEL) -> Any:
     """A figure and its axes, an array (rows, columns), without ticks; sizes in inches."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=88)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
@@ -168,7 +182,9 @@ def draw_proxies(
         y, x = ((side // 2 + 0.5) * one.stride - 0.5 for side in one.size)
         for side, style in ((kernel * one.stride, "-"), (field, "--")):
             corner = (x - side / 2, y - side / 2)
-            line[0].add_patch(Rectangle(corner, side, side, fill=False, color=MARK, ls=style, lw=2))
+            for color, width in (("white", 4.0), (MARK, 2.0)):  # seen on any picture
+                frame = Rectangle(corner, side, side, fill=False, color=color, ls=style, lw=width)
+                line[0].add_patch(frame)
         _show_all(line[0], picture, (y, x), field)
         sides = f"a group, {kernel * one.stride} pixels\n(dashed: it sees {field} pixels)"
         line[0].set_title(sides, fontsize=9)
