@@ -156,7 +156,7 @@ def compare(options: argparse.Namespace, model: Any, batch: int) -> Any:
     runs = {f"batch {batch}, tinygmf": timed(lambda: predict.run(pictures))}
     peer = None
     if options.official:
-        peer = Peer(options.official_python, options.official, model.config, shape, training=False)
+        peer = Peer(options.official_python, options.official, model.config, shape, "eager")
         if batch == options.batches[0]:
             print(f"PyTorch {peer.version} from a new process to its first: {peer.first:.2f} s")
         runs[f"batch {batch}, PyTorch, {peer.threads} threads"] = peer

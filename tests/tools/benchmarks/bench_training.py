@@ -106,7 +106,7 @@ def main() -> None:
     if options.official:
         config = small_or(options.variant, options.classes)
         shape = (options.batch, 3, options.size, options.size)
-        peer = Peer(options.official_python, options.official, config, shape, training=True)
+        peer = Peer(options.official_python, options.official, config, shape, "training")
         runs[f"a step, PyTorch {peer.version}, {peer.threads} threads"] = peer
     results = in_turn(runs, options.rounds)
     print(f"{'':44}{'smallest':>9} {'median':>9}  ms")

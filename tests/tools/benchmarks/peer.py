@@ -1,7 +1,5 @@
-"""The published PyTorch code, timed in turn with ours: in a process of its own, on the processor.
-
-It imports a few helpers of timm, which get stand-ins here.
-"""
+"""Other runtimes of the network, timed in turn with ours: each in a process of its own, on the
+processor."""
 
 from __future__ import annotations
 
@@ -16,57 +14,14 @@ from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-OFFICIAL = """
-import time; began = time.perf_counter()
-import sys, types, json, torch
-from torch import nn
-class DropPath(nn.Identity):
-    def __init__(self, *rates): super().__init__()
-def module(name, **contents):
-    sys.modules[name] = types.ModuleType(name)
-    vars(sys.modules[name]).update(contents)
-module("ipdb"); module("timm"); module("timm.models")
-module("timm.data", IMAGENET_DEFAULT_MEAN=(0.5,) * 3, IMAGENET_DEFAULT_STD=(0.5,) * 3)
-module("timm.models.layers", DropPath=DropPath, to_2tuple=lambda x: (x, x),
-       trunc_normal_=nn.init.trunc_normal_)
-module("timm.models.registry", register_model=lambda function: function)
-nn.SyncBatchNorm = nn.BatchNorm2d
-official, (file, sizes, shape, training) = {}, sys.argv[1:]
-exec(compile(open(file).read(), file, "exec"), official)
-model = official["GroupMixFormer"](
-    patch_size=4, in_dim=3, num_stages=4, num_heads=8, qkv_bias=True, qk_scale=None,
-    drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.0, pretrained=None, **json.loads(sizes))
-x = torch.randn(*json.loads(shape))
-labels = torch.randint(0, json.loads(sizes)["num_classes"], (len(x),))
-loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
-def forward():
-    with torch.inference_mode():
-        model(x)
-def step():
-    optimizer.zero_grad()
-    loss_of(model(x), labels).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-    optimizer.step()
-if training == "true":
-    optimizer = torch.optim.AdamW(model.train().parameters(), 1e-3, weight_decay=0.05, fused=True)
-else:
-    model.eval()
-run = step if training == "true" else forward
-run()
-print(torch.__version__, torch.get_num_threads(), time.perf_counter() - began, flush=True)
-for line in sys.stdin:
-    began = time.perf_counter()
-    run()
-    print(time.perf_counter() - began, flush=True)
-"""
+PROCESS = Path(__file__).with_name("peer_process.py")
 
 
 class Peer:
-    """The published PyTorch network, which runs once when asked: forward, or a training step
-    (fused AdamW, gradient clipping, label smoothing)."""
+    """A peer of some kind (see `peer_process.py`), which runs once when asked."""
 
     def __init__(
-        self, python: str, path: Path, config: Any, shape: tuple[int, ...], training: bool
+        self, python: str, path: Path, config: Any, shape: tuple[int, ...], kind: str
     ) -> None:
         sizes = {
             "embedding_dims": config.embedding_dims,
@@ -74,15 +29,17 @@ class Peer:
             "mlp_ratios": config.mlp_ratios,
             "num_classes": config.num_classes,
         }
-        arguments = [str(path), *map(json.dumps, (sizes, shape, training))]
+        arguments = [kind, str(path), *map(json.dumps, (sizes, shape))]
         self.process = subprocess.Popen(
-            [python, "-c", OFFICIAL, *arguments],
+            [python, str(PROCESS), *arguments],
             env={k: v for k, v in os.environ.items() if k not in THREADS},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self.version, self.threads, first = self._read().split()
+        if not (ready := self._read()):
+            raise SystemExit(f"{kind}: {python} {PROCESS.name} ended before its first run")
+        self.version, self.threads, first = ready.split()
         self.first = float(first)  # seconds from a new process to its first run
 
     def __call__(self) -> float:
