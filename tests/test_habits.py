@@ -14,6 +14,15 @@ def model():
     return tinygmf.create_model("nano", num_classes=4)
 
 
+def test_public_names_and_parts_of_the_library_are_found_when_they_are_first_used():
+    places = [name for names in tinygmf.PLACES.values() for name in names]
+    assert sorted(places) == tinygmf.__all__ == [n for n in dir(tinygmf) if n in places]
+    assert all(getattr(tinygmf, name).__module__.startswith("tinygmf.") for name in places)
+    assert tinygmf.study.__name__ == "tinygmf.study"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tinygmf.nothing
+
+
 def test_a_short_name_is_the_long_one():
     long, short = (tinygmf.create_model(name) for name in ("groupmixformer_nano", "nano"))
     assert long.config == short.config

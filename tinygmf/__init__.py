@@ -5,6 +5,10 @@
 >>> predict(["cat.jpg"])  # logits (1, 1000)
 """
 
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 from tinygmf.engine.clang import prepare_compiler
 from tinygmf.engine.user_cache import ignore_foreign_settings, keep_kernels_private
 
@@ -12,16 +16,27 @@ ignore_foreign_settings()  # before tinygrad reads them
 prepare_compiler()  # before tinygrad reads which clang there is
 keep_kernels_private()
 
-from tinygmf.config import GroupMixFormerConfig  # noqa: E402
-from tinygmf.dense.detector import Detector  # noqa: E402
-from tinygmf.dense.networks import create_model, list_models, load_model  # noqa: E402
-from tinygmf.dense.segmenter import Segmenter  # noqa: E402
-from tinygmf.engine.predictor import Predictor  # noqa: E402
-from tinygmf.gma import GroupMixAttention  # noqa: E402
-from tinygmf.model import GroupMixFormer  # noqa: E402
-from tinygmf.weights.checkpoint import load_state_dict, save_model  # noqa: E402
+if TYPE_CHECKING:
+    from tinygmf.config import GroupMixFormerConfig
+    from tinygmf.dense.detector import Detector
+    from tinygmf.dense.networks import create_model, list_models, load_model
+    from tinygmf.dense.segmenter import Segmenter
+    from tinygmf.engine.predictor import Predictor
+    from tinygmf.gma import GroupMixAttention
+    from tinygmf.model import GroupMixFormer
+    from tinygmf.weights.checkpoint import load_state_dict, save_model
 
 __version__ = "0.1.0"
+PLACES = {  # where each name comes from: a part of the library is imported when it is first used
+    "tinygmf.config": ["GroupMixFormerConfig"],
+    "tinygmf.dense.detector": ["Detector"],
+    "tinygmf.dense.networks": ["create_model", "list_models", "load_model"],
+    "tinygmf.dense.segmenter": ["Segmenter"],
+    "tinygmf.engine.predictor": ["Predictor"],
+    "tinygmf.gma": ["GroupMixAttention"],
+    "tinygmf.model": ["GroupMixFormer"],
+    "tinygmf.weights.checkpoint": ["load_state_dict", "save_model"],
+}
 __all__ = [
     "Detector",
     "GroupMixAttention",
@@ -35,3 +50,16 @@ __all__ = [
     "load_state_dict",
     "save_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in PLACES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(import_module(module), name))
+    if not name.startswith("_") and find_spec(f"tinygmf.{name}"):
+        return import_module(f"tinygmf.{name}")
+    raise AttributeError(f"module 'tinygmf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

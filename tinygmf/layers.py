@@ -27,6 +27,7 @@ _statistics: ContextVar[Statistics | None] = ContextVar("statistics", default=No
 _branch_factors: ContextVar[Iterator[Tensor] | None] = ContextVar("branches", default=None)
 _products: ContextVar[Callable[[int], None] | None] = ContextVar("products", default=None)
 _runner: ContextVar[Callable[..., Any] | None] = ContextVar("runner", default=None)
+empty_tensor: ContextVar[Callable[..., Tensor]] = ContextVar("empty", default=Tensor.empty)
 _recorder: ContextVar[Callable[[Module, Any], None] | None] = ContextVar("recorder", default=None)
 
 
@@ -141,7 +142,7 @@ def record_statistics() -> Iterator[Statistics]:
 
 
 def _unset(*shape: int) -> Tensor:
-    return Tensor.empty(*shape, dtype=dtypes.float32)
+    return empty_tensor.get()(*shape, dtype=dtypes.float32)
 
 
 def _filled(rng: Rng, value: float, *shape: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
@@ -38,6 +39,7 @@ from tinygmf.layers import (
     Module,
     Rng,
     drop_path,
+    empty_tensor,
     record,
     run_part,
 )
@@ -251,7 +253,9 @@ def check_pictures(x: Tensor, in_chans: int) -> None:
 @cache
 def state_shapes(config: GroupMixFormerConfig) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of the state dict of a network of this configuration."""
-    state = get_state_dict(GroupMixFormer(config, seed=None))
+    context = copy_context()
+    context.run(empty_tensor.set, cache(Tensor.empty))  # one for each shape, in a fifth of the time
+    state = get_state_dict(context.run(GroupMixFormer, config, seed=None))
     return MappingProxyType({name: tuple(map(int, t.shape)) for name, t in state.items()})
 
 

@@ -9,6 +9,7 @@ from tinygrad import Tensor, dtypes
 
 from tinygmf.engine.folded import place
 from tinygmf.loops import inference, pairs, pieces
+from tinygmf.loops.calls import run_loops
 from tinygmf.loops.tiles import processor_flags
 from tinygmf.loops.values import hardswish, identity
 from tinygmf.tensors import tensor_from_numpy
@@ -107,5 +108,5 @@ def test_a_map_is_rounded_to_even_and_keeps_what_is_not_finite():
     values = np.append(values[np.isfinite(values)], np.float32([np.inf, -np.inf, np.nan]))
     x = tensor_from_numpy(values.reshape(1, -1))
     loops = partial(inference.apply_loops, function=identity)
-    stored = inference.run_loops(loops, x.shape, dtypes.bfloat16, x).float().numpy()
+    stored = run_loops(loops, x.shape, dtypes.bfloat16, x).float().numpy()
     assert np.array_equal(stored.reshape(-1), rounded(values), equal_nan=True)

@@ -30,7 +30,7 @@ class Launcher:
         tensors = [one for one in arguments if isinstance(one, Tensor)]  # tinygrad numbers them so
         tensors += [one for many in arguments if isinstance(many, list) for one in many]
         self.inputs = [tensor.uop.base for tensor in tensors]
-        self.buffers: list[Buffer] = []  # held, as the calls know nothing but addresses
+        self.buffers: dict[UOp, Buffer] = {}  # held, as the calls know nothing but addresses
         calls = self.captured.linear.src
         self.native = all(call.src[0].op is Ops.PROGRAM and _on_cpu(call) for call in calls)
         self.kernels = [self._prepare(call) for call in calls] if self.native else []
@@ -45,14 +45,18 @@ class Launcher:
     def _prepare(self, call: UOp) -> Kernel:
         """What tinygrad's `exec_kernel` and the CPU device's `Program` do on every call."""
         program, resolved = call.src[0], resolve_params(call, tuple(self.inputs))
-        buffers = [resolved[i].buffer.ensure_allocated() for i in program.arg.globals]
-        self.buffers += buffers
+        buffers = [self._buffer(resolved[i]) for i in program.arg.globals]
         runtime = get_runtime(buffers[0].device, program)
         words = [buffer._buf.va_addr for buffer in buffers] + list(program.arg.vals({}))
         if (place := runtime.runtimevars.get("core_id")) is None:
             return Kernel(runtime, [words])
         cores = range(program.arg.global_size[0])
         return Kernel(runtime, [[*words[:place], core, *words[place + 1 :]] for core in cores])
+
+    def _buffer(self, argument: UOp) -> Buffer:
+        if argument not in self.buffers:
+            self.buffers[argument] = argument.buffer.ensure_allocated()
+        return self.buffers[argument]
 
 
 def _on_cpu(call: UOp) -> bool:

@@ -83,7 +83,11 @@ def compile_program(
     function: Program, *arguments: Any, progress: bool = True, beam: int = 0
 ) -> Program:
     """Traces, schedules and compiles; `beam` above 0 searches for faster kernels by timing them."""
-    with compile_progress(disable=not progress), Context(BEAM=beam, JIT=JIT.value or 1):
+    # A tinygrad worker that compiles would otherwise start anew after every 16 kernels.
+    os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
+    # SPEC: tinygrad's checks of itself, a third of the time
+    settings = Context(BEAM=beam, JIT=JIT.value or 1, SPEC=0)
+    with compile_progress(disable=not progress), settings:
         try:
             return _capture(function, *arguments)
         except sqlite3.Error as error:
@@ -96,6 +100,7 @@ def _capture(function: Program, *arguments: Any) -> Program:
     program = TinyJit(function)
     program.cnt = 1  # capture at the first call: one trace and one schedule, not two
     program(*arguments)
+    require_no_data(program.captured)
     return with_own_buffers(program)
 
 
@@ -111,23 +116,33 @@ def with_own_buffers(program: Any) -> Any:
 
     tinygrad tells buffers apart by a number that restarts in every process, so a program unpickled
     beside live tensors could write into theirs: here the numbers are random and long. The fresh
-    buffers are not allocated yet and add nothing to the file. Raises ValueError if the program
-    holds on to data of its own, which belongs in the arguments.
+    buffers are not allocated yet and add nothing to the file.
     """
     captured = program.captured
-    results = [captured.ret] if isinstance(captured.ret, Tensor) else list(captured.ret)
-    sink = UOp.sink(captured._linear, *(tensor.uop for tensor in results))
-    own = [node for node in sink.toposort() if _is_device_buffer(node)]
-    if held := [node for node in own if node not in captured._written_uops]:
-        raise ValueError(
-            f"the function must take all its data as arguments, it holds {len(held)} tensors"
-        )
+    sink = _sink(captured)
+    own = filter(_is_device_buffer, sink.toposort())
     fresh = {b: b.replace(arg=replace(b.arg, slot=secrets.randbits(62))) for b in own}
     linear, *uops = sink.substitute(fresh, walk=True).src
     tensors = [Tensor(uop) for uop in uops]
     result = tensors[0] if isinstance(captured.ret, Tensor) else tuple(tensors)
     names, inputs = captured.expected_names, captured.expected_input_info
     return type(program)(None, type(captured)(result, linear, names, inputs))
+
+
+def require_no_data(captured: Any) -> None:
+    """Raise ValueError if the program holds on to data of its own, which belongs in the arguments;
+    it would go into the file."""
+    own = filter(_is_device_buffer, _sink(captured).toposort())
+    if held := [node for node in own if node not in captured._written_uops]:
+        raise ValueError(
+            f"the function must take all its data as arguments, it holds {len(held)} tensors"
+        )
+
+
+def _sink(captured: Any) -> UOp:
+    """The calls and the results of a program."""
+    results = [captured.ret] if isinstance(captured.ret, Tensor) else captured.ret
+    return UOp.sink(captured._linear, *(tensor.uop for tensor in results))
 
 
 def _is_device_buffer(node: UOp) -> bool:

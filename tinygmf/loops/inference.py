@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import pairs
+from tinygmf.loops.calls import run_loops, written
 from tinygmf.loops.nest import Nest, load, store, tile, value_of
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
@@ -121,7 +122,7 @@ def depthwise(
             runs, parts = (Run(kernel, 0, int(x.shape[3])),), 1
         for run in runs:
             loops = partial(depthwise_loops, stride=stride, run=run, parts=parts)
-            out = out.custom_kernel(x, weight, *bias, fxn=loops)[0]
+            out = written(out, loops, x, weight, *bias)
         return out
     kernels = weight.permute(2, 0, 1).unsqueeze(1)  # (C, 1, k, k)
     channels_first = x.permute(0, 3, 1, 2).float()
@@ -177,14 +178,6 @@ def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int, blocks: int = 1) -> 
 
 
 # The same operations, as loop nests for the CPU
-
-
-def run_loops(
-    kernel: Callable[..., UOp], shape: tuple[Any, ...], dtype: DType, *inputs: Tensor
-) -> Tensor:
-    """The tensor of this shape that the loop nest writes, given it and the inputs."""
-    out = Tensor.invalids(*shape, dtype=dtype, device=inputs[0].device)
-    return out.custom_kernel(*inputs, fxn=kernel)[0]
 
 
 def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int) -> UOp:

@@ -83,7 +83,8 @@ def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp
 def kernel(name: str, stored: UOp, overlapping: bool = False) -> UOp:
     """The kernel that makes these stores, its loops as they are written: see `in_pieces`."""
     pieces = in_pieces(stored, overlapping)
-    return UOp.sink(pieces, arg=KernelInfo(name=name, opts_to_apply=()))
+    # A tag has tinygrad leave the loops as they are, without looking for others.
+    return UOp.sink(pieces, arg=KernelInfo(name=name, opts_to_apply=()), tag=1)
 
 
 def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False) -> UOp:

@@ -12,7 +12,7 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops.inference import run_loops
+from tinygmf.loops.calls import run_loops
 from tinygmf.loops.nest import Nest, load, store, tile
 from tinygmf.loops.pieces import start
 from tinygmf.loops.values import ZERO, add

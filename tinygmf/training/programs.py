@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from tinygrad import Context
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.launcher import Launcher
@@ -154,18 +152,15 @@ def bind(
     progress: bool,
 ) -> Callable[[], Any]:
     """The compiled form of `function`, bound to its arguments, which are found in the state."""
-    # A tinygrad worker that compiles would otherwise start anew after every 16 kernels.
-    os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
     spare = state.like()  # compiling runs the program once, and must not touch the state
     devices = state["weights"].device
-    with Context(SPEC=0):  # tinygrad's checks of itself, a third of the time
-        program = load_or_compile(
-            dict(key) | {"devices": 1 if isinstance(devices, str) else len(devices)},
-            function,
-            *arguments(spare),
-            device=devices if isinstance(devices, str) else devices[0],
-            progress=progress,
-        )
+    program = load_or_compile(
+        dict(key) | {"devices": 1 if isinstance(devices, str) else len(devices)},
+        function,
+        *arguments(spare),
+        device=devices if isinstance(devices, str) else devices[0],
+        progress=progress,
+    )
     if isinstance(devices, str):
         return Launcher(program, *arguments(state))
     return lambda: program(*arguments(state))
