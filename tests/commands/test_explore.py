@@ -30,6 +30,13 @@ def test_a_folder_with_something_in_it_is_left_as_it_is(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_page_that_is_there_is_named_and_left(tmp_path, capsys):
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["explore", "--out", str(tmp_path)]) == 2
+    assert f"found a page: open {tmp_path / 'index.html'}" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [("a/best model (2).pth", "best-model-2"), ("ü.pth", "network"), ("digits", "digits")],

@@ -3,6 +3,9 @@ drawing, a file, a pointer. `visit` sees that nothing fails and nothing comes fr
 
 import json
 import re
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -199,6 +202,33 @@ def test_another_size_has_other_maps_and_its_own_answer(visit):
     page.select_option("#block-select", "3.0")
     page.evaluate("drawStale()")
     assert page.evaluate("view.block.side") == SMALLER // 32
+
+
+class Isolating(SimpleHTTPRequestHandler):
+    """Serves a folder with the headers under which a page may have threads."""
+
+    def end_headers(self) -> None:
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_isolates_the_page_changes_nothing(visit, browser, folder):
+    handler = partial(Isolating, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.set_default_timeout(0)
+        page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
+        ready(page)
+        assert page.evaluate("crossOriginIsolated")
+        served = page.evaluate("[...view.model.logits]")
+        page.close()
+        server.shutdown()
+    assert served == visit().evaluate("[...view.model.logits]")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -29,6 +29,12 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.weights.checkpoint import load_weights
     from tinygmf.weights.reading import SHIPPED
 
+    page = args.out / "index.html"
+    if page.exists():
+        raise ValueError(
+            f"{args.out}: expected a new or empty folder, found a page: open {page}, or give "
+            "another --out"
+        )
     names = {} if args.weights is None else {name_of(args.weights): args.weights}
     names |= {name: name for name in SHIPPED if name not in names}
     networks = {
@@ -40,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     with new_folder(args.out) as folder:
         write_page(networks, folder, tell=tell)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    page = args.out / "index.html"
     print(f"{page}: {', '.join(networks)}; {size / 1e6:.1f} MB in all")
     if not args.no_open and not webbrowser.open(page.resolve().as_uri()):
         print("no browser was found here: open the page in one", file=sys.stderr)
