@@ -168,8 +168,7 @@ def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
     options = ["--weights", str(weights), "--json", str(report)]
     assert main(["evaluate", str(folder), *options]) == 0
     figures = json.loads(report.read_text())
-    rows = {str(names.index("2")), str(names.index("10"))}
-    assert set(figures["confusion"]) == rows and figures["classes"] == list(names)
+    assert set(figures["confusion"]) == {"2", "10"} and figures["classes"] == list(names)
     (folder / "11").mkdir()
     capsys.readouterr()
     line = failure("evaluate", str(folder), *options)
@@ -177,7 +176,7 @@ def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
     option = tmp_path / "names.txt"
     option.write_text("".join(f"{i}\n" for i in (*range(2, 11), 11)))
     assert main(["evaluate", str(folder), *options, "--classes", str(option)]) == 0
-    assert set(json.loads(report.read_text())["confusion"]) == {"0", "8"}
+    assert set(json.loads(report.read_text())["confusion"]) == {"2", "10"}
 
 
 def test_nothing_that_can_be_read_is_an_error(failure, tmp_path):

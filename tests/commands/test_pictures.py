@@ -1,5 +1,6 @@
 """Pictures that a command line names, and answers that any terminal and any reader takes."""
 
+import csv
 import io
 import json
 import os
@@ -205,6 +206,31 @@ def test_help_is_written_to_any_terminal(name):
         *filter(None, [name]), "--help", env={"PYTHONIOENCODING": "ascii"}, capture_output=True
     )
     assert done.returncode == 0 and done.stdout.decode("ascii")
+
+
+def test_answers_as_csv_are_those_in_json(tmp_path, capsys):
+    write_pictures(tmp_path, "a, b.png", "c.png")
+    options = ["classify", str(tmp_path), *SMALL, "--topk", "2"]
+    assert main([*options, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert main([*options, "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in rows] == [answer["image"] for answer in expected]
+    for row, answer in zip(rows, expected, strict=True):
+        for i, top in enumerate(answer["top"], 1):
+            assert row[f"answer_{i}"] == top["name"]
+            assert float(row[f"probability_{i}"]) == pytest.approx(top["probability"], abs=1e-6)
+
+
+def test_the_answer_is_written_below_each_picture_and_the_picture_stays(tmp_path, capsys):
+    write_pictures(tmp_path / "in", "a/x.png", "b/x.png")
+    out = tmp_path / "out"
+    assert main(["classify", str(tmp_path / "in"), *SMALL, "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["x.png", "x_2.png"]
+    drawn = np.asarray(Image.open(out / "x.png"))
+    left = (drawn.shape[1] - 40) // 2
+    assert (drawn[:40, left : left + 40] == [255, 0, 0]).all()
+    assert (drawn[40:] < 100).any()  # ink
 
 
 def test_explain_goes_on_past_a_broken_picture(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`tinygmf train` as a user calls it: fine-tuning from a folder of pictures, and every mistake."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -72,6 +73,10 @@ def test_fine_tuning_a_new_head_alone_leaves_the_rest_bit_for_bit(tmp_path, caps
     start.reset_classifier(3, seed=0)
     assert np.abs(after["head.weight"] - start.head.weight.numpy()).max() > 1e-3
     assert rows[-1]["loss"] < rows[0]["loss"]
+    with open(out / "by_class.csv", newline="") as file:
+        classes = list(csv.DictReader(file))
+    assert [row["class"] for row in classes] == list(SHAPES[:3])
+    assert sum(int(row["right"]) for row in classes) == round(12 * rows[-1]["top1"])
     assert lines[-1] == (
         f"{out / command.WEIGHTS}: top-1 {rows[-1]['top1']:.2%} of 12 held-out pictures"
     )

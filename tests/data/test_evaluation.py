@@ -1,9 +1,38 @@
 """What is counted as right."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from tinygmf.data.evaluation import count_correct
+from tinygmf.data.evaluation import Answer, Evaluation, count_correct, distinct
+
+NAMES = ["crane", "heron", "crane"]
+
+
+def evaluation(pairs: list[tuple[int, int, float]]) -> Evaluation:
+    """Of pictures p0, p1, … with their class, the answer and the probability of their class."""
+    confusion = np.zeros((3, 3), np.int64)
+    answers = [Answer(f"p{i}", t, p, 0.9, truth) for i, (t, p, truth) in enumerate(pairs)]
+    for t, p, _ in pairs:
+        confusion[t, p] += 1
+    return Evaluation(confusion, top5=len(pairs), seconds=2.0, answers=answers)
+
+
+def test_a_report_counts_by_the_names_of_classes_and_tells_namesakes_apart():
+    pairs = [(0, 0, 0.9), (0, 2, 0.1), (2, 2, 0.8), (2, 1, 0.3), (2, 2, 0.7)]
+    report = evaluation(pairs).as_json(NAMES)
+    names = ["crane (0)", "heron", "crane (2)"]
+    assert distinct(NAMES) == names
+    counted = Counter((names[t], names[p]) for t, p, _ in pairs)
+    found = {(t, p): n for t, row in report["confusion"].items() for p, n in row.items()}
+    assert found == counted
+    assert report["top1"] == 3 / 5
+    shares = {
+        row["class"]: (row["pictures"], row["right"], row["top1"]) for row in report["by_class"]
+    }
+    assert shares == {"crane (0)": (2, 1, 1 / 2), "crane (2)": (3, 2, 2 / 3)}
+    assert [row["image"] for row in report["worst"]] == ["p1", "p3"]  # wrong, the worst first
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])

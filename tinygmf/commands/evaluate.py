@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tinygmf.commands import evaluate_dense
 from tinygmf.commands.options import (
@@ -20,7 +21,7 @@ from tinygmf.commands.options import (
     chosen_size,
     positive,
 )
-from tinygmf.files import replacing, require_writable
+from tinygmf.files import printable, replacing, require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write figures and confusion table"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="draw confusion, worst pictures and a sheet of answers there; write a table by class",
     )
     parser.add_argument(
         "--task",
@@ -50,10 +57,16 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.data.evaluation import evaluate, find_pictures
     from tinygmf.data.pictures import PassedOver
     from tinygmf.engine.predictor import Predictor
+    from tinygmf.image import load_image
+    from tinygmf.study.figures import require_matplotlib
+    from tinygmf.study.outcome import write_outcome
     from tinygmf.weights.checkpoint import load_weights
 
     if args.json:
         require_writable(args.json)
+    if args.out:
+        require_matplotlib()
+        args.out.mkdir(parents=True, exist_ok=True)
     device, passed = chosen_device(args), PassedOver()
     model = load_weights(args.weights, args.entry)
     names = chosen_classes(args, model)
@@ -65,13 +78,26 @@ def run(args: argparse.Namespace) -> int:
     result = evaluate(predict, samples)
     for line in result.unreadable:
         print(f"passed over: {line}", file=sys.stderr)
-    figures = {**result.as_json(), "classes": names}
+    figures = {**result.as_json(names), "classes": names}
     print(
         f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of {result.count} pictures, "
         f"{figures['pictures_per_second']:.1f} pictures/s, {len(result.unreadable)} unreadable",
         flush=True,
     )
+    print_classes(figures["by_class"])
     if args.json:
         with replacing(args.json) as file:
             file.write(json.dumps(figures, indent=1, allow_nan=False).encode())
+    if args.out:
+        written = write_outcome(args.out, result, names, load_image)
+        print(f"{args.out}: {', '.join(written)}")
     return 0
+
+
+def print_classes(rows: list[dict[str, Any]], most: int = 20) -> None:
+    """Accuracy by class; of many classes the lowest."""
+    lowest = sorted(rows, key=lambda row: row["top1"])[:most] if len(rows) > most else rows
+    if lowest is not rows:
+        print(f"the {most} lowest of {len(rows)} classes:")
+    for row in lowest:
+        print(f"  {row['top1']:8.2%} of {row['pictures']:5}  {printable(row['class'])}")

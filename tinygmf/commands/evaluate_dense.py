@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.data.dense_folders import open_dense
     from tinygmf.dense.networks import load_model
 
+    if args.out:
+        raise ValueError("--out: expected no such option with --task, found one: leave it out")
     if args.json:
         require_writable(args.json)
     device = chosen_device(args)

@@ -61,8 +61,24 @@ def run_to_the_end(
     else:
         with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
             file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
+        if not isinstance(recipe, DenseRecipe):
+            show_outcome(trainer, folder)
     tell_result(trainer, folder, out)
     return 0
+
+
+def show_outcome(trainer: Trainer, folder: Path) -> None:
+    """What the network makes of the held-out pictures, as figures and a table in its folder."""
+    from tinygmf.data.evaluation import evaluate
+    from tinygmf.study.outcome import write_outcome
+
+    data = trainer.data
+    samples = zip(data.val, map(int, data.val_labels), strict=True)
+    found = evaluate(trainer.predictor, samples, trainer.progress, data.load)
+    with room_for_the_log(folder):
+        written = write_outcome(folder, found, data.classes, data.load)
+    missing = "" if len(written) > 1 else "; figures need matplotlib: pip install 'tinygmf[plots]'"
+    print(f"{folder}: {', '.join(written)}{missing}", file=sys.stderr)
 
 
 def tell_time(seconds: float) -> None:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from tinygmf.data.classes import ClassIndex, folder_classes, read_labels
 from tinygmf.data.pictures import NESTED, PassedOver, class_folders, pictures_below
-from tinygmf.engine.predictor import Predictor, chunks, ranking, read_ahead
+from tinygmf.engine.predictor import Predictor, chunks, probabilities, ranking, read_ahead
 from tinygmf.files import printable
 from tinygmf.pixels import ImageError
 
-Sample = tuple[Path, int]  # a picture and its class
+Sample = tuple[Any, int]  # a picture, its path say, and its class
+WORST = 20  # answers that a report lists
+
+
+class Answer(NamedTuple):
+    """What a network said of one picture."""
+
+    source: Any  # of the picture
+    label: int  # its class
+    answer: int  # the likeliest class
+    probability: float  # of that
+    of_truth: float  # the probability of its class
 
 
 @dataclass
@@ -28,6 +40,7 @@ class Evaluation:
     top5: int = 0  # pictures whose class is among the five likeliest
     seconds: float = 0.0
     unreadable: list[str] = field(default_factory=list)  # one line for each
+    answers: list[Answer] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -37,10 +50,38 @@ class Evaluation:
     def top1(self) -> int:
         return int(np.trace(self.confusion))
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything, the confusion table as {true class: {predicted class: count}}."""
+    def by_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Of each class with pictures its name, their number, how many were right, the share."""
+        counts, right = self.confusion.sum(1), np.diag(self.confusion)
+        return [
+            {
+                "class": names[i],
+                "pictures": int(counts[i]),
+                "right": int(right[i]),
+                "top1": float(right[i] / counts[i]),
+            }
+            for i in map(int, np.flatnonzero(counts))
+        ]
+
+    def worst(self, names: Sequence[str], most: int = WORST) -> list[dict[str, Any]]:
+        """The wrong answers that gave the true class the least probability, the worst first."""
+        wrong = [one for one in self.answers if one.answer != one.label]
+        return [
+            {
+                "image": str(one.source),
+                "class": names[one.label],
+                "answer": names[one.answer],
+                "probability": one.probability,
+                "probability_of_class": one.of_truth,
+            }
+            for one in sorted(wrong, key=lambda one: one.of_truth)[:most]
+        ]
+
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Everything by the classes' names, the confusion as {true class: {answer: count}}."""
+        names = distinct(names)
         rows = {
-            str(t): {str(p): int(row[p]) for p in np.flatnonzero(row)}
+            names[t]: {names[p]: int(row[p]) for p in np.flatnonzero(row)}
             for t, row in enumerate(self.confusion)
             if row.any()
         }
@@ -50,8 +91,16 @@ class Evaluation:
             "top5": self.top5 / self.count,
             "pictures_per_second": self.count / max(self.seconds, 1e-9),
             "unreadable": self.unreadable,
+            "by_class": self.by_class(names),
             "confusion": rows,
+            "worst": self.worst(names),
         }
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, a class's number behind those that several have: ImageNet's two cranes."""
+    times = Counter(names)
+    return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
 
 
 def find_pictures(
@@ -89,18 +138,24 @@ def _nothing(passed: PassedOver, labels: Path | None) -> str:
     return f"expected {expected}, found none of them, but {passed or 'nothing'}: {way}"
 
 
-def evaluate(predict: Predictor, samples: Iterable[Sample], progress: bool = True) -> Evaluation:
+def evaluate(
+    predict: Predictor,
+    samples: Iterable[Sample],
+    progress: bool = True,
+    load: Callable[[Any], Any] | None = None,
+) -> Evaluation:
     """Runs every picture through the network; the unreadable are named and passed over.
 
-    Raises ValueError where none could be read: there is no accuracy to speak of.
+    `load(source)` gives a picture where the source is none that the predictor reads. Raises
+    ValueError where none could be read: there is no accuracy to speak of.
     """
 
-    def read(sample: Sample) -> tuple[int, np.ndarray | ImageError]:
-        path, label = sample
+    def read(sample: Sample) -> tuple[Sample, np.ndarray | ImageError]:
+        source, _ = sample
         try:
-            return label, predict.read(path)
+            return sample, predict.read(load(source) if load else source)
         except ImageError as error:
-            return label, error
+            return sample, error
 
     classes = predict.config.num_classes
     result = Evaluation(np.zeros((classes, classes), np.int64))
@@ -126,13 +181,17 @@ def count_correct(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> int:
 
 
 def _count(
-    predict: Predictor, chunk: list[tuple[int, np.ndarray | ImageError]], result: Evaluation
+    predict: Predictor, chunk: list[tuple[Sample, np.ndarray | ImageError]], result: Evaluation
 ) -> None:
     result.unreadable += [str(read) for _, read in chunk if isinstance(read, ImageError)]
-    readable = [(label, array) for label, array in chunk if not isinstance(array, ImageError)]
+    readable = [(sample, array) for sample, array in chunk if not isinstance(array, ImageError)]
     if not readable:
         return
     logits = predict.run(np.stack([array for _, array in readable]))
-    labels = np.array([label for label, _ in readable])
-    np.add.at(result.confusion, (labels, ranking(logits)[:, 0]), 1)
+    labels = np.array([label for (_, label), _ in readable])
+    best = ranking(logits)[:, 0]
+    np.add.at(result.confusion, (labels, best), 1)
     result.top5 += count_correct(logits, labels, 5)
+    for (sample, _), row, answer in zip(readable, probabilities(logits), best, strict=True):
+        told = float(row[answer]), float(row[sample[1]])
+        result.answers.append(Answer(*sample, int(answer), *told))

@@ -34,11 +34,17 @@ STRENGTH, SIGNED, MARK = "viridis", "RdBu_r", "#d95f02"
 STEM, STAGE, HEAD = "#bbbbbb", "#9ecae1", "#fdd0a2"
 
 
-def require_matplotlib() -> None:
-    """ValueError, in one line, where matplotlib is missing."""
+def has_matplotlib() -> bool:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
+        return False
+    return True
+
+
+def require_matplotlib() -> None:
+    """ValueError, in one line, where matplotlib is missing."""
+    if not has_matplotlib():
         raise ValueError(
             "figures need matplotlib: run pip install 'tinygmf[plots]', or save arrays (.npz)"
         ) from None
