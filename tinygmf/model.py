@@ -133,6 +133,16 @@ class GMAStage(Module):
         return x
 
 
+class FeatureInfo(list[dict[str, int]]):
+    """What is known of feature maps, one entry for each, read as timm's."""
+
+    def channels(self) -> list[int]:
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        return [info["reduction"] for info in self]
+
+
 class GroupMixFormer(Module):
     """The network: images (B, 3, H, W), normalized, at least 32x32 -> logits (B, num_classes).
 
@@ -173,10 +183,10 @@ class GroupMixFormer(Module):
         return "\n".join([f"{name}: {count / 1e6:.1f} M parameters, {head}", *lines])
 
     @property
-    def feature_info(self) -> list[dict[str, int]]:
+    def feature_info(self) -> FeatureInfo:
         """`num_chs` and `reduction` (stride in pixels) of each map of `forward_features`."""
         widths = zip(self.config.embedding_dims, STRIDES, strict=True)
-        return [{"num_chs": dim, "reduction": stride} for dim, stride in widths]
+        return FeatureInfo({"num_chs": dim, "reduction": stride} for dim, stride in widths)
 
     def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
         """Replace the head with a new one; 0 removes it, and calls give pooled features (B, D4)."""
@@ -239,6 +249,27 @@ class GroupMixFormer(Module):
         with record(note):
             self(x)
         return trace
+
+
+class FeatureNetwork(Module):
+    """A network without its head: images (B, 3, H, W) -> the maps of the stages in `out_indices`,
+    0 to 3, as timm's `features_only`. Raises ValueError for other stages."""
+
+    def __init__(self, body: GroupMixFormer, out_indices: Sequence[int] = range(STAGES)) -> None:
+        if not out_indices or not all(-STAGES <= i < STAGES for i in out_indices):
+            raise ValueError(
+                f"out_indices: expected stages from 0 to {STAGES - 1}, found {tuple(out_indices)}"
+            )
+        body.reset_classifier(0)
+        self.body, self.config, self.out_indices = body, body.config, tuple(out_indices)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        return FeatureInfo(self.body.feature_info[i] for i in self.out_indices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.body.forward_features(x)
+        return [maps[i] for i in self.out_indices]
 
 
 def check_pictures(x: Tensor, in_chans: int) -> None:

@@ -96,7 +96,7 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> 
     model = load_model(weights, entry=args.entry) if weights else None
     if model is None or isinstance(model, GroupMixFormer):
         options = head_options(head, args.channels, small=args.data == "scenes")
-        known = {"num_classes": len(data.classes), "seed": recipe.seed}
+        known: dict[str, Any] = {"num_classes": len(data.classes), "seed": recipe.seed}
         backbone = model or args.model or "groupmixformer_nano"
         model = create_model(head, backbone=backbone, **known, **options)
     else:

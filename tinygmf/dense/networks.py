@@ -8,7 +8,7 @@ part is. What leaves no trace there stands in its metadata, or is the library's 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -19,7 +19,7 @@ from tinygrad import Context
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf import model as classification
-from tinygmf.config import VARIANTS, GroupMixFormerConfig, full_name
+from tinygmf.config import STAGES, VARIANTS, GroupMixFormerConfig, full_name
 from tinygmf.dense.maskrcnn import MaskRCNN, MaskRCNNConfig
 from tinygmf.dense.retinanet import RetinaNet, RetinaNetConfig
 from tinygmf.dense.segmentation import AuxiliaryConfig, SegmentationConfig, SegmentationNetwork
@@ -29,7 +29,8 @@ from tinygmf.dense.settings import (
     RetinaNetSettings,
     SegmentationSettings,
 )
-from tinygmf.model import GroupMixFormer
+from tinygmf.engine.pretrained import pretrained_model
+from tinygmf.model import FeatureNetwork, GroupMixFormer
 from tinygmf.weights.checkpoint import build_model, counters, load_state_dict, require_whole
 from tinygmf.weights.entries import Found, find_network, find_tensors
 from tinygmf.weights.reading import CheckpointError, find_weights, network_file, read_checkpoint
@@ -74,9 +75,14 @@ def create_model(
     seed: int = 0,
     *,
     backbone: str | os.PathLike[str] | GroupMixFormerConfig | GroupMixFormer | None = None,
+    pretrained: bool | str | os.PathLike[str] = False,
+    features_only: bool = False,
+    out_indices: Sequence[int] = range(STAGES),
     **changes: Any,
 ) -> Any:
-    """A fresh network, the same for the same `seed`.
+    """A fresh network, the same for the same `seed`; or `pretrained`, by a file of weights or True
+    for the published ones (`engine.pretrained`). `features_only` gives one whose calls give the
+    maps of the stages in `out_indices`, 0 to 3; `in_chans=1` one for grey pictures.
 
     `name` is one of `list_models()`. A dense network stands on `backbone`: a listed name or a
     configuration (fresh weights), a classification model or a file of one (its weights; the
@@ -88,8 +94,17 @@ def create_model(
     if name not in KINDS:
         if backbone is not None:
             raise ValueError(f"model {name!r}: expected one of {', '.join(KINDS)} on a backbone")
-        classes = 1000 if num_classes is None else num_classes
-        return classification.create_model(name, classes, seed, **changes)
+        if pretrained is not False:
+            model = pretrained_model(name, pretrained, num_classes, seed, **changes)
+        else:
+            classes = 1000 if num_classes is None else num_classes
+            model = classification.create_model(name, classes, seed, **changes)
+        return FeatureNetwork(model, out_indices) if features_only else model
+    if features_only or pretrained is not False:
+        raise ValueError(
+            f"model {name!r}: expected a classification network for pretrained and features_only: "
+            "give a dense one its trained backbone"
+        )
     kind, source = KINDS[name], _backbone(backbone)
     own = source.config if isinstance(source, GroupMixFormer) else source
     known = {f.name for f in fields(kind.config)} - {"backbone", "num_classes", "head"}
