@@ -40,6 +40,7 @@ versions: .venv/bin/python  ## test on every Python found and on the oldest depe
 .venv/test.installed: EXTRAS = clang,plots,test
 .venv/notebooks.installed: EXTRAS = clang,plots,test,notebooks
 .venv/%.installed: pyproject.toml | .venv/bin/python
+	@echo "installing tinygmf and what it needs into .venv: about a minute"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 

@@ -1,11 +1,14 @@
 """What users of PyTorch and of other command lines try first works, or says what does."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import tinygmf
-from tinygmf.commands.main import COMMANDS, main
+from tinygmf.commands.examples import EXAMPLES
+from tinygmf.commands.main import COMMANDS, build_parser, main
 from tinygmf.weights.reading import find_weights, read_checkpoint
 
 
@@ -78,6 +81,31 @@ def test_the_command_alone_lists_the_commands(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in COMMANDS)
+
+
+def test_the_help_of_every_command_ends_with_examples_that_it_takes(capsys):
+    assert EXAMPLES.keys() == COMMANDS.keys()
+    for name, examples in EXAMPLES.items():
+        parser = build_parser([name])
+        for words in examples:
+            assert parser.parse_args([name, *words.split()]).command == name
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert capsys.readouterr().out.rstrip().endswith(f"tinygmf {name} {examples[-1]}".rstrip())
+
+
+def test_a_shell_completes_commands_and_options(capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS)
+    assert "--learning-rate" in script and script.rstrip().endswith("-F _shtab_tinygmf tinygmf")
+
+
+def test_completion_without_shtab_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "zsh"]) == 2
+    assert "pip install 'tinygmf[completion]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

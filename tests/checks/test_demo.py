@@ -45,6 +45,8 @@ def test_the_demo_answers_draws_and_checks_itself(tmp_path, capsys):
     assert main(["demo", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert text.startswith("device: CPU") and "12 of 12 right" in text
-    assert text.splitlines()[-1].endswith("the same network")
+    before, after = text.split("\nnext, after `source .venv/bin/activate`:\n")
+    assert before.splitlines()[-1].endswith("the same network")
+    assert after.splitlines()[0].split()[:2] == ["tinygmf", "classify"]
     with Image.open(out) as sheet:
         assert sheet.size == (512, 504)

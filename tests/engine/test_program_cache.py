@@ -16,7 +16,7 @@ import pytest
 from process import call, environment
 from tinygrad import Tensor
 
-from tinygmf.engine import program_cache
+from tinygmf.engine import program_cache, user_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
 
@@ -270,7 +270,15 @@ def test_an_error_that_is_not_the_caches_is_raised():
         compile_double(function)
 
 
-def test_clearing_removes_every_entry():
+def test_clearing_removes_all_that_can_be_made_anew_and_no_weights(empty_cache):
     compile_double()
-    assert program_cache.clear() == 1
-    assert program_cache.list_entries() == []
+    folder = user_cache.cache_directory()
+    (folder / "kernels.db").write_bytes(bytes(1000))
+    (folder / user_cache.WEIGHTS).mkdir()
+    mine = folder / user_cache.WEIGHTS / "groupmixformer_tiny.pth"
+    mine.write_bytes(b"downloaded")
+    size = 1000 + entry().stat().st_size
+    wrappers = sorted(folder.glob("zig-clang*"))
+    assert user_cache.clear() == (2, size)
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted([*wrappers, mine]) and not user_cache.removable()

@@ -17,6 +17,11 @@ from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 ASSETS = Path(__file__).parents[1] / "assets"
 DIGITS_WEIGHTS = ASSETS / "digits.safetensors"  # groupmixformer_nano, 10 classes
 SIZE = 32  # pixels
+NEXT = """
+next, after `source .venv/bin/activate`:
+  tinygmf classify PICTURE --weights digits    a digit of your own, white on black
+  tinygmf train FOLDER                         your pictures, a folder for each class
+  tinygmf --help                               everything else"""
 TILE, CAPTION, COLUMNS = 128, 40, 4  # of the saved picture; pixels, pixels, pictures a row
 
 
@@ -44,7 +49,9 @@ def run_demo(out: str, device: str | None) -> int:
     with replacing(out) as file:
         draw_predictions(crops, rows, truths).save(file, "PNG")
     print(f"picture: {out}")
-    return _check_one(network, crops[0], logits[0])
+    code = _check_one(network, crops[0], logits[0])
+    print(NEXT)
+    return code
 
 
 def _check_one(network: NetworkWeights, crop: Image.Image, logits: np.ndarray) -> int:

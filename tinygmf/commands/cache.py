@@ -6,14 +6,17 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clear", action="store_true", help="remove them")
+    parser.add_argument(
+        "--clear", action="store_true", help="remove them, and the kernels that tinygrad keeps"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinygmf.engine import program_cache
+    from tinygmf.engine import program_cache, user_cache
 
     if args.clear:
-        print(f"removed {program_cache.clear()} files from {program_cache.programs_directory()}")
+        count, size = user_cache.clear()
+        print(f"removed {count} files, {size / 1e6:.1f} MB, from {user_cache.cache_directory()}")
         return 0
     entries = program_cache.list_entries()
     for path, key in entries:
@@ -25,4 +28,6 @@ def run(args: argparse.Namespace) -> int:
         )
     total = sum(path.stat().st_size for path, _ in entries) / 1e6
     print(f"{len(entries)} programs, {total:.1f} MB, in {program_cache.programs_directory()}")
+    whole = sum(path.stat().st_size for path in user_cache.removable()) / 1e6
+    print(f"{whole:.1f} MB with the kernels that tinygrad keeps; --clear removes them")
     return 0

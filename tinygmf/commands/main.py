@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from tinygmf import __version__
+from tinygmf.commands.examples import ending
 from tinygmf.engine.devices import DeviceError, first_line
 from tinygmf.engine.user_cache import do_without_kernel_cache
 from tinygmf.files import one_line
@@ -49,6 +50,7 @@ COMMANDS = {
     "export": "Write a network as a C program, as WebAssembly or as an ONNX file.",
     "devices": "List what tinygrad can compute on here, and prove it with one kernel each.",
     "cache": "Show or clear the compiled programs that are kept.",
+    "completion": "Print what a shell needs to complete commands and options.",
 }
 
 
@@ -58,7 +60,13 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
     parser.add_argument("--version", action="version", version=f"tinygmf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=ending(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name in words:
             module = import_module(f"tinygmf.commands.{name}")
             module.add_arguments(command)

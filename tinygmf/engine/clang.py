@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tinygmf.engine.user_cache import CacheError, cache_directory
+from tinygmf.engine.user_cache import WRAPPER, CacheError, cache_directory
 from tinygmf.files import replacing_itself
 from tinygmf.loops.tiles import processor_flags
 
@@ -68,7 +68,7 @@ def zig_wrapper() -> str | None:
     if sys.platform == "win32":
         text, ending = f'@"{zig}" clang %*\n', ".cmd"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
-    script = _script_folder() / f"zig-clang-{digest}{ending}"
+    script = _script_folder() / f"{WRAPPER}-{digest}{ending}"
     if not script.is_file() or script.read_text() != text:
         with replacing_itself(script, mode=0o700) as file:
             file.write(text.encode())
@@ -93,7 +93,7 @@ def _temporary_folder() -> Path:
 def compiler_version() -> str:
     """Return what the CPU device compiles with: "clang 19.1.7" or "zig clang 22.1.8"."""
     path = compiler() or "clang"
-    zig = "zig " if Path(path).name.startswith("zig-clang") else ""
+    zig = "zig " if Path(path).name.startswith(WRAPPER) else ""
     with contextlib.suppress(OSError):
         text = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
         if match := re.search(r"clang version (\d[\d.]*)", text):

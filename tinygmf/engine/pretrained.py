@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinygmf.config import VARIANTS, full_name, variant_name
-from tinygmf.engine.user_cache import cache_directory
+from tinygmf.engine.user_cache import WEIGHTS, cache_directory
 from tinygmf.files import replacing
 from tinygmf.model import GroupMixFormer
 from tinygmf.weights.checkpoint import CheckpointError, load_state_dict, load_weights
@@ -74,7 +74,7 @@ def adapted_stem(weight: np.ndarray, channels: int) -> np.ndarray:
 def published_file(name: str) -> Path:
     """The published file of a model. ValueError, which says where it belongs, where it is not; for
     one that is another than it was."""
-    path = cache_directory() / "weights" / f"{name}.pth"
+    path = cache_directory() / WEIGHTS / f"{name}.pth"
     if not path.is_file():
         path.parent.mkdir(mode=0o700, exist_ok=True)
         raise ValueError(

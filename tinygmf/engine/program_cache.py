@@ -255,14 +255,6 @@ def list_entries() -> list[tuple[Path, dict[str, Any]]]:
     return sorted(entries, key=lambda entry: -entry[0].stat().st_mtime)
 
 
-def clear() -> int:
-    """Remove every entry, and what interrupted processes left; returns how many files."""
-    files = [path for path in programs_directory().iterdir() if path.is_file()]
-    for path in files:
-        path.unlink(missing_ok=True)
-    return len(files)
-
-
 @contextmanager
 def compile_progress(disable: bool = False) -> Iterator[None]:
     """Shows tinygrad's own progress through the kernels, and says that it happens once."""

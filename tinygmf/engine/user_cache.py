@@ -18,6 +18,10 @@ SHARED_NAMES = (
 )
 
 
+WEIGHTS = "weights"  # in the cache folder: published files, where the user put them
+WRAPPER = "zig-clang"  # so begins the name of a script that runs zig's clang
+
+
 class CacheError(OSError):
     """The cache folder cannot be used; the message is one line that says what to do."""
 
@@ -42,6 +46,23 @@ def cache_directory() -> Path:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     raise CacheError(f"no cache in {folder}: {reason}; set XDG_CACHE_HOME to a folder of your own")
+
+
+def removable() -> list[Path]:
+    """Every file of the cache folder that can be made anew. Not a user's own files of weights, nor
+    the compiler's wrapper, a line of text that another process may be about to run."""
+    found = [path for path in cache_directory().rglob("*") if path.is_file()]
+    weights = cache_directory() / WEIGHTS
+    return [p for p in found if weights not in p.parents and not p.name.startswith(WRAPPER)]
+
+
+def clear() -> tuple[int, int]:
+    """Remove all of that; returns how many files it was, and how many bytes."""
+    files, size = removable(), 0
+    for path in files:
+        size += path.stat().st_size
+        path.unlink(missing_ok=True)
+    return len(files), size
 
 
 def ignore_foreign_settings() -> None:
