@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinygmf.commands import evaluate_dense
 from tinygmf.commands.options import (
@@ -22,6 +22,9 @@ from tinygmf.commands.options import (
     positive,
 )
 from tinygmf.files import printable, replacing, require_writable
+
+if TYPE_CHECKING:
+    from tinygmf.data.evaluation import Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,15 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the figures, then save them."""
+    """Measure, then tell of it."""
     if args.task:
         return evaluate_dense.run(args)
     from tinygmf.data.evaluation import evaluate, find_pictures
     from tinygmf.data.pictures import PassedOver
     from tinygmf.engine.predictor import Predictor
-    from tinygmf.image import load_image
     from tinygmf.study.figures import require_matplotlib
-    from tinygmf.study.outcome import write_outcome
     from tinygmf.weights.checkpoint import load_weights
 
     if args.json:
@@ -75,7 +76,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"passed over: {passed}", file=sys.stderr)
     size = chosen_size(args, model)
     predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
-    result = evaluate(predict, samples)
+    report(evaluate(predict, samples), names, args)
+    return 0
+
+
+def report(result: Evaluation, names: list[str], args: argparse.Namespace) -> None:
+    """Print the figures, then leave what was asked for in files."""
+    from tinygmf.image import load_image
+    from tinygmf.study.outcome import write_outcome
+
     for line in result.unreadable:
         print(f"passed over: {line}", file=sys.stderr)
     figures = {**result.as_json(names), "classes": names}
@@ -91,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         written = write_outcome(args.out, result, names, load_image)
         print(f"{args.out}: {', '.join(written)}")
-    return 0
 
 
 def print_classes(rows: list[dict[str, Any]], most: int = 20) -> None:
