@@ -272,17 +272,8 @@ def normalize(image: Image.Image, settings: Settings = PUBLISHED) -> np.ndarray:
 
 def resize_and_crop(image: Image.Image, size: int, settings: Settings = PUBLISHED) -> Image.Image:
     """Return the picture's centre, `size` x `size` pixels, as the published evaluation cuts it."""
-    if size < 1:
-        raise ValueError(f"expected an image size of at least 1, found {size}")
     width, height = image.size
-    if not width or not height:
-        raise ImageError(f"expected a picture, found one of {width} x {height} pixels")
-    short = int(1 / settings.crop * size)
-    if width <= height:
-        new_width, new_height = short, int(short * height / width)
-    else:
-        new_width, new_height = int(short * width / height), short
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    (new_width, new_height), (left, top) = resized_and_corner(width, height, size, settings)
     right, bottom = left + size, top + size
     if new_width * new_height <= MAX_RESIZED_PIXELS:
         resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
@@ -291,6 +282,23 @@ def resize_and_crop(image: Image.Image, size: int, settings: Settings = PUBLISHE
     x, y = width / new_width, height / new_height
     box = (left * x, top * y, min(right * x, width), min(bottom * y, height))
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def resized_and_corner(
+    width: int, height: int, size: int, settings: Settings = PUBLISHED
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How `resize_and_crop` cuts a picture of this size: width and height after resizing, and the
+    left and top of the central square in it. Raises ValueError, ImageError where it cannot."""
+    if size < 1:
+        raise ValueError(f"expected an image size of at least 1, found {size}")
+    if not width or not height:
+        raise ImageError(f"expected a picture, found one of {width} x {height} pixels")
+    short = int(1 / settings.crop * size)
+    if width <= height:
+        new_width, new_height = short, int(short * height / width)
+    else:
+        new_width, new_height = int(short * width / height), short
+    return (new_width, new_height), (round((new_width - size) / 2), round((new_height - size) / 2))
 
 
 def imagenet_labels() -> list[str]:

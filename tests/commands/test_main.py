@@ -79,6 +79,14 @@ def test_classify_tells_of_a_size_that_is_too_small(failure, picture):
     assert "at least 32 pixels, found 31" in line
 
 
+@pytest.mark.parametrize("command", ["classify", "explain"])
+def test_a_size_that_no_memory_holds_is_refused_at_once(failure, picture, command, monkeypatch):
+    monkeypatch.setattr("tinygmf.image.load_image", None)  # nothing is read for it
+    line = failure(command, str(picture), "--weights", NANO, "--size", "1000000")
+    assert "--size 1000000: expected pictures that fit the memory of" in line
+    assert "found that one needs 32000 GB at least: give a smaller size" in line
+
+
 def test_classify_tells_of_a_device_that_is_not_there(failure, picture):
     line = failure("classify", str(picture), "--weights", NANO, "--device", "ABACUS")
     assert "ABACUS" in line and "CPU" in line

@@ -1,6 +1,7 @@
 """Explanations: what is shown is what the network computes, and mistakes take one line."""
 
 import argparse
+import re
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from tinygrad import Tensor
 from tinygmf import create_model, load_model
 from tinygmf.commands import explain
 from tinygmf.gma import linear_attention
+from tinygmf.image import PUBLISHED, resize_and_crop
 from tinygmf.study.observe import (
     BRANCHES,
     KERNELS,
@@ -28,6 +30,7 @@ from tinygmf.study.observe import (
 
 SIZE, TOKENS = (32, 64), (8, 16)  # of the measured pictures, in stage 1
 BLOCK = "groupmixformer_backbone.0.gma_stage.0"
+LOGITS = 50 * np.eye(10, dtype=np.float32)[3:4]
 PLACES = [(0, 0), (13, 40), (31, 63)]
 
 
@@ -202,7 +205,8 @@ def pictures(tmp_path):
 @pytest.fixture
 def without_network(monkeypatch, seen):
     """The command on ready observations: what is tested is the command."""
-    monkeypatch.setattr(explain, "observe", lambda *_: seen)
+    monkeypatch.setattr(explain, "look", lambda *_: seen)
+    monkeypatch.setattr(explain, "captions", lambda _, __, looked, *___: ["a.png"] * len(looked))
 
 
 @pytest.mark.parametrize("options", [[], ["--query", "3,5"], ["--kernel", "5"]])
@@ -217,7 +221,7 @@ def test_the_command_draws(pictures, tmp_path, without_network, options, suffix,
 
 
 def test_the_command_saves_arrays_without_matplotlib(pictures, tmp_path, seen, monkeypatch):
-    monkeypatch.setattr(explain, "observe", lambda *_: seen)
+    monkeypatch.setattr(explain, "look", lambda *_: seen)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     out, weights = tmp_path / "maps.npz", DATA / "nano.pth"
     command(*pictures, "--weights", weights, "--size", 32, "--query", "3,5", "--out", out)
@@ -235,10 +239,52 @@ def test_the_command_saves_arrays_without_matplotlib(pictures, tmp_path, seen, m
     [["--query", "32,0"], ["--stage", "9"], ["--block", "2"], ["--out", "figure.gif"]],
 )
 def test_the_command_refuses_before_it_computes(pictures, options, monkeypatch):
-    monkeypatch.setattr(explain, "observe", None)  # calling it would be a TypeError
+    monkeypatch.setattr(explain, "look", None)  # calling it would be a TypeError
     with pytest.raises(ValueError) as error:
         command(pictures[0], "--weights", DATA / "nano.pth", "--size", 32, "--stage", 1, *options)
     one_line(error)
+
+
+@pytest.mark.parametrize("shape", [(400, 300), (300, 400), (512, 512), (65, 900)])
+def test_a_query_in_the_users_pixels_is_the_same_place_in_what_the_network_sees(shape):
+    """A bright spot in the picture is where the query for it lies after resizing and cropping."""
+    (height, width), side = shape, min(shape)
+    y, x = height // 2 + side // 5, width // 2 - side // 4
+    pixels = np.zeros((height, width, 3), np.uint8)
+    spot = max(side // 30, 2)
+    pixels[y - spot : y + spot + 1, x - spot : x + spot + 1] = 255
+    crop = np.asarray(resize_and_crop(Image.fromarray(pixels), 64))[..., 0].astype(float)
+    centre = [np.average(np.arange(64), weights=crop.sum(axis)) for axis in (1, 0)]
+    found = explain.place_in_crop("x.png", (y, x), (width, height), 64, PUBLISHED)
+    np.testing.assert_allclose(found, centre, atol=1)
+
+
+@pytest.mark.parametrize("query", [(0, 200), (299, 200), (150, 20), (150, 380), (-1, 5), (900, 5)])
+def test_a_query_outside_what_the_network_sees_names_the_pixels_that_it_sees(query):
+    with pytest.raises(ValueError) as error:
+        explain.place_in_crop("x.png", query, (400, 300), 64, PUBLISHED)
+    numbers = [int(n) for n in re.findall(r"from (\d+) to (\d+)", one_line(error)) for n in n]
+    top, bottom, left, right = numbers
+    for inside in ((top, left), (bottom, right)):
+        place = explain.place_in_crop("x.png", inside, (400, 300), 64, PUBLISHED)
+        assert all(0 <= at < 64 for at in place)
+
+
+def test_figures_tell_file_answer_and_units(pictures, model, seen, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("tinygmf.engine.predictor.Predictor", lambda *_, **__: lambda _: LOGITS)
+    crops = [Image.open(name).convert("RGB") for name in pictures]
+    looked = [explain.Looked(str(p), c, (3, 5)) for p, c in zip(pictures, crops, strict=True)]
+    titles = explain.captions(model, str(DATA / "nano.pth"), looked, "CPU", (100, 200))
+    assert titles[0] == "a.png\n3 100%\nquery at y=100, x=200"
+    for options in ({}, {"kernel": 5}):
+        plain = [one._replace(query=None) for one in looked]
+        figure = explain.draw(plain, seen, model, options.get("kernel"), titles)
+        assert any(titles[1] in axis.get_title() for axis in figure.axes)
+        assert "RMS" in figure.get_supxlabel()
+    figure = explain.draw(looked, seen, model, None, titles)
+    assert any(axis.get_title() == titles[0] for axis in figure.axes)
+    assert "attention weight: the token's part" in figure.get_supxlabel()
 
 
 def test_the_architecture_is_drawn_from_the_configuration():

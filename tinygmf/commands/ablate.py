@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
+
+from tqdm.auto import tqdm
 
 from tinygmf.commands.options import add_threads
 from tinygmf.config import VARIANTS, full_name
@@ -57,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     print(HEADING)
     outcomes = []
     for outcome in ablate(names, config, digits(), recipe, range(args.seeds), device):
-        print(format_outcome(outcome), flush=True)
+        tqdm.write(format_outcome(outcome))  # above the bar
+        sys.stdout.flush()
         outcomes.append(outcome)
         if args.json:
             save_outcomes(outcomes, args.json)

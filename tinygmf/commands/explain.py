@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL.Image import Image
+from tqdm.auto import tqdm
 
 from tinygmf.commands.options import (
     add_device,
@@ -18,6 +20,7 @@ from tinygmf.commands.options import (
     chosen_size,
 )
 from tinygmf.commands.pictures import Pictures, add_pictures
+from tinygmf.config import Settings
 from tinygmf.files import replacing, require_writable
 from tinygmf.study.observe import KERNELS, PANELS, Observation, Position, choose_block, observe
 
@@ -47,9 +50,16 @@ def _position(text: str) -> Position:
     return int(parts[0]), int(parts[1])
 
 
+class Looked(NamedTuple):
+    """A picture as the network sees it, and where in it the query lies."""
+
+    name: str
+    crop: Image
+    query: Position | None
+
+
 def run(args: argparse.Namespace) -> int:
     """See what Group-Mix Attention makes of pictures; 1 where one could not be read."""
-    from tinygmf.image import as_rgb, normalize, resize_and_crop
     from tinygmf.study import figures
     from tinygmf.weights.checkpoint import load_model
 
@@ -59,55 +69,124 @@ def run(args: argparse.Namespace) -> int:
     require_writable(out)
     if out.suffix != ".npz":
         figures.require_matplotlib()
-    chosen_device(args)
+    device = chosen_device(args)
     model = load_model(args.weights, entry=args.entry)
-    size, settings, pictures = chosen_size(args, model), model.settings, Pictures(args.images)
+    size, pictures = chosen_size(args, model), Pictures(args.images)
     place = choose_block(model.config, (size, size), args.stage, args.block)
-    _check_query(args.query, size)
-    found = list(pictures.read(lambda picture: resize_and_crop(as_rgb(picture), size, settings)))
+    looked = read_pictures(pictures, size, model.settings, args.query)
     code = pictures.finish()
-    names, crops = [name for name, _ in found], [crop for _, crop in found]
-    seen = observe(model, np.stack([normalize(crop, settings) for crop in crops]), *place)
+    seen = look(model, looked, place)
     with replacing(out) as file:
         if out.suffix == ".npz":
-            _save_arrays(file, names, seen, args)
+            _save_arrays(file, looked, seen, args.kernel)
         else:
-            _draw(crops, seen, model, args).savefig(file, format=out.suffix[1:])
+            titles = captions(model, args.weights, looked, device, args.query)
+            draw(looked, seen, model, args.kernel, titles).savefig(file, format=out.suffix[1:])
     rows, columns = seen[0].size
     print(f"{out}: stage {place[0]}, block {place[1]}, {rows}x{columns} tokens")
     return code
 
 
-def _draw(
-    crops: Sequence[Image], seen: Sequence[Observation], model: Any, args: argparse.Namespace
+def read_pictures(
+    pictures: Pictures, size: int, settings: Settings, query: Position | None
+) -> list[Looked]:
+    """The pictures that can be read. Raises ValueError for a query that is not to be seen in one:
+    before anything is computed."""
+    from tinygmf.image import as_rgb, resize_and_crop
+
+    def read(picture: Any) -> tuple[Image, tuple[int, int]]:
+        whole = as_rgb(picture)
+        return resize_and_crop(whole, size, settings), whole.size
+
+    return [
+        Looked(name, crop, query and place_in_crop(name, query, whole, size, settings))
+        for name, (crop, whole) in pictures.read(read)
+    ]
+
+
+def place_in_crop(
+    name: str, query: Position, whole: tuple[int, int], size: int, settings: Settings
+) -> Position:
+    """A pixel (y, x) of a picture of `whole` (width, height), in the square of `size` pixels that
+    the network sees. Raises ValueError for one outside that."""
+    from tinygmf.image import resized_and_corner
+
+    resized, corner = resized_and_corner(*whole, size, settings)
+    place, bounds = [], []
+    for at, side, new, start in zip(query, whole[::-1], resized[::-1], corner[::-1], strict=True):
+        scale = new / side
+        place.append(int((at + 0.5) * scale) - start)
+        first = max(math.ceil(start / scale - 0.5), 0)
+        bounds.append((first, min(math.ceil((start + size) / scale - 0.5), side) - 1))
+    if not all(low <= at <= high for at, (low, high) in zip(query, bounds, strict=True)):
+        (top, bottom), (left, right) = bounds
+        raise ValueError(
+            f"--query: {name}: expected a pixel that the network sees, Y from {top} to {bottom} "
+            f"and X from {left} to {right} of the picture's {whole[1]} rows and {whole[0]} "
+            f"columns, found {query[0]},{query[1]}"
+        )
+    return place[0], place[1]
+
+
+def look(model: Any, looked: Sequence[Looked], place: tuple[int, int]) -> list[Observation]:
+    """One block at work on each picture, by a program that is compiled once and kept."""
+    from tinygmf.image import normalize
+
+    arrays = (normalize(one.crop, model.settings)[None] for one in looked)
+    bar = tqdm(arrays, total=len(looked), unit=" pictures", disable=None, leave=False)
+    return [observe(model, array, *place)[0] for array in bar]
+
+
+def captions(
+    model: Any, weights: str, looked: Sequence[Looked], device: str, query: Position | None
+) -> list[str]:
+    """Over each picture: its name, what the network takes it for, and the query in its pixels."""
+    from tinygmf.data.classes import names_of
+    from tinygmf.engine.predictor import Predictor, probabilities
+    from tinygmf.image import normalize
+    from tinygmf.study.outcome import shortened
+
+    lines = [[shortened(Path(one.name).name)] for one in looked]
+    if model.config.num_classes:
+        predict = Predictor(model, looked[0].crop.width, device=device)
+        names = names_of(model.settings, model.config.num_classes, weights)
+        for one, line in zip(looked, lines, strict=True):
+            [row] = probabilities(predict([normalize(one.crop, model.settings)]))
+            line.append(f"{shortened(names[row.argmax()])} {row.max():.0%}")
+    where = [f"query at y={query[0]}, x={query[1]}"] if query else []
+    return ["\n".join([*line, *where]) for line in lines]
+
+
+def draw(
+    looked: Sequence[Looked],
+    seen: Sequence[Observation],
+    model: Any,
+    kernel: int | None,
+    titles: Sequence[str],
 ) -> Any:
     """The figure that the options ask for."""
     from tinygmf.study import figures
 
-    if args.query:
-        return figures.draw_attention(crops, seen, args.query)
-    if args.kernel:
-        return figures.draw_proxies(crops, seen, model, args.kernel)
-    return figures.draw_responses(crops, seen)
-
-
-def _check_query(query: Position | None, size: int) -> None:
-    """Before anything is computed: a mistake should not cost a minute."""
-    if query and not all(0 <= coordinate < size for coordinate in query):
-        y, x = query
-        raise ValueError(f"--query: expected Y and X from 0 to {size - 1}, found {y},{x}")
+    crops, queries = [one.crop for one in looked], [one.query for one in looked if one.query]
+    if queries:
+        return figures.draw_attention(crops, seen, queries, titles)
+    if kernel:
+        return figures.draw_proxies(crops, seen, model, kernel, titles)
+    return figures.draw_responses(crops, seen, titles)
 
 
 def _save_arrays(
-    file: BinaryIO, names: Sequence[str], seen: Sequence[Observation], args: argparse.Namespace
+    file: BinaryIO, looked: Sequence[Looked], seen: Sequence[Observation], kernel: int | None
 ) -> None:
     """Every map of every picture, in one .npz: pictures first, in the order given."""
     maps = [one.responses() for one in seen]
     arrays = {name.replace(" ", "_"): np.stack([m[name] for m in maps]) for name in PANELS}
-    if args.query:
-        arrays["attention"] = np.concatenate([one.attention_rows([args.query]) for one in seen])
-    if args.kernel:
-        pairs = [one.before_and_after(args.kernel) for one in seen]
+    queries = [one.query for one in looked if one.query]
+    if queries:
+        rows = [one.attention_rows([at]) for one, at in zip(seen, queries, strict=True)]
+        arrays["attention"] = np.concatenate(rows)
+    if kernel:
+        pairs = [one.before_and_after(kernel) for one in seen]
         arrays["before"], arrays["after"] = (np.stack(part) for part in zip(*pairs, strict=True))
-    arrays["images"] = np.array([str(name) for name in names])
+    arrays["images"] = np.array([one.name for one in looked])
     np.savez(file, allow_pickle=False, **arrays)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,10 @@ def without_device() -> Any:
 def chosen_size(args: argparse.Namespace, model: Any) -> int:
     """The side of the pictures: --size, else that of the training, else 224.
 
-    Says so where the network was trained on another size than is asked for.
+    Says so where the network was trained on another size than is asked for. Raises ValueError
+    where a picture of that size and its first maps alone would not fit the memory.
     """
+    check_memory(args.size, model.config)
     trained = model.settings.image_size
     if args.size and trained and args.size != trained:
         print(
@@ -93,6 +97,30 @@ def chosen_size(args: argparse.Namespace, model: Any) -> int:
             file=sys.stderr,
         )
     return args.size or trained or 224
+
+
+def check_memory(size: int | None, config: Any) -> None:
+    """ValueError for --size, where one picture and what the stem makes of it are more than there
+    is: the system would end the program after a while, without a word."""
+    there = memory_here()
+    if size is None or there is None:
+        return
+    pixels = config.in_chans + config.embedding_dims[0] / 4  # the stem's maps have half the side
+    if (needed := 4 * pixels * size**2) > there:
+        raise ValueError(
+            f"--size {size}: expected pictures that fit the memory of {there / 1e9:.0f} GB, found "
+            f"that one needs {needed / 1e9:.0f} GB at least: give a smaller size"
+        )
+
+
+def memory_here() -> float | None:
+    """Bytes of memory that this process may have; None where the system does not say."""
+    limits = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no number
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=None)
 
 
 def chosen_classes(args: argparse.Namespace, model: Any) -> list[str]:

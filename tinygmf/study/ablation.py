@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tinygrad import Tensor
+from tqdm.auto import tqdm
 
 from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.data.dataset import Dataset
@@ -120,8 +121,9 @@ class Bench:
     def _network(self) -> list[Tensor]:
         return [self.state[name] for name in ("weights", "statistics", "counters")]
 
-    def run(self, seed: int) -> float:
-        """Train from fresh weights; the share of held-out pictures that are then right."""
+    def run(self, seed: int, tick: Callable[[], Any] = lambda: None) -> float:
+        """Train from fresh weights; the share of held-out pictures that are then right. `tick` is
+        called after every epoch."""
         recipe, step = replace(self.recipe, seed=seed), 0
         self.state.restart(self._fresh(seed))
         steps_per_epoch = len(self.data.train) // recipe.batch_size
@@ -132,6 +134,7 @@ class Bench:
                 rate = recipe.rate(step, steps_per_epoch)
                 self.programs.update(update_schedule(rate, step, recipe.clip, ema=0.0))
                 step += 1
+            tick()
         return self.evaluate()
 
     def evaluate(self) -> float:
@@ -154,24 +157,29 @@ def ablate(
     seeds: Sequence[int],
     device: str,
 ) -> Iterator[Outcome]:
-    """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done.
+    """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done, and
+    on a terminal a bar for all of it.
 
     Raises ValueError for a name that is not there.
     """
     for name in names:
         if name not in ABLATIONS:
             raise ValueError(f"ablation: expected {', '.join(ABLATIONS)}, found {name!r}")
+    total = len(names) * len(seeds) * recipe.epochs
+    bar = tqdm(total=total, unit=" epochs", disable=None, leave=False)
     for name in names:
+        bar.set_description(name)
         changed = replace(
             config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
         )
         bench = Bench(changed, data, recipe, device)
         rows = summarize(changed, (recipe.size, recipe.size))
         start = time.perf_counter()
-        accuracies = tuple(bench.run(seed) for seed in seeds)
+        accuracies = tuple(bench.run(seed, bar.update) for seed in seeds)
         seconds = (time.perf_counter() - start) / len(seeds)
         parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
         yield Outcome(name, parameters, flops, accuracies, seconds)
+    bar.close()
 
 
 HEADING = f"{'':14} {'parameters':>10} {'FLOPs':>8} {'top-1':>7} {'spread':>7} {'seconds':>8}"

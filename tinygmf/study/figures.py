@@ -34,6 +34,16 @@ STRENGTH, SIGNED, MARK = "viridis", "RdBu_r", "#d95f02"
 STEM, STAGE, HEAD = "#bbbbbb", "#9ecae1", "#fdd0a2"
 
 
+UNITS = {  # what the colours measure, in words, below each figure
+    "responses": "RMS over channels: the root of the mean square of a token's numbers; 0 is no "
+    "response, and each panel has a scale of its own",
+    "attention": "attention weight: the token's part in what the marked place takes in, as in "
+    "Q softmax(K)ᵀ; red is positive, blue negative, and a row does not sum to 1",
+    "proxies": "RMS: the root of the mean square of a token's numbers, or of a kernel's weights; "
+    "each panel has a scale of its own",
+}
+
+
 def has_matplotlib() -> bool:
     try:
         import matplotlib  # noqa: F401
@@ -107,41 +117,57 @@ def _heading(seen: Observation) -> str:
     return f"stage {seen.stage}, block {seen.block}: {tokens}"
 
 
-def draw_responses(pictures: Sequence[Image.Image], seen: Sequence[Observation]) -> Figure:
+def draw_responses(
+    pictures: Sequence[Image.Image],
+    seen: Sequence[Observation],
+    titles: Sequence[str] = (),
+) -> Figure:
     """The paper's figure, a row for each picture: the picture, the ensemble layer, the four
-    pre-attention branches, the non-attention branch."""
+    pre-attention branches, the non-attention branch, laid over the picture. `titles` say what each
+    picture is."""
     rows = [one.responses() for one in seen]
     figure, axes = make_panels(len(seen), 1 + len(rows[0]), 1.9, 2.5)
-    for line, picture, maps in zip(axes, pictures, rows, strict=True):
+    told = titles or ["picture"] * len(seen)
+    for line, picture, maps, title in zip(axes, pictures, rows, told, strict=True):
         line[0].imshow(picture)
-        line[0].set_title("(a) picture", fontsize=9)
+        line[0].set_title(f"(a) {title}", fontsize=9)
         for letter, axis, (name, values) in zip("bcdefg", line[1:], maps.items(), strict=True):
-            draw_map(axis, values, f"({letter}) {name}", "RMS over channels")
+            lay_over(axis, picture, values, "RMS over channels")
+            axis.set_title(f"({letter}) {name}", fontsize=9)
     figure.suptitle(f"Responses, {_heading(seen[0])}", fontsize=11)
+    figure.supxlabel(UNITS["responses"], fontsize=8)
     return figure
 
 
 def draw_attention(
-    pictures: Sequence[Image.Image], seen: Sequence[Observation], query: Position
+    pictures: Sequence[Image.Image],
+    seen: Sequence[Observation],
+    query: Position | Sequence[Position],
+    titles: Sequence[str] = (),
 ) -> Figure:
     """What one place attends to, head by head, laid over the picture; two rows for each picture,
-    a column for each branch with its two heads.
+    a column for each branch with its two heads. `query` is one place, in pixels of the pictures,
+    or one for each; `titles` say what each picture is.
 
     The weights are those of Q softmax(K)ᵀ: they can be negative, and a row sums to whatever the
     query's channels sum to. Each head has its own scale, which its colour bar tells.
     """
     figure, axes = make_panels(2 * len(seen), 1 + NUM_HEADS // 2, 2.2, 2.7)
-    for i, (picture, one) in enumerate(zip(pictures, seen, strict=True)):
+    places: Any = [query] * len(seen) if isinstance(query[0], int) else query
+    told = titles or [f"query at y={y}, x={x}" for y, x in places]
+    lines = zip(pictures, seen, places, told, strict=True)
+    for i, (picture, one, place, title) in enumerate(lines):
         plain, below = axes[2 * i : 2 * i + 2, 0]
         below.set_axis_off()
         plain.imshow(picture)
-        plain.set_title(f"query at y={query[0]}, x={query[1]}", fontsize=9)
-        _mark(plain, query)
+        plain.set_title(title, fontsize=9)
+        _mark(plain, place)
         panels = axes[2 * i : 2 * i + 2, 1:].T  # (branches, 2)
-        rows = one.attention_rows([query])[0]  # (heads, h, w)
+        rows = one.attention_rows([place])[0]  # (heads, h, w)
         for head, axis in enumerate(panels.flat):
-            draw_over_picture(axis, picture, rows[head], query, head_label(head))
+            draw_over_picture(axis, picture, rows[head], place, head_label(head))
     figure.suptitle(f"Attention of the marked place, {_heading(seen[0])}", fontsize=11)
+    figure.supxlabel(UNITS["attention"], fontsize=8)
     return figure
 
 
@@ -165,6 +191,14 @@ def draw_over_picture(
     _add_bar(axis, ScalarMappable(Normalize(-most, most), SIGNED), "attention weight")
 
 
+def lay_over(axis: Axes, picture: Image.Image, values: np.ndarray, unit: str) -> None:
+    """A map (h, w), slightly transparent over the picture in grey, with its colour bar."""
+    extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
+    axis.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255)
+    image = axis.imshow(values, cmap=STRENGTH, alpha=0.75, extent=extent, interpolation="nearest")
+    _add_bar(axis, image, unit)
+
+
 def _mark(axis: Axes, query: Position) -> None:
     y, x = query
     axis.plot(x, y, marker="P", markersize=10, color="white", markeredgecolor="black")
@@ -175,15 +209,18 @@ def draw_proxies(
     seen: Sequence[Observation],
     model: GroupMixFormer,
     kernel: int,
+    titles: Sequence[str] = (),
 ) -> Figure:
-    """One group aggregator: its window on the picture, its kernel, its input and its output."""
+    """One group aggregator: its window on the picture, its kernel, its input and its output.
+    `titles` say what each picture is."""
     from matplotlib.patches import Rectangle
 
     first = seen[0]
     taps = effective_kernel(model, first.stage, first.block, kernel)
     field = receptive_field(model, first.stage, first.block, kernel)
     figure, axes = make_panels(len(seen), 4, 2.4, 2.9)
-    for line, picture, one in zip(axes, pictures, seen, strict=True):
+    told = titles or [""] * len(seen)
+    for line, picture, one, title in zip(axes, pictures, seen, told, strict=True):
         line[0].imshow(picture)
         y, x = ((side // 2 + 0.5) * one.stride - 0.5 for side in one.size)
         for side, style in ((kernel * one.stride, "-"), (field, "--")):
@@ -193,12 +230,13 @@ def draw_proxies(
                 line[0].add_patch(frame)
         _show_all(line[0], picture, (y, x), field)
         sides = f"a group, {kernel * one.stride} pixels\n(dashed: it sees {field} pixels)"
-        line[0].set_title(sides, fontsize=9)
+        line[0].set_title("\n".join(filter(None, (title, sides))), fontsize=9)
         draw_map(line[1], rms(taps, (0, 1)), f"kernel {kernel}x{kernel}", "RMS over channels")
         before, after = one.before_and_after(kernel)
         draw_map(line[2], before, "before: tokens", "RMS over Q, K, V, channels")
         draw_map(line[3], after, "after: group proxies", "RMS over Q, K, V, channels")
     figure.suptitle(f"Aggregator {kernel}x{kernel}, {_heading(first)}", fontsize=11)
+    figure.supxlabel(UNITS["proxies"], fontsize=8)
     return figure
 
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 
 from tinygmf.config import NUM_HEADS, STAGES, STRIDES, GroupMixFormerConfig
+from tinygmf.engine.program_cache import load_or_compile, program_key
 from tinygmf.gma import GroupMixAttention, Size
 from tinygmf.layers import Module, record
-from tinygmf.model import GMABlock, GroupMixFormer
+from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy
 
 KERNELS = (3, 5, 7)  # of the aggregators: a group is a window of so many tokens a side
@@ -156,22 +157,29 @@ def run_until(
     """What the parts of one attention make of pictures: qkv (B, N, 3D), mixed
     (3, B, heads, N, head_dim), the non-attention branch (B, N, D/5), the ensemble layer (B, N, D).
 
-    The network is computed block by block, and no further than needed: blocks that are alike are
-    then compiled once.
+    The program computes no further than needed; it is compiled once for the shape of the pictures
+    and kept, as a network's own is.
     """
-    found: dict[Module, Any] = {}
+    weights = [tensor for tensor in model.state_dict().values() if dtypes.is_float(tensor.dtype)]
+    x = tensor_from_numpy(pictures, weights[0].device)
 
-    def note(module: Module, output: Any) -> Tensor | None:
-        if module in (attention.qkv, attention.aggregator, attention.proj):
-            found[module] = output
-        reached = attention.qkv in found
-        return output.realize() if isinstance(module, GMABlock) and not reached else None
+    def compute(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """`weights` are the model's own tensors: a program keeps none of its arguments."""
+        found: dict[Module, Any] = {}
 
-    with record(note):
-        model.forward_features(tensor_from_numpy(pictures))
-    parts = (found[attention.qkv], *found[attention.aggregator], found[attention.proj])
-    Tensor.realize(*parts)
-    return tuple(part.numpy() for part in parts)
+        def note(module: Module, output: Any) -> None:
+            if module in (attention.qkv, attention.aggregator, attention.proj):
+                found[module] = output
+
+        with record(note):
+            model.forward_features(x)
+        parts = (found[attention.qkv], *found[attention.aggregator], found[attention.proj])
+        return tuple(part.contiguous().realize() for part in parts)
+
+    names = {id(module): name for name, module in model.named_modules()}
+    key = program_key(model.config, pictures.shape, observed=names[id(attention)])
+    program = load_or_compile(key, compute, x, weights, device=x.device)
+    return tuple(part.numpy() for part in program(x, weights))
 
 
 def response_maps(
