@@ -35,7 +35,7 @@ from process import environment
 from tinygrad import Tensor
 
 from tinygmf.commands.run_folder import holds_ended
-from tinygmf.engine import program_cache
+from tinygmf.engine import program_cache, user_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.training import log
@@ -129,7 +129,7 @@ class CacheWriting:
         assert run_program() == self.answer
         for left in self.path.parent.iterdir():
             assert left == self.path or left.name.endswith(".tmp"), left
-        program_cache.clear()
+        user_cache.clear()
         assert run_program() == self.answer
 
 
