@@ -16,6 +16,7 @@ from strategies import noise
 
 from tinygmf import __version__
 from tinygmf.commands.main import main
+from tinygmf.data.archives import CIFAR_CLASSES
 from tinygmf.engine.predictor import Predictor
 from tinygmf.weights.checkpoint import load_weights, write_tensors
 
@@ -185,6 +186,25 @@ def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
     option.write_text("".join(f"{i}\n" for i in (*range(2, 11), 11)))
     assert main(["evaluate", str(folder), *options, "--classes", str(option)]) == 0
     assert set(json.loads(report.read_text())["confusion"]) == {"2", "10"}
+
+
+def test_evaluate_measures_on_the_pictures_that_a_data_set_has_to_test_on(tmp_path, capsys):
+    rng, cat, ship = (
+        np.random.default_rng(0),
+        CIFAR_CLASSES.index("cat"),
+        CIFAR_CLASSES.index("ship"),
+    )
+    files = dict.fromkeys((f"data_batch_{i}" for i in range(1, 6)), ship) | {"test_batch": cat}
+    for name, label in files.items():
+        records = rng.integers(0, 256, (3, 3073), np.uint8)
+        records[:, 0] = label
+        (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+    names = tuple(sorted(CIFAR_CLASSES, reverse=True))
+    weights = named_network(tmp_path / "x.pth", image_size=32, classes=names)
+    report = tmp_path / "report.json"
+    assert main(["evaluate", str(tmp_path), "--weights", str(weights), "--json", str(report)]) == 0
+    assert "of 3 pictures" in capsys.readouterr().out
+    assert set(json.loads(report.read_text())["confusion"]) == {"cat"}
 
 
 def test_nothing_that_can_be_read_is_an_error(failure, tmp_path):

@@ -378,6 +378,8 @@ def test_the_recipe_follows_the_data_and_the_options():
     assert chosen("digits") == RECIPES["digits"]
     assert chosen("shapes") == RECIPES["shapes"]
     assert chosen("cifar10") == RECIPES["quick"]
+    assert chosen("fashion-mnist") == RECIPES["fashion-mnist"]
+    assert chosen("fashion-mnist", "--weights", NANO) == RECIPES["finetune"]
     assert chosen("x", "--weights", NANO) == RECIPES["finetune"]
     assert chosen("x", "--weights", NANO, "--head-only") == RECIPES["head"]
     assert chosen("x", "--recipe", "published", "--mixup", "0") == replace(

@@ -18,6 +18,7 @@ from tinygrad import helpers
 from tinygmf.data.archives import (
     CIFAR_CLASSES,
     FASHION_CLASSES,
+    every_nth,
     fetch_cifar10,
     fetch_fashion_mnist,
 )
@@ -70,26 +71,28 @@ def fashion(request, tmp_path) -> Path:
 
 def test_cifar_gives_every_record_as_a_picture_and_a_class(cifar):
     data = open_folder(cifar)
-    data.check(batch_size=50)
+    data.check(batch_size=40)
     assert (data.name, data.classes) == ("cifar10", CIFAR_CLASSES)
-    assert data.train_labels.dtype == data.val_labels.dtype == np.int64
-    assert data.train_labels.tolist() == 5 * list(range(10))
-    picture = data.load(data.train[13])  # the fourth of the second file
+    assert data.train_labels.dtype == data.test_labels.dtype == np.int64
+    assert data.val_labels.tolist() == list(range(10))
+    assert data.train_labels.tolist() == 4 * list(range(10))
+    picture = data.load(data.train[3])  # the fourth of the second file
     planes = cifar_records(1)[3, 1:].reshape(3, 32, 32)
     assert picture.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(picture), planes.transpose(1, 2, 0))
     np.testing.assert_array_equal(
-        np.asarray(data.load(data.val[0]))[..., 2].ravel()[:5], cifar_records(5)[0, 2049:2054]
+        np.asarray(data.load(data.test[0]))[..., 2].ravel()[:5], cifar_records(5)[0, 2049:2054]
     )
 
 
 def test_fashion_gives_every_entry_as_a_grey_picture_and_a_class(fashion):
     data = open_folder(fashion)
-    data.check(batch_size=20)
+    data.check(batch_size=10)
     assert (data.name, data.classes) == ("fashion-mnist", FASHION_CLASSES)
-    assert data.val_labels.tolist() == list(range(10))
+    assert data.test_labels.tolist() == list(range(10))
     expected = np.frombuffer(fashion_files()["train-images-idx3-ubyte"][16:], np.uint8)
-    found = np.stack([np.asarray(data.load(source)) for source in data.train])  # (N, 28, 28, 3)
+    sources = [*data.val, *data.train]  # the first of each class, and the second
+    found = np.stack([np.asarray(data.load(source)) for source in sources])  # (N, 28, 28, 3)
     np.testing.assert_array_equal(found[..., 1].ravel(), expected)
     assert (found[..., 0] == found[..., 2]).all()
 
@@ -98,7 +101,17 @@ def test_a_packed_file_is_taken_before_an_unpacked_one(tmp_path):
     for name, content in fashion_files().items():
         (tmp_path / name).write_bytes(b"half a download")
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
-    assert len(open_folder(tmp_path).train) == 20
+    data = open_folder(tmp_path)
+    assert len(data.train) + len(data.val) == 20
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_every_nth_of_each_class_is_held_out_from_its_first_on(rng, n):
+    labels = rng.integers(0, 4, 101)
+    held_out = every_nth(labels, n)
+    for label in range(4):
+        expected = [i % n == 0 for i in range(int((labels == label).sum()))]
+        assert held_out[labels == label].tolist() == expected
 
 
 def line(folder: Path) -> str:
@@ -241,17 +254,18 @@ def test_cifar_is_fetched_by_tinygrad(downloads, cifar):
     fetched, read = fetch_cifar10(), open_folder(cifar)
     assert fetched.classes == read.classes
     np.testing.assert_array_equal(fetched.train_labels, read.train_labels)
-    assert fetched.load(fetched.val[3]).tobytes() == read.load(read.val[3]).tobytes()
-    fetched.check(batch_size=50)
+    for sources, expected in ((fetched.val, read.val), (fetched.test, read.test)):
+        assert fetched.load(sources[3]).tobytes() == read.load(expected[3]).tobytes()
+    fetched.check(batch_size=40)
 
 
 def test_fashion_is_fetched_by_tinygrad(downloads):
     for name, content in fashion_files().items():
         downloads(f"{FASHION_URL}{name}.gz", content)
     data = fetch_fashion_mnist()
-    assert len(data.train) == 20 and data.val_labels.tolist() == list(range(10))
+    assert len(data.train) == 10 and data.test_labels.tolist() == list(range(10))
     expected = fashion_files()["t10k-images-idx3-ubyte"][16:]
-    found = np.stack([np.asarray(data.load(source))[..., 0] for source in data.val])
+    found = np.stack([np.asarray(data.load(source))[..., 0] for source in data.test])
     assert found.tobytes() == expected
 
 

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tinygmf.data.augment import blend, cut_box, erase, mix, targets
+from tinygmf.config import Settings
+from tinygmf.data.augment import blend, cut_box, erase, mix, targets, training_picture
+from tinygmf.image import preprocess
 from tinygmf.training.recipe import RECIPES, Recipe
 
 
@@ -28,11 +31,36 @@ def test_the_average_soon_forgets_the_first_weights():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("epochs", 10_001), ("label_smoothing", 1.5), ("crop", 0)],
+    [
+        ("epochs", 0),
+        ("epochs", 10_001),
+        ("label_smoothing", 1.5),
+        ("crop", 0),
+        ("centre", 1.1),
+    ],
 )
 def test_a_value_that_cannot_be_is_named(field, value):
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')}: expected .*, found"):
         Recipe(**{field: value})
+
+
+def test_fashion_is_trained_on_whole_pictures_mirrored_or_not_as_it_is_measured(rng):
+    recipe = RECIPES["fashion-mnist"]
+    settings = Settings(crop=recipe.centre)
+    picture = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
+    plain = picture.resize((32, 32), Image.Resampling.BICUBIC)
+    wanted = [np.asarray(plain), np.asarray(plain)[:, ::-1]]
+    seen = set()
+    for _ in range(16):
+        array = training_picture(picture, recipe, rng, settings).transpose(1, 2, 0)
+        found = 255 * (array * settings.std + settings.mean)
+        seen.add(next(i for i in (0, 1) if np.abs(found - wanted[i]).max() < 1.01))
+    assert seen == {0, 1}
+    np.testing.assert_allclose(
+        preprocess(picture, 32, settings).transpose(1, 2, 0) * settings.std + settings.mean,
+        wanted[0] / 255,
+        atol=1e-6,
+    )
 
 
 def test_smoothing_spreads_its_share_over_all_classes():

@@ -267,14 +267,14 @@ def test_patience_ends_a_run_before_its_last_epoch_and_the_best_network_is_kept(
 
 
 def test_a_run_that_was_stopped_has_the_network_of_its_last_step(tmp_path):
-    running = trainer(replace(RECIPE, head_only=True))
+    running = trainer(replace(RECIPE, head_only=True, centre=0.9))
     running.stop = True
     assert not train_loop.train(running, tmp_path)
     expected = running.arrays()["head.weight"]
     for named in (tmp_path, tmp_path / command.RUN, tmp_path / command.WEIGHTS):
         found = load_weights(named)
         np.testing.assert_array_equal(found.arrays["head.weight"], expected)
-        assert found.settings.image_size == RECIPE.size
+        assert (found.settings.image_size, found.settings.crop) == (RECIPE.size, 0.9)
     assert not (tmp_path / BEST).exists()  # nothing was measured yet
 
 

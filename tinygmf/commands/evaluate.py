@@ -1,10 +1,11 @@
-"""Measure accuracy on a folder of labelled pictures."""
+"""Measure accuracy on a folder of labelled pictures, or on a data set's pictures to test on."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,19 @@ from tinygmf.commands.options import (
 from tinygmf.files import printable, replacing, require_writable
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tinygmf.data.evaluation import Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="one folder for each class")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="one folder for each class, or the files of CIFAR-10 or Fashion-MNIST; or digits, "
+        "shapes, cifar10, fashion-mnist: of these the pictures to test on, or else those held out",
+    )
     add_weights(parser)
     parser.add_argument("--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS instead")
     add_classes(parser)
@@ -58,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     if args.task:
         return evaluate_dense.run(args)
     from tinygmf.data.evaluation import evaluate, find_pictures
+    from tinygmf.data.named import is_data_set, measured_pictures, open_data
     from tinygmf.data.pictures import PassedOver
     from tinygmf.engine.predictor import Predictor
+    from tinygmf.image import load_image
     from tinygmf.study.figures import require_matplotlib
     from tinygmf.weights.checkpoint import load_weights
 
@@ -68,21 +79,27 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         require_matplotlib()
         args.out.mkdir(parents=True, exist_ok=True)
+    load: Callable[[Any], Image]
+    samples: list[Any]
     device, passed = chosen_device(args), PassedOver()
     model = load_weights(args.weights, args.entry)
     names = chosen_classes(args, model)
-    samples = find_pictures(args.folder, names, args.labels, passed)
+    size = chosen_size(args, model)
+    if args.labels is None and is_data_set(args.folder):
+        samples, load = measured_pictures(open_data(str(args.folder), size), names)
+    else:
+        samples, load = find_pictures(args.folder, names, args.labels, passed), load_image
     if passed:
         print(f"passed over: {passed}", file=sys.stderr)
-    size = chosen_size(args, model)
     predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
-    report(evaluate(predict, samples), names, args)
+    report(evaluate(predict, samples, load=load), names, load, args)
     return 0
 
 
-def report(result: Evaluation, names: list[str], args: argparse.Namespace) -> None:
+def report(
+    result: Evaluation, names: list[str], load: Callable[[Any], Image], args: argparse.Namespace
+) -> None:
     """Print the figures, then leave what was asked for in files."""
-    from tinygmf.image import load_image
     from tinygmf.study.outcome import write_outcome
 
     for line in result.unreadable:
@@ -98,7 +115,7 @@ def report(result: Evaluation, names: list[str], args: argparse.Namespace) -> No
         with replacing(args.json) as file:
             file.write(json.dumps(figures, indent=1, allow_nan=False).encode())
     if args.out:
-        written = write_outcome(args.out, result, names, load_image)
+        written = write_outcome(args.out, result, names, load)
         print(f"{args.out}: {', '.join(written)}")
 
 

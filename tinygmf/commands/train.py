@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen_recipe(args: argparse.Namespace, then: dict[str, Any] | None = None) -> Recipe:
     """The recipe that the options name, or `then` of a run that goes on, with what they change."""
-    tuning = "head" if args.head_only else "finetune"
-    own = args.data in ("digits", "shapes")  # recipes of their own
-    usual = args.data if own else tuning if args.weights else "quick"
+    usual = usual_recipe(args)
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
     recipe = replace(Recipe(**then) if then else RECIPES[args.recipe or usual], **changes)
@@ -100,27 +97,25 @@ def chosen_recipe(args: argparse.Namespace, then: dict[str, Any] | None = None) 
     return recipe
 
 
+def usual_recipe(args: argparse.Namespace) -> str:
+    """The name of the recipe that the options start from unless --recipe says another."""
+    from tinygmf.data.named import known_as
+
+    known = known_as(args.data) if args.data else None
+    if known in ("digits", "shapes"):  # random crops, or flips, would spoil them
+        return known
+    if args.weights:
+        return "head" if args.head_only else "finetune"
+    return known if known in RECIPES else "quick"
+
+
 def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
     """The data set that DATA names."""
-    from tinygmf.data.archives import fetch_cifar10, fetch_fashion_mnist
     from tinygmf.data.dataset import DataError
-    from tinygmf.data.digits import digits
-    from tinygmf.data.folders import open_folder
-    from tinygmf.data.shapes import shapes
+    from tinygmf.data.named import open_data
 
-    named: dict[str, Callable[[], Any]] = {
-        "digits": digits,
-        "shapes": lambda: shapes(recipe.size),
-        "cifar10": fetch_cifar10,
-        "fashion-mnist": fetch_fashion_mnist,
-    }
-    if args.data not in named and not Path(args.data).exists():
-        raise DataError(
-            f"{args.data}: expected {', '.join(named)} or a folder of pictures, found no such "
-            "folder: check the name"
-        )
     own = [chosen_out(args)]  # what this run leaves is no class of pictures
-    data = named.get(args.data, lambda: open_folder(Path(args.data), recipe.seed, own))()
+    data = open_data(args.data, recipe.size, recipe.seed, own)
     if args.num_classes not in (None, len(data.classes)):
         raise DataError(
             f"--num-classes: expected {len(data.classes)}, the classes of {args.data}, found "

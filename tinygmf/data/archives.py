@@ -1,4 +1,8 @@
-"""CIFAR-10 and Fashion-MNIST: from files in their own formats, or fetched by tinygrad."""
+"""CIFAR-10 and Fashion-MNIST: from files in their own formats, or fetched by tinygrad.
+
+Every tenth of their training pictures, class by class, is held out to validate on: recipes and
+epochs are chosen by those. Their test pictures are for the figure that is reported.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ CIFAR_CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 ]
+HELD_OUT = 10
 MOST_ENTRIES = 2**20  # of an IDX file: 0.8 GB of pictures
 RECORD = 1 + 3 * 32 * 32  # bytes: the class, then the red, green and blue planes
 
@@ -38,8 +43,10 @@ def cifar10(folder: Path) -> Dataset:
     Raises DataError, which names the file, where one is missing or damaged.
     """
     names = *(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"
-    *train, val = (_records(folder / name) for name in names)
-    return _cifar10(np.concatenate(train), val)
+    *train, test = (_records(folder / name) for name in names)
+    planes = [records[:, 1:].reshape(-1, 3, 32, 32) for records in (np.concatenate(train), test)]
+    labels = np.concatenate([records[:, 0] for records in train]), test[:, 0]
+    return _dataset("cifar10", CIFAR_CLASSES, planes[0], labels[0], planes[1], labels[1])
 
 
 def _records(path: Path) -> np.ndarray:
@@ -53,11 +60,6 @@ def _records(path: Path) -> np.ndarray:
     records = values.reshape(-1, RECORD)
     _check_labels(path, records[:, 0], CIFAR_SOURCE)
     return records
-
-
-def _cifar10(train: np.ndarray, val: np.ndarray) -> Dataset:
-    planes = [records[:, 1:].reshape(-1, 3, 32, 32) for records in (train, val)]
-    return _dataset("cifar10", CIFAR_CLASSES, planes[0], train[:, 0], planes[1], val[:, 0])
 
 
 def fashion_mnist(folder: Path) -> Dataset:
@@ -166,26 +168,36 @@ def _fetch(name: str, classes: list[str], source: str, loader: Callable[[], tupl
             f"{name}: expected to fetch it, found {one_line(str(error)) or type(error).__name__}: "
             f"check the network, or fetch {source} yourself, unpack it and name its folder"
         ) from None
-    train, train_labels, val, val_labels = (tensor.numpy() for tensor in tensors)
-    return _dataset(name, classes, train, train_labels, val, val_labels)
+    return _dataset(name, classes, *(tensor.numpy() for tensor in tensors))
 
 
 def _dataset(
     name: str,
     classes: list[str],
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    val: np.ndarray,
-    val_labels: np.ndarray,
+    pictures: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
 ) -> Dataset:
     """A data set of arrays of bytes: pictures (N, 3, H, W), or grey (N, 1, H, W) or (N, H, W)."""
+    held_out = every_nth(labels, HELD_OUT)
     return Dataset(
         name,
         classes,
-        *(list(train), train_labels.astype(np.int64)),
-        *(list(val), val_labels.astype(np.int64)),
+        *(list(pictures[~held_out]), labels[~held_out].astype(np.int64)),
+        *(list(pictures[held_out]), labels[held_out].astype(np.int64)),
         planes_to_picture,
+        test=list(test),
+        test_labels=test_labels.astype(np.int64),
     )
+
+
+def every_nth(labels: np.ndarray, n: int) -> np.ndarray:
+    """The first entry of each class, and every n-th of it after that: booleans (N,)."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        chosen[np.flatnonzero(labels == label)[::n]] = True
+    return chosen
 
 
 def planes_to_picture(planes: np.ndarray) -> Image.Image:
@@ -195,15 +207,21 @@ def planes_to_picture(planes: np.ndarray) -> Image.Image:
     return Image.fromarray(planes.reshape(planes.shape[-2:])).convert("RGB")
 
 
-def recognise(folder: Path) -> Callable[[Path], Dataset] | None:
-    """The reader of the data set whose files the folder holds; None for a folder of pictures.
+READERS: dict[str, Callable[[Path], Dataset]] = {
+    "cifar10": cifar10,
+    "fashion-mnist": fashion_mnist,
+}
+
+
+def recognise(folder: Path) -> str | None:
+    """The name of the data set whose files the folder holds; None for a folder of pictures.
 
     Raises DataError for CIFAR-10's Python version, whose files are programs.
     """
     if list(folder.glob("*_batch*.bin")):
-        return cifar10
+        return "cifar10"
     if list(folder.glob("*-idx?-ubyte*")):
-        return fashion_mnist
+        return "fashion-mnist"
     if (folder / "data_batch_1").exists():
         raise DataError(
             f"{folder}: expected CIFAR-10's binary version, found its Python version: "

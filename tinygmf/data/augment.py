@@ -41,7 +41,10 @@ class BatchRecipe:
     mix_probability: float = option(1.0, "how often a batch is mixed")
     mix_switch: float = option(0.5, "how often cutmix is chosen where both are on")
 
-    crop: float = option(0.08, "smallest share of the area in a random crop; 1 for the whole")
+    crop: float = option(0.08, "smallest share of the area in a random crop; 1 for none")
+    centre: float | None = option(
+        None, "share of the side that is seen without a random crop; by default the network's own"
+    )
     flip: float = option(0.5, "how often a picture is mirrored")
     colour: float = option(0.4, "largest change of brightness, contrast and saturation")
     erase: float = option(0.25, "how often a rectangle is replaced by noise")
@@ -55,6 +58,8 @@ class BatchRecipe:
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 <= value < 1")
         self._require("crop", 0 < self.crop <= 1, "above 0, at most 1")
+        centre = 1 if self.centre is None else self.centre
+        self._require("centre", 0 < centre <= 1, "above 0, at most 1")
         for name in ("mix_probability", "mix_switch", "flip", "erase", "colour", "shift"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         for name in ("mixup", "cutmix", "rotate", "stretch"):

@@ -33,7 +33,7 @@ class DataError(ValueError):
 
 @dataclass
 class Dataset:
-    """Pictures to train and to validate on.
+    """Pictures to train and to validate on, and where the data set has them, to test on at last.
 
     `load(source)` gives an RGB picture, or raises ImageError; a source may be a path, an array,
     or anything else that the function knows.
@@ -50,6 +50,8 @@ class Dataset:
     passed: PassedOver = field(default_factory=PassedOver)  # where the pictures were looked for
     settings: Settings = PUBLISHED  # how the network wants its pictures
     kept: KeptPictures = field(default_factory=KeptPictures)
+    test: list[Any] = field(default_factory=list)  # neither training nor a choice looks at these
+    test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def counts(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygmf.data.archives import recognise
+from tinygmf.data.archives import READERS, recognise
 from tinygmf.data.dataset import DataError, Dataset
 from tinygmf.data.pictures import (
     NESTED,
@@ -154,5 +154,5 @@ def open_folder(folder: Path, seed: int = 0, exclude: Collection[Path] = ()) -> 
 
     Raises DataError where it is none of these.
     """
-    reader = recognise(folder)
-    return reader(folder) if reader else folder_pictures(folder, seed, exclude)
+    name = recognise(folder)
+    return READERS[name](folder) if name else folder_pictures(folder, seed, exclude)

@@ -67,7 +67,10 @@ class Trainer:
     ) -> None:
         data.check(recipe.batch_size * recipe.accumulate)
         model.settings = replace(
-            model.settings, image_size=recipe.size, classes=tuple(data.classes)
+            model.settings,
+            image_size=recipe.size,
+            classes=tuple(data.classes),
+            crop=recipe.centre or model.settings.crop,
         )
         data.settings = model.settings
         self.data, self.recipe, self.device, self.progress = data, recipe, device, progress

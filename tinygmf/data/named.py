@@ -1,0 +1,66 @@
+"""What DATA of a command means: the name of a data set, or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinygmf.data.archives import fetch_cifar10, fetch_fashion_mnist, recognise
+from tinygmf.data.classes import ClassIndex, folder_classes
+from tinygmf.data.dataset import DataError, Dataset
+from tinygmf.data.digits import digits
+from tinygmf.data.folders import open_folder
+from tinygmf.data.shapes import shapes
+
+NAMED: dict[str, Callable[[int], Dataset]] = {  # of the size that is trained on
+    "digits": lambda size: digits(),
+    "shapes": shapes,
+    "cifar10": lambda size: fetch_cifar10(),
+    "fashion-mnist": lambda size: fetch_fashion_mnist(),
+}
+
+
+def known_as(data: str) -> str | None:
+    """The name of the data set that this names, or whose files the folder holds.
+
+    Raises DataError for a folder with files of CIFAR-10's Python version.
+    """
+    return data if data in NAMED else recognise(Path(data))
+
+
+def is_data_set(path: Path) -> bool:
+    """Whether this is no folder of pictures but a data set's files, or its name and no folder's."""
+    return bool(recognise(path) if path.is_dir() else str(path) in NAMED)
+
+
+def open_data(data: str, size: int, seed: int = 0, exclude: Collection[Path] = ()) -> Dataset:
+    """The data set of this name, or what the folder holds: see `folders.open_folder`. Shapes are
+    drawn in `size` pixels.
+
+    Raises DataError where it is neither, or damaged.
+    """
+    if data in NAMED:
+        return NAMED[data](size)
+    if not Path(data).exists():
+        raise DataError(
+            f"{data}: expected {', '.join(NAMED)} or a folder of pictures, found no such "
+            "folder: check the name"
+        )
+    return open_folder(Path(data), seed, exclude)
+
+
+def measured_pictures(
+    data: Dataset, names: Sequence[str]
+) -> tuple[list[tuple[int, int]], Callable[[int], Image.Image]]:
+    """What a network is measured on: the pictures to test on, or where there are none those held
+    out. Returns their numbers and classes, those of the network's `names`, and what reads a number.
+
+    Raises ValueError where the network does not know one of the classes.
+    """
+    classes = np.array(folder_classes(data.classes, ClassIndex(names), Path(data.name)))
+    tested = bool(data.test)
+    sources, labels = (data.test, data.test_labels) if tested else (data.val, data.val_labels)
+    return list(enumerate(map(int, classes[labels]))), lambda number: data.load(sources[number])
