@@ -132,6 +132,17 @@ def test_the_backbone_s_weights_come_from_a_classification_checkpoint():
     assert (state(with_model)[f"backbone.body.{key}"] == theirs[key]).all()
 
 
+def test_the_backbone_s_weights_come_from_a_network_of_another_task(tmp_path):
+    first = create_model("upernet", 3, seed=1, channels=8)
+    save_model(first, path := tmp_path / "upernet.safetensors")
+    second = state(create_model("maskrcnn", 5, backbone=path, channels=8, representation=8))
+    for key, array in state(first).items():
+        if key.startswith("backbone."):
+            assert (second[key.replace("backbone.", "backbone.body.", 1)] == array).all(), key
+    with pytest.raises(ValueError, match="backbone: expected a network"):
+        create_model("upernet", backbone=3)
+
+
 def test_a_fresh_network_is_the_same_for_the_same_seed_and_has_the_libraries_defaults():
     first, second = (create_model("upernet", 3, seed=1, channels=8) for _ in range(2))
     states = state(first), state(second)

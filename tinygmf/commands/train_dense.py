@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tinygmf.training.dense_recipe import RECIPES, DenseRecipe, recipe_options
+from tinygmf.training.dense_recipe import ON_SCENES, RECIPES, DenseRecipe, recipe_options
 
 HEADS = {
     "segment": ("upernet", "semantic_fpn"),
@@ -45,7 +46,7 @@ def chosen_recipe(
                 f"--{name.replace('_', '-')}: expected no such option with --task {args.task}, "
                 "found one: leave it out"
             )
-    named = RECIPES["scenes" if args.data == "scenes" else args.task]
+    named = (ON_SCENES if args.data == "scenes" else RECIPES)[args.task]
     base = DenseRecipe(**then) if then else named
     return replace(base, **{name: value for name, value in own.items() if value is not None})
 
@@ -87,30 +88,31 @@ def chosen_head(args: argparse.Namespace) -> str:
 
 
 def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> Any:
-    """A fresh head on a fresh or a trained backbone, or a whole trained network to go on from."""
+    """A fresh head on a fresh or a trained backbone, or a whole trained network to go on from: one
+    with this head and as many classes."""
     from tinygmf.dense.networks import create_model, load_model
-    from tinygmf.model import GroupMixFormer
     from tinygmf.training.dense_networks import head_options, named
 
     head, weights = chosen_head(args), args.weights
     model = load_model(weights, entry=args.entry) if weights else None
-    if model is None or isinstance(model, GroupMixFormer):
+    if model is None or not goes_on(weights, model, head, len(data.classes)):
         options = head_options(head, args.channels, small=args.data == "scenes")
         known: dict[str, Any] = {"num_classes": len(data.classes), "seed": recipe.seed}
         backbone = model or args.model or "groupmixformer_nano"
         model = create_model(head, backbone=backbone, **known, **options)
-    else:
-        require_same(weights, model, head, data)
     return named(model, data.classes, recipe.size)
 
 
-def require_same(weights: Path, model: Any, head: str, data: Any) -> None:
-    """Raises ValueError for a dense network with another head, or for other classes."""
-    from tinygmf.commands.overlays import require
+def goes_on(weights: Path, model: Any, head: str, classes: int) -> bool:
+    """Whether a network has this head and as many classes; says so where it is a dense network
+    that has not, and so gives its backbone alone."""
+    from tinygrad.nn.state import get_state_dict
 
-    require(weights, model, head)
-    if model.config.num_classes != len(data.classes):
-        raise ValueError(
-            f"{weights}: expected a network of {len(data.classes)} classes, those of the pictures, "
-            f"found {model.config.num_classes}: give --weights its backbone, or other pictures"
-        )
+    from tinygmf.dense.networks import kind_of
+
+    kind = kind_of({name: tensor.shape for name, tensor in get_state_dict(model).items()})
+    found = model.config.num_classes
+    if kind and (kind, found) != (head, classes):
+        said = f"{weights}: a {kind} of {found} classes gives its backbone to a fresh {head}"
+        print(f"tinygmf: {said} of {classes}", file=sys.stderr)
+    return (kind, found) == (head, classes)

@@ -30,6 +30,7 @@ from tinygmf.dense.settings import (
     SegmentationSettings,
 )
 from tinygmf.engine.pretrained import pretrained_model
+from tinygmf.layers import Module
 from tinygmf.model import FeatureNetwork, GroupMixFormer
 from tinygmf.weights.checkpoint import build_model, counters, load_state_dict, require_whole
 from tinygmf.weights.entries import Found, find_network, find_tensors
@@ -85,11 +86,12 @@ def create_model(
     maps of the stages in `out_indices`, 0 to 3; `in_chans=1` one for grey pictures.
 
     `name` is one of `list_models()`. A dense network stands on `backbone`: a listed name or a
-    configuration (fresh weights), a classification model or a file of one (its weights; the
-    default is fresh nano). Its heads are drawn as the libraries draw them, and have their classes
-    where `num_classes` is None; a detector's count the background. `changes` replace fields of the
-    configuration, or of a dense network's settings (`score_thresh=0.3`). Raises ValueError, in one
-    line, for an unknown name or what cannot be; CheckpointError for a file that cannot be used.
+    configuration (fresh weights), a network of any task or a file of one (the weights of its
+    backbone; the default is fresh nano). Its heads are drawn as the libraries draw them, and have
+    their classes where `num_classes` is None; a detector's count the background. `changes` replace
+    fields of the configuration, or of a dense network's settings (`score_thresh=0.3`). Raises
+    ValueError, in one line, for an unknown name or what cannot be; CheckpointError for a file that
+    cannot be used.
     """
     if name not in KINDS:
         if backbone is not None:
@@ -106,7 +108,7 @@ def create_model(
             "give a dense one its trained backbone"
         )
     kind, source = KINDS[name], _backbone(backbone)
-    own = source.config if isinstance(source, GroupMixFormer) else source
+    own = source if isinstance(source, GroupMixFormerConfig) else body_of(source).config
     known = {f.name for f in fields(kind.config)} - {"backbone", "num_classes", "head"}
     parts = {"channels": kind.channels} | {k: v for k, v in changes.items() if k in known}
     rest = {k: v for k, v in changes.items() if k not in known}
@@ -120,37 +122,40 @@ def create_model(
     config = kind.config(backbone=replace(own, num_classes=0), num_classes=classes, **parts)
     network = kind.network(config, seed)
     network.settings = _agreeing(kind.settings().changed(**rest), config)
-    if isinstance(source, GroupMixFormer):
+    if not isinstance(source, GroupMixFormerConfig):
         use_backbone(network, source)
     return network
 
 
-def _backbone(source: Any) -> GroupMixFormerConfig | GroupMixFormer:
+def _backbone(source: Any) -> Any:
+    """The configuration, or the network, that `source` names."""
     if source is None or (isinstance(source, str) and full_name(source) in VARIANTS):
         return VARIANTS[full_name(source or "nano")]
-    if not isinstance(source, GroupMixFormerConfig | GroupMixFormer):
+    if isinstance(source, str | os.PathLike):
         if not find_weights(source).exists():
             raise ValueError(
                 f"backbone {str(source)!r}: expected one of {', '.join(VARIANTS)} or a weight file"
             )
         source = load_model(source)
-    if not isinstance(source, GroupMixFormerConfig | GroupMixFormer):
-        raise ValueError(f"backbone: expected a classification network, found {source.config}")
+    if not isinstance(source, GroupMixFormerConfig | Module):
+        raise ValueError(f"backbone: expected a network, or the name of one, found {source!r}")
     return source
 
 
-def use_backbone(network: Any, model: GroupMixFormer) -> None:
-    """Gives a dense network the weights of a classification network of its backbone's form; its
-    `norm4` and `head` stay behind. Raises CheckpointError if the forms differ."""
+def use_backbone(network: Any, model: Any) -> None:
+    """Gives a dense network the weights of the backbone of another network; a classification
+    network's `norm4` and `head` stay behind. Raises CheckpointError if the forms differ."""
     body = body_of(network)
-    state = get_state_dict(model)
+    state = get_state_dict(body_of(model))
     behind = ("norm4.", "head.")
     arrays = {k: t.numpy() for k, t in state.items() if not k.startswith(behind)}
     load_state_dict(body, arrays, "the backbone's weights")
 
 
 def body_of(network: Any) -> Any:
-    """The four stages of a dense network."""
+    """The four stages of a network: of a classification network, itself."""
+    if isinstance(network, GroupMixFormer):
+        return network
     return getattr(network.backbone, "body", network.backbone)
 
 
