@@ -8,14 +8,12 @@ import pytest
 from tinygmf.data.scenes import scenes
 from tinygmf.dense.networks import create_model, load_model
 from tinygmf.training.dense_networks import head_options, named
-from tinygmf.training.dense_recipe import RECIPES
+from tinygmf.training.dense_recipe import SCENES
 from tinygmf.training.dense_trainer import DenseTrainer
 from tinygmf.weights.checkpoint import save_model
 
 TASKS = {"semantic_fpn": "segment", "retinanet": "detect", "maskrcnn": "instance"}
-RECIPE = replace(
-    RECIPES["scenes"], size=64, batch_size=4, epochs=4, warmup_steps=4, learning_rate=3e-3
-)
+RECIPE = replace(SCENES, size=64, batch_size=4, epochs=4, warmup_steps=4, learning_rate=3e-3)
 
 pytestmark = pytest.mark.slow
 

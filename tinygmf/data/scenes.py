@@ -28,7 +28,9 @@ SHAPES = "circle", "ring", "triangle", "square", "star", "cross"
 SIZE = 128  # pixels
 TRAIN, VALIDATE = 16000, 500  # pictures
 SCALE = 4  # drawn larger and then reduced: smooth edges
-SEEN = 0.5  # the least part of an object that others and the border leave to be seen
+UPRIGHT = {"triangle": -90, "square": 45, "star": -90}  # degrees: turned so, they stand
+TILT = math.radians(20)  # the most by which an object leans to a side
+SEEN = 0.6  # the least part of an object that others and the border leave to be seen
 PATCH = 96  # pixels of a photograph, for telling which one it is
 
 TRAINING_PHOTOGRAPHS = (
@@ -210,13 +212,13 @@ def random_shape(rng: np.random.Generator, middle: int | None) -> Shape:
     """Of any class, size, turn and place; or a large one of class `middle` in the middle."""
     anywhere = middle is None
     kind = int(rng.integers(len(SHAPES))) if middle is None else middle
-    radius = SIZE * math.exp(rng.uniform(math.log(0.14 if anywhere else 0.18), math.log(0.28)))
+    radius = SIZE * math.exp(rng.uniform(math.log(0.15 if anywhere else 0.2), math.log(0.3)))
     at = SIZE * (rng.uniform(0.05, 0.95, 2) if anywhere else rng.uniform(0.45, 0.55, 2))
     side = 2 * math.ceil(1.1 * radius + 0.06 * SIZE)  # the star's reach, and room for its shadow
     column, row = np.floor(at - side / 2).astype(int)
     drawn = Image.new("L", (side * SCALE, side * SCALE))
     centre = (at - (column, row)) * SCALE
-    turn = rng.uniform(0, 2 * math.pi)
+    turn = math.radians(UPRIGHT.get(SHAPES[kind], 0)) + rng.uniform(-TILT, TILT)
     draw_shape(ImageDraw.Draw(drawn), SHAPES[kind], centre, radius * SCALE, turn)
     coverage = np.asarray(drawn.reduce(SCALE), np.float32) / 255
     return Shape(kind, coverage, int(row), int(column))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinygmf.dense.segmentation import AuxiliaryConfig
 
-NARROW = 40  # channels of the heads on `scenes`
+NARROW = 32  # channels of the heads on `scenes`
 
 # Of `scenes`, whose pictures and objects are small and few; anchors suit objects of 20 to 80 pixels
 SCENES: dict[str, dict[str, Any]] = {

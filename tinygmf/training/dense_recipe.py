@@ -87,24 +87,28 @@ class DenseRecipe:
         return DenseAugment(self.size, scale, self.flip, self.colour)
 
 
-SCENES = DenseRecipe(
+SCENES = DenseRecipe(  # drawn anew in any size and colour: only the mirror adds to them
+    batch_size=8,
     size=128,
-    epochs=3,
-    learning_rate=2e-3,
+    epochs=4,
+    learning_rate=3e-3,
     warmup_steps=200,
     schedule="cosine",
-    ema=0.99,
-    scale_min=0.9,
-    scale_max=1.2,
-    colour=0.2,
+    ema=0.998,
+    scale_min=1.0,
+    scale_max=1.0,
+    colour=0.0,
 )
+
+# Heads without normalization, on the backbone of a network that was trained to segment
+SCENES_DETECTION = replace(SCENES, epochs=1, learning_rate=8e-4)
 
 RECIPES = {
     "segment": DenseRecipe(),
     "detect": DenseRecipe(epochs=36, schedule="cosine", scale_min=0.6, scale_max=1.6),
     "instance": DenseRecipe(epochs=36, schedule="cosine", scale_min=0.6, scale_max=1.6),
-    "scenes": SCENES,
 }
+ON_SCENES = {"segment": SCENES, "detect": SCENES_DETECTION, "instance": SCENES_DETECTION}
 
 
 def recipe_options() -> list[tuple[str, str, Any, str]]:
