@@ -9,8 +9,9 @@ from PIL import Image
 from pycocotools.mask import decode
 
 from tinygmf.commands.main import main
-from tinygmf.data.scenes import SHAPES, annotated, scene
-from tinygmf.dense.networks import create_model
+from tinygmf.commands.train_dense import goes_on
+from tinygmf.data.scenes import SHAPES, Scene, annotated, scene
+from tinygmf.dense.networks import create_model, load_model
 from tinygmf.training.dense_networks import head_options, named
 from tinygmf.weights.checkpoint import save_model
 
@@ -97,6 +98,54 @@ def test_a_folder_of_masks_from_training_to_a_drawing(tmp_path, capsys):
     assert (tmp_path / "out" / "8.png").exists()
 
 
+def test_another_network_gives_its_backbone_to_a_fresh_head_and_that_is_said(tmp_path, capsys):
+    weights = fresh("semantic_fpn", tmp_path / "fpn.safetensors")
+    known = load_model(weights)
+    for head, classes, kept in (("semantic_fpn", 7, True), ("semantic_fpn", 8, False)):
+        assert goes_on(weights, known, head, classes) is kept
+        assert ("gives its backbone" in capsys.readouterr().err) is not kept
+    assert not goes_on(weights, known, "retinanet", 7)
+    assert "a semantic_fpn of 7 classes gives its backbone" in capsys.readouterr().err
+
+
+def demo(command: str, capsys) -> list[tuple[Scene, list[dict]]]:
+    """What `--demo` says of each of its scenes."""
+    assert main([command, "--demo", "--json", *ON_CPU]) == 0
+    results = json.loads(capsys.readouterr().out)
+    said = {name: [r for r in results if r["file_name"] == name] for name in names_in(results)}
+    for name in said:
+        truth = scene(int(Path(name).stem), held_out=True)
+        drawn = np.asarray(Image.open(name)).astype(int)
+        assert np.abs(drawn - truth.picture).mean() < 1  # exactly, with the same Pillow
+    return [(scene(int(Path(name).stem), held_out=True), said[name]) for name in said]
+
+
+def names_in(results: list[dict]) -> list[str]:
+    return sorted({result["file_name"] for result in results})
+
+
+def test_the_segmentation_demo_sees_what_its_scenes_are_made_of(capsys):
+    found = demo("segment", capsys)
+    assert len(found) == 3
+    for truth, results in found:
+        known = annotated(truth, "segment").class_map
+        right = [decode(r["segmentation"])[known == r["category_id"]].sum() for r in results]
+        assert sum(map(int, right)) > 0.9 * known.size
+
+
+@pytest.mark.slow
+def test_the_detection_demo_finds_most_objects_of_its_scenes(capsys):
+    found = demo("detect", capsys)
+    objects, hits = 0, 0
+    for truth, results in found:
+        for mask, label in zip(truth.masks, truth.labels, strict=True):
+            own = [r for r in results if r["category_id"] == label and r["score"] > 0.5]
+            masks = [decode(r["segmentation"]).astype(bool) for r in own]
+            hits += any((m & mask).sum() > 0.5 * (m | mask).sum() for m in masks)
+            objects += 1
+    assert hits > 0.7 * objects
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -110,10 +159,9 @@ def test_a_folder_of_masks_from_training_to_a_drawing(tmp_path, capsys):
         (["train", "scenes", "--task", "segment", "--mixup", "1"], "--mixup: expected no such"),
         (["train", "digits", "--head", "upernet"], "--head: expected it with --task alone"),
         (["train", "nothing", "--task", "detect"], "nothing: expected annotated pictures"),
-        (
-            ["train", "scenes", "--task", "detect", "--weights", "FPN"],
-            "expected retinanet, found semantic_fpn",
-        ),
+        (["segment", "--demo", "a.png"], "--demo: expected it alone, found IMAGE"),
+        (["detect"], "IMAGE: expected one, found none"),
+        (["detect", "a.png"], "--weights: expected one, found none"),
         (
             ["train", "scenes", "--task", "segment", "--batch-size", "20000"],
             "scenes: expected at least one batch of 20000 pictures",

@@ -9,7 +9,6 @@ import numpy as np
 
 from tinygmf.commands import overlays
 from tinygmf.commands.overlays import Found, Look
-from tinygmf.dense.detections import Detections
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.score <= 1:
         raise ValueError(f"--score: expected 0 to 1, found {args.score}")
+    overlays.choose(args, "scenes-instance")
     return overlays.run(args, "retinanet maskrcnn", lambda *known: looking(args, *known))
 
 
@@ -41,7 +41,7 @@ def looking(args: argparse.Namespace, model: Any, device: str) -> Look:
         found = detect(pixels)[0]
         results = coco_results(number, found, list(range(len(names))))
         results = [result | {"category": names[result["category_id"]]} for result in results]
-        shown = best_of(found, args.score)
+        shown = found.above(args.score)
         lines = [
             f"{score:8.2%}  {names[label]}  " + " ".join(f"{side:.0f}" for side in box)
             for box, score, label in zip(shown.boxes, shown.scores, shown.labels, strict=True)
@@ -49,9 +49,3 @@ def looking(args: argparse.Namespace, model: Any, device: str) -> Look:
         return lines or ["nothing found"], results, lambda: draw_detections(pixels, shown, names)
 
     return look
-
-
-def best_of(found: Detections, score: float) -> Detections:
-    chosen = found.scores >= score
-    masks = None if found.masks is None else found.masks[chosen]
-    return Detections(found.boxes[chosen], found.scores[chosen], found.labels[chosen], masks)

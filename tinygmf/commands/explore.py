@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tinygmf.commands.options import add_entry
 
+SHOWN = "digits", "scenes-segment"  # of those that come along
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tinygmf explore`."""
@@ -27,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.explore.writer import require_showable, write_page
     from tinygmf.files import new_folder
     from tinygmf.weights.checkpoint import load_weights
-    from tinygmf.weights.reading import SHIPPED
 
     page = args.out / "index.html"
     if page.exists():
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             "another --out"
         )
     names = {} if args.weights is None else {name_of(args.weights): args.weights}
-    names |= {name: name for name in SHIPPED if name not in names}
+    names |= {name: name for name in SHOWN if name not in names}
     networks = {
         name: load_weights(path, args.entry if path == args.weights else None)
         for name, path in names.items()

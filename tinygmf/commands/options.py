@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygmf.tensors import DTYPES
+from tinygmf.weights.reading import SHIPPED
 
 
 def positive(text: str) -> int:
@@ -19,9 +20,9 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    text = ".pth or .safetensors; digits: the network that comes along"
-    parser.add_argument("--weights", required=True, metavar="FILE", help=text)
+def add_weights(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    text = f".pth or .safetensors, or what comes along: {', '.join(SHIPPED)}"
+    parser.add_argument("--weights", required=required, metavar="FILE", help=text)
     add_entry(parser)
 
 

@@ -18,14 +18,19 @@ from tinygmf.commands.pictures import Pictures, add_pictures
 from tinygmf.dense.drawing import names_for
 from tinygmf.files import printable, replacing
 
+DEMO = Path(__file__).parents[1] / "assets" / "scenes"  # three held-out ones
+
 # What is found in a picture (H, W, 3): lines to print, results for COCO, a drawing
 Found = tuple[list[str], list[dict[str, Any]], Callable[[], Image.Image]]
 Look = Callable[[np.ndarray, Any, int], Found]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_pictures(parser)
-    add_weights(parser)
+    add_pictures(parser, required=False)
+    add_weights(parser, required=False)
+    parser.add_argument(
+        "--demo", action="store_true", help="three scenes, and the network that comes along"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the drawings")
     parser.add_argument(
         "--json", action="store_true", help="print COCO's results; draw only with --out"
@@ -35,6 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_classes(parser)
     add_device(parser)
+
+
+def choose(args: argparse.Namespace, network: str) -> None:
+    """What `--demo` stands for: the package's own pictures, and `network` of `SHIPPED`."""
+    given = {"IMAGE": args.images, "--weights": args.weights}
+    if args.demo:
+        if named := [name for name, value in given.items() if value]:
+            raise ValueError(
+                f"--demo: expected it alone, found {named[0]} beside it: leave one out"
+            )
+        args.images, args.weights = [str(DEMO)], network
+    elif missing := [name for name, value in given.items() if not value]:
+        raise ValueError(f"{missing[0]}: expected one, found none: name it, or give --demo alone")
 
 
 def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) -> int:

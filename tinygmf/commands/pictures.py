@@ -21,10 +21,10 @@ Result = TypeVar("Result")
 Named = tuple[str, Picture]  # what to call a picture, and the picture
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
+def add_pictures(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "images",
-        nargs="+",
+        nargs="+" if required else "*",
         metavar="IMAGE",
         help="files, folders, globs, or - for standard input: a picture, or names, one a line",
     )

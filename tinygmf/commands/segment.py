@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    overlays.choose(args, "scenes-segment")
     return overlays.run(args, "upernet semantic_fpn", lambda *known: looking(args, *known))
 
 

@@ -36,6 +36,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def above(self, score: float) -> Detections:
+        """Those with at least this score."""
+        chosen = self.scores >= score
+        masks = None if self.masks is None else self.masks[chosen]
+        return Detections(self.boxes[chosen], self.scores[chosen], self.labels[chosen], masks)
+
 
 class Candidates(NamedTuple):
     """Of one level and picture: which anchors (k,), their scores (k, K) before a sigmoid, their

@@ -24,7 +24,11 @@ from tinygmf.weights.pth import looks_legacy, read_legacy, read_pth
 from tinygmf.weights.recognise import what_file_is
 from tinygmf.weights.safetensors import looks_like_safetensors, read_safetensors
 
-SHIPPED = {"digits": "digits.safetensors"}  # weights that the package brings, by name
+SHIPPED = {  # weights that the package brings, by name
+    "digits": "digits.safetensors",
+    "scenes-segment": "scenes_segment.safetensors",
+    "scenes-instance": "scenes_instance.safetensors",
+}
 RUN, NETWORK = "run.safetensors", "model.safetensors"  # in a training run's folder
 METADATA = "tinygmf"  # the entry, in either format, that holds the metadata
 
