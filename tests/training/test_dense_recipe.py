@@ -8,7 +8,7 @@ import pytest
 from tinygmf.config import VARIANTS
 from tinygmf.dense.networks import create_model
 from tinygmf.training.dense_networks import SCENES, head_options, named
-from tinygmf.training.dense_recipe import RECIPES, DenseRecipe, recipe_options
+from tinygmf.training.dense_recipe import ON_SCENES, RECIPES, DenseRecipe, recipe_options
 from tinygmf.training.dense_state import rate_factors
 from tinygmf.training.state import Layout
 
@@ -42,7 +42,7 @@ def test_an_impossible_value_is_named_with_its_option(field, value):
 
 
 def test_every_recipe_can_be_and_every_field_is_an_option():
-    assert set(RECIPES) == {"segment", "detect", "instance", "scenes"}
+    assert set(RECIPES) == set(ON_SCENES) == {"segment", "detect", "instance"}
     assert all(text for *_, text in recipe_options())
 
 
