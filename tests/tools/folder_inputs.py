@@ -86,7 +86,8 @@ class FolderInputs:
 
     def _cifar(self, r: random.Random | None) -> dict[str, bytes]:
         def records(first: int) -> bytes:
-            return b"".join(bytes([label]) + bytes(3072) for label in range(first, first + 2))
+            labels = (first, first + 1) * 2  # of each class one to train on and one held out
+            return b"".join(bytes([label]) + bytes(3072) for label in labels)
 
         names = [f"data_batch_{i}.bin" for i in range(1, 6)]
         files = {name: records(2 * i) for i, name in enumerate(names)}
@@ -96,13 +97,13 @@ class FolderInputs:
         files = {}
         for part in ("train", "t10k"):
             for kind, magic, sizes in (
-                ("images-idx3", 2051, (10, 28, 28)),
-                ("labels-idx1", 2049, (10,)),
+                ("images-idx3", 2051, (20, 28, 28)),
+                ("labels-idx1", 2049, (20,)),
             ):
                 header = [magic, *sizes]
                 if r and r.random() < 0.1:
                     header[r.randrange(len(header))] = r.choice(NUMBERS)
-                body = bytes(10 * 784) if len(sizes) > 1 else bytes(range(10))
+                body = bytes(20 * 784) if len(sizes) > 1 else bytes(range(10)) * 2
                 content = struct.pack(f">{len(header)}I", *header) + body
                 if r and r.random() < 0.1:
                     content = self.change(r, content)
