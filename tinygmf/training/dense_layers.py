@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor
 
 from tinygmf.dense.pyramid import averages
 from tinygmf.loops import norms, products, resampling, sampling
 from tinygmf.loops.inference import apply_loops
 from tinygmf.loops.values import relu, relu_slope
-from tinygmf.training.tape import Kernel, Map, Tape, run
+from tinygmf.training.tape import Map, Tape, run
 
 Size = tuple[int, int]
 
 
 class DenseTape(Tape):
-    """A `Tape` on which several maps may share a weight, and with the layers of dense heads."""
-
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        statistics: Mapping[str, Tensor],
-        share: Tensor,
-        factors: Tensor,
-    ) -> None:
-        super().__init__(weights, gradients, statistics, share, factors, dtypes.float32)
-        self._latest: dict[str, Tensor] = {}  # gradients of weights after what was added so far
-
-    def add_weight_gradient(
-        self, kernel: Kernel, name: str, shape: tuple[int, ...], *inputs: Tensor, **options: Any
-    ) -> None:
-        """The kernel adds to the gradient of a weight, after those that have added before."""
-        out = self._latest.get(name, self.gradients[name]).reshape(shape)
-        written = run(kernel, out, *inputs, self.share, **options)
-        self._latest[name] = written.reshape(-1)
-        self.written.append(written)
+    """A `Tape` with the layers of dense heads."""
 
     # Convolutions
 

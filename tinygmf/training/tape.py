@@ -81,11 +81,12 @@ class Tape:
         statistics: Mapping[str, Tensor],
         share: Tensor,
         factors: Tensor,
-        dtype: DType,
+        dtype: DType = dtypes.float32,
     ) -> None:
         self.weights, self.gradients, self.statistics = weights, gradients, statistics
         self.share, self.factors, self.dtype = share, factors, dtype
         self.written: list[Tensor] = []
+        self._latest: dict[str, Tensor] = {}  # gradients of weights after what was added so far
         self.backward_functions: list[Backward] = []
 
     def backward(self, function: Backward) -> Backward:
@@ -116,9 +117,12 @@ class Tape:
     def add_weight_gradient(
         self, kernel: Kernel, name: str, shape: tuple[int, ...], *inputs: Tensor, **options: Any
     ) -> None:
-        """The kernel adds to the gradient of a weight."""
-        out = self.gradients[name].reshape(shape)
-        self.written.append(run(kernel, out, *inputs, self.share, **options))
+        """The kernel adds to the gradient of a weight, after those that have added before: several
+        maps may share it."""
+        out = self._latest.get(name, self.gradients[name]).reshape(shape)
+        written = run(kernel, out, *inputs, self.share, **options)
+        self._latest[name] = written.reshape(-1)
+        self.written.append(written)
 
     def set_gradient(self, x: Map, gradient: Tensor) -> None:
         """x was added to what has this gradient; every other use of x adds its own later."""
