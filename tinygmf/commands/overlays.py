@@ -86,11 +86,9 @@ def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) 
 
 def require(path: Any, model: Any, kinds: str) -> str:
     """The network's kind. Raises ValueError where it is none of `kinds`."""
-    from tinygrad.nn.state import get_state_dict
+    from tinygmf.dense.networks import kind_of_network
 
-    from tinygmf.dense.networks import kind_of
-
-    kind = kind_of({name: tensor.shape for name, tensor in get_state_dict(model).items()})
+    kind = kind_of_network(model)
     if kind not in kinds.split():
         expected = " or ".join(kinds.split())
         found = kind or "a classification network"

@@ -106,11 +106,9 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> 
 def goes_on(weights: Path, model: Any, head: str, classes: int) -> bool:
     """Whether a network has this head and as many classes; says so where it is a dense network
     that has not, and so gives its backbone alone."""
-    from tinygrad.nn.state import get_state_dict
+    from tinygmf.dense.networks import kind_of_network
 
-    from tinygmf.dense.networks import kind_of
-
-    kind = kind_of({name: tensor.shape for name, tensor in get_state_dict(model).items()})
+    kind = kind_of_network(model)
     found = model.config.num_classes
     if kind and (kind, found) != (head, classes):
         said = f"{weights}: a {kind} of {found} classes gives its backbone to a fresh {head}"

@@ -220,6 +220,11 @@ def find_any(tree: Any, entry: str | None) -> Found:
 # From keys and shapes to configurations
 
 
+def kind_of_network(network: Module) -> str | None:
+    """Which dense network this is; None for a classification network."""
+    return kind_of({name: tensor.shape for name, tensor in get_state_dict(network).items()})
+
+
 def kind_of(shapes: Shapes) -> str | None:
     """Which dense network has these keys; None for any other."""
     return next((name for name, kind in KINDS.items() if kind.mark in shapes), None)

@@ -13,7 +13,7 @@ from tinygrad.nn.state import get_state_dict
 from tinygmf.data.dataset import MIX
 from tinygmf.data.dense_data import DenseDataset
 from tinygmf.dense.evaluation import score_detection, score_segmentation
-from tinygmf.dense.networks import kind_of
+from tinygmf.dense.networks import kind_of_network
 from tinygmf.training.dense_gradient import GRADIENTS
 from tinygmf.training.dense_programs import DensePrograms
 from tinygmf.training.dense_recipe import DenseRecipe
@@ -86,7 +86,7 @@ class DenseTrainer(Trainer):
         self.recipe: Any = recipe
         self.device, self.progress, self.model = device, progress, model
         arrays = {name: tensor.numpy() for name, tensor in get_state_dict(model).items()}
-        name = kind_of({key: array.shape for key, array in arrays.items()})
+        name = kind_of_network(model)
         assert name is not None
         self.config = training_config(model.config.backbone, recipe.drop_path)
         model.config = replace(model.config, backbone=self.config)
