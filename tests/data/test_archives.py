@@ -18,7 +18,6 @@ from tinygrad import helpers
 from tinygmf.data.archives import (
     CIFAR_CLASSES,
     FASHION_CLASSES,
-    every_nth,
     fetch_cifar10,
     fetch_fashion_mnist,
 )
@@ -103,15 +102,6 @@ def test_a_packed_file_is_taken_before_an_unpacked_one(tmp_path):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
     data = open_folder(tmp_path)
     assert len(data.train) + len(data.val) == 20
-
-
-@pytest.mark.parametrize("n", [1, 3, 10])
-def test_every_nth_of_each_class_is_held_out_from_its_first_on(rng, n):
-    labels = rng.integers(0, 4, 101)
-    held_out = every_nth(labels, n)
-    for label in range(4):
-        expected = [i % n == 0 for i in range(int((labels == label).sum()))]
-        assert held_out[labels == label].tolist() == expected
 
 
 def line(folder: Path) -> str:

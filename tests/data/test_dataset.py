@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tinygmf import threads
-from tinygmf.data.dataset import DataError, Dataset
+from tinygmf.data.dataset import DataError, Dataset, every_nth
 from tinygmf.data.folders import folder_pictures, open_folder
 from tinygmf.data.shapes import shapes
 from tinygmf.image import ImageError
@@ -155,6 +155,28 @@ def test_no_folder_is_one_clear_line(tmp_path):
     (tmp_path / "pictures.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"pictures.zip: .* found a file: unpack it"):
         open_folder(tmp_path / "pictures.zip")
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_every_nth_of_each_class_is_held_out_from_its_first_on(rng, n):
+    labels = rng.integers(0, 4, 101)
+    held_out = every_nth(labels, n)
+    for label in range(4):
+        expected = [i % n == 0 for i in range(int((labels == label).sum()))]
+        assert held_out[labels == label].tolist() == expected
+
+
+def test_the_only_picture_of_a_class_is_trained_on_in_folders_and_in_archives(tmp_path):
+    write_pictures(tmp_path / "folder", {"cat": 10, "dog": 1, "owl": 2})
+    for i in range(1, 7):
+        records = np.zeros((3, 1 + 3 * 32 * 32), np.uint8)
+        records[:, 0] = (0, i, 0)
+        name = f"data_batch_{i}" if i < 6 else "test_batch"
+        (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+    folder, archive = open_folder(tmp_path / "folder"), open_folder(tmp_path)
+    assert folder.counts.tolist() == [8, 1, 1]
+    assert archive.counts.tolist() == [9, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+    assert set(archive.val_labels) == {0}
 
 
 def test_a_folder_is_split_by_its_seed_class_by_class(tmp_path):

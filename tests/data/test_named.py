@@ -60,3 +60,5 @@ def test_a_network_of_other_classes_is_not_measured():
     data = replace(digits(), classes=FASHION_CLASSES)
     with pytest.raises(ValueError, match=r"digits: expected .* found 'T-shirt/top', no class"):
         measured_pictures(data, [str(digit) for digit in range(10)])
+    with pytest.raises(ValueError, match=r"digits: expected .* found '0', no class"):
+        measured_pictures(digits(), FASHION_CLASSES)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tinygmf.data.dataset import DataError, Dataset
+from tinygmf.data.dataset import DataError, Dataset, every_nth
 from tinygmf.files import one_line
 
 CIFAR_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -190,14 +190,6 @@ def _dataset(
         test=list(test),
         test_labels=test_labels.astype(np.int64),
     )
-
-
-def every_nth(labels: np.ndarray, n: int) -> np.ndarray:
-    """The first entry of each class, and every n-th of it after that: booleans (N,)."""
-    chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        chosen[np.flatnonzero(labels == label)[::n]] = True
-    return chosen
 
 
 def planes_to_picture(planes: np.ndarray) -> Image.Image:

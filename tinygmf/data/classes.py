@@ -94,20 +94,21 @@ def _text(path: Path, strict: bool) -> str:
 
 
 class ClassIndex:
-    """Class numbers by name. Where the names are no numbers, a number is a class's number.
+    """Class numbers by name. Where no name is a number, a number is a class's number, unless
+    `numbers` says that it is the name of a class that is not among them.
 
     Names are compared as written, or else in Unicode's composed form, as systems differ in that.
     Names that are all numbers are compared as numbers: "07" is "7".
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], numbers: bool = True) -> None:
         self.names = list(names)
         self._exact: dict[str, list[int]] = {}
         self._alike: dict[str, list[int]] = {}
         for i, name in enumerate(names):
             self._exact.setdefault(name, []).append(i)
             self._alike.setdefault(_key(name), []).append(i)
-        self._numbered = not any(map(_is_number, names))
+        self._numbered = numbers and not any(map(_is_number, names))
 
     def __call__(self, name: str) -> int | None:
         """The number of the class of this name; None for no class. ValueError where two have it."""

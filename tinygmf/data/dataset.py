@@ -171,3 +171,13 @@ class Dataset:
         found = (pair for pair in read_ahead(read, range(len(self.val))) if pair is not None)
         for batch in chunks(found, batch_size):
             yield np.stack([picture for picture, _ in batch]), np.array([y for _, y in batch])
+
+
+def every_nth(labels: np.ndarray, n: int) -> np.ndarray:
+    """What to hold out: the first entry of each class, and every n-th of it after that, but never
+    the only one, which is trained on: booleans (N,)."""
+    chosen = np.zeros(len(labels), bool)
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count > 1:
+            chosen[np.flatnonzero(labels == label)[::n]] = True
+    return chosen

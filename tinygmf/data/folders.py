@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygmf.data.archives import READERS, recognise
-from tinygmf.data.dataset import DataError, Dataset
+from tinygmf.data.dataset import DataError, Dataset, every_nth
 from tinygmf.data.pictures import (
     NESTED,
     PassedOver,
@@ -137,12 +137,8 @@ def _check_no_part(path: Path, place: Path) -> None:
 
 def _split(paths: list[Path], labels: np.ndarray, seed: int) -> list[tuple[list[Path], np.ndarray]]:
     shuffled = np.random.RandomState(seed).permutation(len(labels))
-    rank = np.empty(len(labels), np.int64)  # of each picture within its class
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
-        rank[members] = np.arange(len(members))
-    alone = np.bincount(labels)[labels] == 1  # of its class: it is trained on
-    held_out = (rank % HELD_OUT == 0) & ~alone
+    held_out = np.zeros(len(labels), bool)
+    held_out[shuffled] = every_nth(labels[shuffled], HELD_OUT)
     return [
         ([path for path, chosen in zip(paths, part, strict=True) if chosen], labels[part])
         for part in (~held_out, held_out)

@@ -60,7 +60,8 @@ def measured_pictures(
 
     Raises ValueError where the network does not know one of the classes.
     """
-    classes = np.array(folder_classes(data.classes, ClassIndex(names), Path(data.name)))
+    index = ClassIndex(names, numbers=False)  # the digit 3 is no garment, though one is number 3
+    classes = np.array(folder_classes(data.classes, index, Path(data.name)))
     tested = bool(data.test)
     sources, labels = (data.test, data.test_labels) if tested else (data.val, data.val_labels)
     return list(enumerate(map(int, classes[labels]))), lambda number: data.load(sources[number])
