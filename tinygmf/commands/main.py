@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from tinygmf import __version__
+from tinygmf.commands import interrupt
 from tinygmf.commands.examples import ending
 from tinygmf.engine.devices import DeviceError, first_line
 from tinygmf.engine.user_cache import do_without_kernel_cache
@@ -81,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.showwarning = _show_warning
     try:
-        code = _run(sys.argv[1:] if arguments is None else arguments)
+        with interrupt.kept():
+            code = _run(sys.argv[1:] if arguments is None else arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("tinygmf: interrupted", file=sys.stderr)
-        return 130
+        return interrupt.EXIT_CODE
     finally:
         _close_output()
 

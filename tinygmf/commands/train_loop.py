@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinygmf.commands import interrupt
 from tinygmf.commands.run_folder import BEST, CLASSES, RUN, WEIGHTS
 from tinygmf.files import printable, remove_leftovers, replacing
 from tinygmf.training.recipe import Recipe
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tinygmf.training.trainer import Trainer
 
 SAVE_EVERY = 600  # seconds, in epochs that are longer
-INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def run_to_the_end(
@@ -55,7 +55,7 @@ def run_to_the_end(
         print(f"passed over: {line}", file=sys.stderr)
     if not finished:
         tell_stopped(trainer, folder)
-        return INTERRUPTED
+        return interrupt.EXIT_CODE
     if folder is None:
         save_model(trainer.finish(), out)
     else:
