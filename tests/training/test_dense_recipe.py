@@ -41,6 +41,11 @@ def test_an_impossible_value_is_named_with_its_option(field, value):
         replace(RECIPE, **{field: value})
 
 
+def test_a_picture_is_shown_whole_no_smaller_than_training_ever_showed_it():
+    assert replace(RECIPE, size=128, scale_min=2.0, scale_max=3.0).whole_size == 256
+    assert replace(RECIPE, size=128, scale_min=0.5).whole_size == 128
+
+
 def test_every_recipe_can_be_and_every_field_is_an_option():
     assert set(RECIPES) == set(ON_SCENES) == {"segment", "detect", "instance"}
     assert all(text for *_, text in recipe_options())

@@ -100,7 +100,7 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> 
         known: dict[str, Any] = {"num_classes": len(data.classes), "seed": recipe.seed}
         backbone = model or args.model or "groupmixformer_nano"
         model = create_model(head, backbone=backbone, **known, **options)
-    return named(model, data.classes, recipe.size)
+    return named(model, data.classes, recipe.whole_size)
 
 
 def goes_on(weights: Path, model: Any, head: str, classes: int) -> bool:

@@ -82,6 +82,12 @@ class DenseRecipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
 
     @property
+    def whole_size(self) -> int:
+        """Side of the pictures that the trained network is shown whole, in pixels: larger than the
+        crops of training where even the smallest random size is."""
+        return round(self.size * max(1.0, self.scale_min))
+
+    @property
     def augment(self) -> DenseAugment:
         scale = self.scale_min, self.scale_max
         return DenseAugment(self.size, scale, self.flip, self.colour)

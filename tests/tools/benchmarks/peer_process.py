@@ -3,15 +3,18 @@
     PYTHON peer_process.py KIND FILE SIZES SHAPE
 
 KIND is "eager", "compiled" or "training" for FILE, the published groupmixformer.py, with SIZES as
-its arguments; or "onnxruntime", "openvino float32" or "openvino" for FILE, the same network as
-ONNX. SHAPE is that of the pictures. Prints the version, the threads and the seconds to the end of
-the first run, then for each line of input the seconds of one more run.
+its arguments, or "upernet" or "retinanet" for the head of mmsegmentation or torchvision on it;
+"onnxruntime", "openvino float32" or "openvino" for FILE, the same network as ONNX; or "tinygmf
+upernet" or "tinygmf retinanet" for ours. SHAPE is that of the pictures. Prints the version, the
+threads and the seconds to the end of the first run, then for each line of input the seconds of one
+more run, and at the end of input the most memory that the process has held, in MB.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 import types
@@ -22,7 +25,7 @@ BEGAN = time.perf_counter()
 Run = Callable[[], Any]
 
 
-def published(file: str, sizes: dict[str, Any]) -> Any:
+def published(file: str, sizes: dict[str, Any], **options: Any) -> Any:
     """The published network; it imports a few helpers of timm, which get stand-ins here."""
     from torch import nn
 
@@ -50,15 +53,83 @@ def published(file: str, sizes: dict[str, Any]) -> Any:
     with open(file) as source:
         exec(compile(source.read(), file, "exec"), official)
     plain = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0, "pretrained": None}
-    return official["GroupMixFormer"](num_stages=4, num_heads=8, **plain, **sizes)
+    return official["GroupMixFormer"](num_stages=4, num_heads=8, **plain, **sizes, **options)
 
 
 def pytorch(kind: str, file: str, sizes: dict[str, Any], shape: list[int]) -> tuple[str, int, Run]:
     import torch
 
-    model, x = published(file, sizes), torch.randn(*shape)
+    if kind in DENSE:
+        model = DENSE[kind](published(file, sizes, return_interm_layers=True), sizes)
+    else:
+        model = published(file, sizes)
+    x = torch.randn(*shape)
     run = training_step(model, x, sizes) if kind == "training" else inference(kind, model, x)
     return torch.__version__, torch.get_num_threads(), run
+
+
+def upernet(backbone: Any, sizes: dict[str, Any]) -> Any:
+    """mmsegmentation's head with its usual width, and at last the likeliest class of each pixel."""
+    from unittest.mock import MagicMock
+
+    sys.modules["mmcv.ops"] = MagicMock()  # compiled for other heads alone
+    from mmseg.models.decode_heads.uper_head import UPerHead
+    from torch import nn
+
+    class UPerNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths, classes = sizes["embedding_dims"], sizes["num_classes"]
+            self.backbone = backbone
+            setting = {"channels": 512, "num_classes": classes, "norm_cfg": {"type": "BN"}}
+            self.head = UPerHead(in_channels=widths, in_index=[0, 1, 2, 3], **setting)
+
+        def forward(self, x: Any) -> Any:
+            logits = self.head(self.backbone(x))
+            resized = nn.functional.interpolate(logits, x.shape[2:], mode="bilinear")
+            return resized.argmax(1)
+
+    return UPerNet()
+
+
+def retinanet(backbone: Any, sizes: dict[str, Any]) -> Any:
+    """torchvision's, from normalized pictures of any size to boxes after suppression."""
+    from torch import nn
+    from torchvision.models.detection import RetinaNet
+    from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+
+    class Pyramid(nn.Module):
+        out_channels = 256
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = backbone
+            last = LastLevelP6P7(256, 256)
+            self.fpn = FeaturePyramidNetwork(sizes["embedding_dims"][1:], 256, last)
+
+        def forward(self, x: Any) -> Any:
+            maps = self.body(x)[1:]
+            return self.fpn({str(level): one for level, one in enumerate(maps)})
+
+    as_it_is = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True}
+    return RetinaNet(Pyramid(), sizes["num_classes"], **as_it_is)
+
+
+DENSE = {"upernet": upernet, "retinanet": retinanet}
+
+
+def tinygmf(kind: str, sizes: dict[str, Any], shape: list[int]) -> tuple[str, int, Run]:
+    """Our network under the same head, through `Segmenter` or `Detector`."""
+    from importlib.metadata import version
+
+    from tinygmf import Detector, GroupMixFormerConfig, Segmenter, create_model
+
+    classes = sizes.pop("num_classes")
+    config = GroupMixFormerConfig(**{name: tuple(value) for name, value in sizes.items()})
+    model = create_model(kind, backbone=config, num_classes=classes)
+    network = (Segmenter if kind == "upernet" else Detector)(model, device="CPU", progress=False)
+    x = pictures(shape)
+    return version("tinygrad"), len(os.sched_getaffinity(0)), lambda: network.run(x)
 
 
 def inference(kind: str, model: Any, x: Any) -> Run:
@@ -129,6 +200,8 @@ def main() -> None:
         version, threads, run = onnxruntime(file, shape)
     elif kind.startswith("openvino"):
         version, threads, run = openvino(kind, file, shape)
+    elif kind.startswith("tinygmf "):
+        version, threads, run = tinygmf(kind.removeprefix("tinygmf "), sizes, shape)
     else:
         version, threads, run = pytorch(kind, file, sizes, shape)
     run()
@@ -137,6 +210,7 @@ def main() -> None:
         began = time.perf_counter()
         run()
         print(time.perf_counter() - began, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
 if __name__ == "__main__":
