@@ -17,8 +17,10 @@ from strategies import noise
 from tinygmf import __version__
 from tinygmf.commands.main import main
 from tinygmf.data.archives import CIFAR_CLASSES
+from tinygmf.dense.networks import load_model
 from tinygmf.engine.predictor import Predictor
 from tinygmf.weights.checkpoint import load_weights, write_tensors
+from tinygmf.weights.reading import read_checkpoint
 
 NANO = str(DATA / "nano.pth")
 
@@ -258,14 +260,22 @@ def test_info_tells_of_a_model_that_is_not_there(failure):
     assert "groupmixformer_huge" in line and "groupmixformer_tiny" in line
 
 
-def test_convert_goes_there_and_back_without_a_change(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (NANO, "nano.pth: GroupMixFormer (20, 20, 30, 40) (1, 2, 1, 1), 10 classes\n"),
+        ("scenes-segment", "semantic_fpn on groupmixformer_nano, 7 classes\n"),
+        ("scenes-instance", "maskrcnn on groupmixformer_nano, 7 classes\n"),
+    ],
+)
+def test_convert_goes_there_and_back_without_a_change(tmp_path, capsys, weights, said):
     there, back = tmp_path / "nano.safetensors", tmp_path / "nano.pth"
-    assert main(["convert", NANO, str(there)]) == main(["convert", str(there), str(back)]) == 0
-    from tinygmf.weights.checkpoint import read_tensors
-
-    first, last = read_tensors(NANO), read_tensors(back)
-    assert list(first) == list(last)
-    assert all((first[key] == last[key]).all() for key in first)
+    assert main(["convert", weights, str(there)]) == main(["convert", str(there), str(back)]) == 0
+    assert capsys.readouterr().out.endswith(said)
+    first, last = read_checkpoint(weights), read_checkpoint(back)
+    assert list(first.tensors) == list(last.tensors)
+    assert all((first.tensors[key] == last.tensors[key]).all() for key in first.tensors)
+    assert load_model(back).settings == load_model(weights).settings
 
 
 def test_convert_tells_of_a_suffix_it_does_not_write(failure, tmp_path):

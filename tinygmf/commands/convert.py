@@ -16,16 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinygmf.weights.checkpoint import load_weights, write_tensors
+    from tinygmf.dense.networks import kind_of_network, load_model
+    from tinygmf.weights.checkpoint import save_model
 
     require_writable(args.output)
     with without_device():
-        weights = load_weights(args.input, args.entry)
-    write_tensors(weights.arrays, args.output, weights.settings.to_json())
-    print(f"{args.output}: {_describe(weights.config)}")
+        model = load_model(args.input, entry=args.entry)
+        save_model(model, args.output)
+    head, config = kind_of_network(model), model.config
+    backbone = _describe(config.backbone if head else config)
+    network = f"{head} on {backbone}" if head else backbone
+    print(f"{args.output}: {network}, {config.num_classes} classes")
     return 0
 
 
 def _describe(config: GroupMixFormerConfig) -> str:
-    name = variant_name(config) or f"GroupMixFormer {config.embedding_dims} {config.serial_depths}"
-    return f"{name}, {config.num_classes} classes"
+    dims = f"GroupMixFormer {config.embedding_dims} {config.serial_depths}"
+    return variant_name(config) or dims

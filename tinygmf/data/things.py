@@ -106,10 +106,14 @@ def things_dataset(
     train, val = (usable(samples, task, broken) for samples in parts)
     for samples, part in ((train, "train"), (val, "validate")):
         if not any(sample.things for sample in samples):
-            reasons = [f"{where}: {why}" for where, why in broken.items()] or ["there is none"]
+            first = next((f"{where}: {why}" for where, why in broken.items()), "")
             raise DataError(
-                f"{name}: expected annotated objects to {part} on, found none that can be used; "
-                f"{len(broken)} are bad, the first: {reasons[0]}"
+                f"{name}: expected annotated objects to {part} on, found none"
+                + (
+                    f" that can be used; {len(broken)} are bad, the first: {first}"
+                    if broken
+                    else ""
+                )
             )
     load = partial(load_sample, task=task, broken=broken)
     return DenseDataset(name, task, classes, train, val, load, broken, category_ids or [])
