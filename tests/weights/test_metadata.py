@@ -8,8 +8,8 @@ import pytest
 
 from tinygmf import create_model, load_model, save_model
 from tinygmf.config import Settings
-from tinygmf.weights.checkpoint import CheckpointError, read_checkpoint, write_tensors
-from tinygmf.weights.reading import read_metadata
+from tinygmf.weights.checkpoint import CheckpointError, load_weights, read_checkpoint, write_tensors
+from tinygmf.weights.reading import find_weights, read_metadata
 
 SUFFIXES = [".pth", ".safetensors"]
 
@@ -32,6 +32,16 @@ def test_a_file_without_metadata_has_the_usual_settings(tmp_path, suffix):
     write_tensors({"x": np.zeros(2, np.float32)}, tmp_path / f"x{suffix}")
     assert read_checkpoint(tmp_path / f"x{suffix}").metadata == {}
     assert Settings.from_json({}) == Settings()
+
+
+def test_a_dense_networks_backbone_is_shown_pictures_of_the_size_it_learned_from(tmp_path, caplog):
+    """And what is passed over is told of a file, but of no network that comes along."""
+    own = load_weights("scenes-segment")
+    assert own.settings.image_size == 128 and caplog.text == ""
+    copy = tmp_path / "mine.safetensors"
+    copy.write_bytes(find_weights("scenes-segment").read_bytes())
+    assert load_weights(copy).settings == own.settings
+    assert "mine.safetensors: passed over what is no part of the network" in caplog.text
 
 
 @pytest.mark.parametrize(

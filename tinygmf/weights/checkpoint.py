@@ -29,6 +29,7 @@ from tinygmf.weights.reading import (
     METADATA,
     Checkpoint,
     CheckpointError,
+    comes_along,
     network_file,
     read_checkpoint,
 )
@@ -116,11 +117,19 @@ def _network_of(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[N
     shapes = {key: array.shape for key, array in tensors.items()}
     try:
         config = GroupMixFormerConfig.from_state_dict(shapes)
-        settings = Settings.from_json(metadata)
+        settings = Settings.from_json(_as_backbone(metadata))
         require_whole(config, shapes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return NetworkWeights(config, tensors, settings), remark
+
+
+def _as_backbone(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a dense network's file says, with its pictures' shorter side as the size of the
+    training."""
+    if metadata.get("image_size") is None and "min_size" in metadata:
+        return {**metadata, "image_size": metadata["min_size"]}
+    return metadata
 
 
 def _complete(
@@ -144,7 +153,7 @@ def counters(lacking: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def _tell(path: str | os.PathLike[str], remark: str) -> None:
-    if remark:
+    if remark and not comes_along(path):
         log.warning("%s", one_line(f"{path}: {remark}"))
 
 

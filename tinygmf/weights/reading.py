@@ -73,11 +73,15 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def comes_along(path: str | os.PathLike[str]) -> bool:
+    """Whether weights that the package brings are meant: there is no file of that name."""
+    return os.fspath(path) in SHIPPED and not os.path.exists(path)
+
+
 def find_weights(path: str | os.PathLike[str]) -> Path:
     """A weight file's path; where there is none, the file that the package brings by that name."""
-    name = os.fspath(path)
-    if name in SHIPPED and not os.path.exists(name):
-        return Path(__file__).parents[1] / "assets" / SHIPPED[name]
+    if comes_along(path):
+        return Path(__file__).parents[1] / "assets" / SHIPPED[os.fspath(path)]
     return Path(path)
 
 
