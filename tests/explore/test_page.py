@@ -216,19 +216,52 @@ class Isolating(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_isolates_the_page_changes_nothing(visit, browser, folder):
+@pytest.fixture
+def isolated(browser, folder):
+    """Open the page from a server that isolates it, in a browser that tells of so many cores."""
     handler = partial(Isolating, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        page = browser.new_page()
-        page.set_default_timeout(0)
-        page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
-        ready(page)
-        assert page.evaluate("crossOriginIsolated")
-        served = page.evaluate("[...view.model.logits]")
-        page.close()
+        pages = []
+
+        def call(cores: int):
+            page = browser.new_page()
+            pages.append(page)
+            page.set_default_timeout(0)
+            page.add_init_script(
+                f"Object.defineProperty(navigator, 'hardwareConcurrency', {{ value: {cores} }})"
+            )
+            page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
+            ready(page)
+            assert page.evaluate("crossOriginIsolated")
+            return page
+
+        yield call
+        for page in pages:
+            page.close()
         server.shutdown()
-    assert served == visit().evaluate("[...view.model.logits]")
+
+
+HELPED = "view.model.rerun() && view.model.team.exports.network_helped() > 99"
+
+
+def everything(page) -> list[str]:
+    """Logits and maps, to the bit."""
+    maps = "Object.keys(view.model.info.maps).map((name) => view.model.network.map(name).values)"
+    return page.evaluate(f"[view.model.logits, ...{maps}].map(String)")
+
+
+def test_threads_of_an_isolated_page_give_the_same_bits(visit, isolated):
+    alone, page = visit(), isolated(cores=3)
+    assert alone.inner_text("#pace").endswith("milliseconds on one thread")
+    assert page.inner_text("#pace").endswith("milliseconds on 3 threads")
+    page.wait_for_function(HELPED)  # once the workers have come
+    assert everything(page) == everything(alone)
+    page.evaluate(f"reopen({{ size: {SMALLER} }})")  # another program, with workers of its own
+    page.wait_for_function(f"view.model.info.size === {SMALLER} && {HELPED}")
+    page.evaluate(f"reopen({{ size: {SIZE} }})")
+    page.wait_for_function(f"view.model.info.size === {SIZE}")
+    assert everything(page) == everything(alone)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from tinygmf.config import STAGES, STRIDES, GroupMixFormerConfig
 from tinygmf.export.c import TEMPLATES, weight_offsets, weights_file
 from tinygmf.export.program import Program, capture
-from tinygmf.export.wasm import compile_wasm, info
+from tinygmf.export.wasm import SHARED_PAGES, compile_wasm, info
 from tinygmf.image import usual_names
 from tinygmf.weights.checkpoint import NetworkWeights
 
@@ -28,6 +28,7 @@ PHOTOGRAPHS = files("tinygmf.explore").joinpath("pictures")
 ASSETS = files("tinygmf").joinpath("assets")
 LABELS = {"digits": "a handwritten {}", "scenes": "scene {}"}  # of the assets' pictures
 SIZES = 128, 224  # pixels, beside those of the training
+THREADS = 8  # at most: where a page is isolated, others' machines have more cores than this one
 BLOCK_MAPS = "cpe", "att.qkv", "att.aggregator", "att.aggregator.agg0", "att.crpe.conv_list"
 
 
@@ -52,7 +53,7 @@ def write_page(
     for name, network in networks.items():
         for program in programs(network, sizes, partial(tell, name)):
             known = info(program) | shapes(program)
-            code = compile_wasm(program)
+            code = compile_wasm(program, shared=True)
             write_data(data / f"{name}_{program.size}.js", f"{name}_{program.size}", known, code)
         write_data(data / f"{name}.js", name, None, weights_file(program))
 
@@ -66,7 +67,7 @@ def programs(
         network = network._replace(settings=replace(network.settings, classes=classes))
     for size in sizes_of(network, sizes):
         tell(size)
-        yield capture(network, size, maps=kept_maps(network.config))
+        yield capture(network, size, maps=kept_maps(network.config), threads=THREADS)
 
 
 def require_showable(network: NetworkWeights, path: str) -> None:
@@ -136,6 +137,8 @@ def shapes(program: Program) -> dict[str, object]:
         "sides": [-(-program.size // stride) for stride in STRIDES],
         "total": total,
         "weights": {weight.name: [at, weight.array.size] for weight, at in placed},
+        "pages": SHARED_PAGES,
+        "threads": THREADS,
         "mean": program.network.settings.mean,
         "std": program.network.settings.std,
     }

@@ -22,7 +22,7 @@ from PIL import Image
 
 from tinygmf import __version__
 from tinygmf.config import variant_name
-from tinygmf.export.program import Program, round_up
+from tinygmf.export.program import Call, Program, round_up
 from tinygmf.export.toolchain import c_compiler, run_tool
 from tinygmf.image import resize_and_crop
 
@@ -134,24 +134,29 @@ def call_lines(program: Program) -> Iterable[str]:
 
 
 def section_lines(program: Program, first: int, end: int) -> Iterable[str]:
-    weights, part = {weight.name for weight in program.weights}, ""
+    part = ""
     for call in program.calls[first:end]:
         if call.part != part:
             part = call.part
             yield f"    /* {part} */"
-        arguments = [
-            f"a + {program.offsets[name]}"
-            if name in program.offsets
-            else f"w + {name}"
-            if name in weights
-            else name
-            for name in call.arguments
-        ]
         if call.pieces == 1:
-            yield f"    {call.kernel}({', '.join(arguments)});"
+            yield f"    {call_text(program, call)};"
         else:
             yield f"    for (unsigned char piece = 0; piece < {call.pieces}; piece++)"
-            yield f"        {call.kernel}({', '.join(arguments)}, piece);"
+            yield f"        {call_text(program, call)};"
+
+
+def call_text(program: Program, call: Call) -> str:
+    """`kernel(…)`, with the weights at `w`, the arena at `a`, and one `piece` of several."""
+    arguments = [
+        f"a + {program.offsets[name]}"
+        if name in program.offsets
+        else name
+        if name in ("input", "output")
+        else f"w + {name}"
+        for name in call.arguments
+    ]
+    return f"{call.kernel}({', '.join(arguments + ['piece'] * (call.pieces > 1))})"
 
 
 # Weights

@@ -19,6 +19,7 @@ from tinygrad.uop.ops import Ops, UOp
 from tinygmf.config import STAGES, GroupMixFormerConfig
 from tinygmf.engine import program_cache
 from tinygmf.engine.folded import BlockWeights, FoldedGroupMixFormer
+from tinygmf.loops.pieces import pieces_for
 from tinygmf.model import MIN_SIZE
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights.checkpoint import NetworkWeights
@@ -52,7 +53,8 @@ class Weight:
 @dataclass(frozen=True)
 class Call:
     """A kernel with the names of its arguments, the result first: "input", "output", a weight's
-    name, or a value's, as in `Program.offsets`. Some kernels run in pieces, one after the other."""
+    name, or a value's, as in `Program.offsets`. A kernel of several pieces is called once for each,
+    in any order."""
 
     kernel: str
     arguments: tuple[str, ...]
@@ -89,12 +91,17 @@ class Program:
 
 
 def capture(
-    network: NetworkWeights, size: int, batch: int = 1, maps: Sequence[str] = ()
+    network: NetworkWeights,
+    size: int,
+    batch: int = 1,
+    maps: Sequence[str] = (),
+    threads: int = 1,
 ) -> Program:
     """Compile the folded network for `batch` pictures of size x size, in plain loops.
 
-    `maps` are checkpoint names of intermediates to keep. Raises ValueError for a size below 32, a
-    name that is no such intermediate, or an ablation.
+    `maps` are checkpoint names of intermediates to keep; a large kernel is cut into at most
+    `threads` pieces. Raises ValueError for a size below 32, a name that is no such intermediate, or
+    an ablation.
     """
     if size < MIN_SIZE:
         raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
@@ -104,7 +111,7 @@ def capture(
     def logits(x: Tensor, weights: list[Tensor]) -> Tensor:
         return folded.forward(x, weights)[-1]
 
-    with Context(NO_MEMORY_PLANNER=1, NOOPT=1):
+    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), pieces_for(threads):
         jit: Any = program_cache.compile_program(logits, x, folded.weights, progress=False)
     weights = list(name_weights(network.config, [tensor.numpy() for tensor in folded.weights]))
     kernels, calls, sizes = read_calls(jit.captured.linear.src, jit.captured.ret.uop.base, weights)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from tinygmf.export.c import (
     TEMPLATES,
+    call_text,
     fill,
     header_fields,
     names,
@@ -32,7 +33,14 @@ from tinygmf.export.toolchain import run_tool, zig
 
 EXPORTS = "network_run_from", "network_prepare", "network_weights", "__heap_base"
 OPTIONS = ["-target", "wasm32-freestanding", "-std=c11", "-O3", "-msimd128", "-mbulk-memory"]
-LINKING = ["-nostdlib", "-s", "-Wl,--no-entry", *(f"-Wl,--export={name}" for name in EXPORTS)]
+LINKING = ["-nostdlib", "-s", "-Wl,--no-entry"]
+# With threads: one memory for all of them, from outside; each sets its own stack.
+SHARED_EXPORTS = "network_run_together", "network_help", "network_helped", "__stack_pointer"
+SHARED_PAGES = 32, 16384  # of 64 KiB: at first, and at most
+SHARED_LINKING = ["-matomics", "-Wl,--import-memory,--shared-memory"] + [
+    f"-Wl,--{name}-memory={pages << 16}"
+    for name, pages in zip(("initial", "max"), SHARED_PAGES, strict=True)
+]
 
 # What node does: load the module, run the pictures of its input, write logits and maps.
 SCRIPT = """
@@ -68,17 +76,34 @@ def write_wasm(program: Program, folder: Path, example: Image.Image) -> None:
     (folder / "page.html").write_text(fill("page.html", fields), encoding="utf-8")
 
 
-def compile_wasm(program: Program) -> bytes:
-    """The program as a WebAssembly module. Raises ValueError without zig."""
+def compile_wasm(program: Program, shared: bool = False) -> bytes:
+    """The program as a WebAssembly module. Raises ValueError without zig.
+
+    A `shared` one takes its memory, SHARED_PAGES, from outside, and several threads run it.
+    """
     command = zig()
     if command is None:
         raise ValueError("zig is missing: run pip install 'tinygmf[clang]'")
     with tempfile.TemporaryDirectory() as name, as_file(TEMPLATES.joinpath("wasm")) as headers:
         source, code = Path(name), Path(name) / "network.wasm"
         write_source(program, source)
-        files = [f"-I{headers}", "-o", str(code), str(source / "network.c")]
-        run_tool([*command, "cc", *OPTIONS, *LINKING, *files])
+        threads = fill("threads.c", thread_fields(program))
+        (source / "threads.c").write_text(threads, encoding="utf-8")
+        file = source / ("threads.c" if shared else "network.c")
+        exports = EXPORTS + (SHARED_EXPORTS if shared else ())
+        linking = [*LINKING, *(f"-Wl,--export={name}" for name in exports)]
+        options = [*OPTIONS, *linking, *(SHARED_LINKING if shared else [])]
+        run_tool([*command, "cc", *options, f"-I{headers}", "-o", str(code), str(file)])
         return code.read_bytes()
+
+
+def thread_fields(program: Program) -> dict[str, object]:
+    cases = (f"    case {i}: {call_text(program, c)}; break;" for i, c in enumerate(program.calls))
+    return {
+        "COUNT": len(program.calls),
+        "PIECES": ", ".join(str(call.pieces) for call in program.calls),
+        "CASES": "\n".join(cases),
+    }
 
 
 def info(program: Program) -> dict[str, object]:

@@ -30,7 +30,9 @@ function reopen(changes) {
     try {
       find("#status").textContent = "loading …";
       if (!view.model || wanted.name !== state.name || wanted.size !== state.size) {
-        view.model = await Model.load(wanted.name, wanted.size);
+        const model = await Model.load(wanted.name, wanted.size);
+        view.model?.team.dismiss();
+        view.model = model;
       }
       Object.assign(state, changes);
       const { info, network } = view.model;
@@ -42,6 +44,7 @@ function reopen(changes) {
       view.picture = network.prepare(pixels);
       view.baseline = view.model.run(view.picture);
       run();
+      tellPace();
       fillSelects();
       find("#status").textContent = "";
     } catch (error) {
@@ -112,6 +115,12 @@ function benchFigure() {
       find("#place").textContent = numbers;
     },
   };
+}
+
+function tellPace() {
+  const { took, team } = view.model;
+  const on = team.threads > 1 ? `${team.threads} threads` : "one thread";
+  find("#pace").textContent = `${short(took)} milliseconds on ${on}`;
 }
 
 function fillSelects() {

@@ -7,13 +7,12 @@ const HEADS = 8;
 class Model {
   static async load(name, size) {
     const [weights, program] = await Promise.all([load(name), load(`${name}_${size}`)]);
-    const { instance } = await WebAssembly.instantiate(program.bytes);
-    return new Model(name, new Network(instance.exports, weights.bytes, program.value));
+    const team = await Team.start(program);
+    return new Model(name, team, new Network(team.code, weights.bytes, program.value));
   }
 
-  constructor(name, network) {
-    this.name = name;
-    this.network = network;
+  constructor(name, team, network) {
+    Object.assign(this, { name, team, network });
     this.info = network.info;
     this.original = network.weights(0, this.info.total).slice();
     this.blocks = this.info.depths.flatMap((depth, stage) =>
@@ -30,7 +29,9 @@ class Model {
   }
 
   rerun() {
+    const start = performance.now();
     this.logits = this.network.run(this.picture);
+    this.took = performance.now() - start; // milliseconds
     return this.logits;
   }
 
