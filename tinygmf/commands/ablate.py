@@ -9,18 +9,18 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from tinygmf.commands.options import add_threads
+from tinygmf.commands.options import add_threads, positive
 from tinygmf.config import VARIANTS, full_name
 from tinygmf.files import replacing, require_writable
 from tinygmf.study.ablation import (
     ABLATIONS,
     HEADING,
+    TASKS,
     ablate,
     draw_outcomes,
     format_outcome,
     save_outcomes,
 )
-from tinygmf.training.recipe import RECIPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=full_name, choices=list(VARIANTS), default="groupmixformer_nano"
     )
+    parser.add_argument("--data", choices=list(TASKS), default="digits")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
     parser.add_argument("--epochs", type=int, default=10, help="times that every picture is seen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them: .png or .svg")
     parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
+    text = "ablations trained side by side, each on one core; by default one, on all of them"
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help=text)
     add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train ablations of Group-Mix Attention on the digits and compare them."""
-    from tinygmf.data.digits import digits
+    """Train ablations of Group-Mix Attention and compare them."""
     from tinygmf.engine.devices import device_description, open_device, set_default_device
     from tinygmf.study.figures import require_matplotlib
 
@@ -52,14 +54,16 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.chart}: expected a name that ends in .png or .svg")
     for path in filter(None, (args.json, args.chart)):
         require_writable(path)
-    recipe = replace(RECIPES["digits"], epochs=args.epochs)
+    task = TASKS[args.data]
+    task = replace(task, recipe=replace(task.recipe, epochs=args.epochs))
     device = open_device(args.device)
     set_default_device(device)
     names, config = args.names or list(ABLATIONS), VARIANTS[args.model]
-    print(f"{args.model}, {recipe.epochs} epochs, {args.seeds} seeds; {device_description(device)}")
+    what = f"{args.model}, {args.data}, {args.epochs} epochs, {args.seeds} seeds"
+    print(f"{what}; {device_description(device)}")
     print(HEADING)
     outcomes = []
-    for outcome in ablate(names, config, digits(), recipe, range(args.seeds), device):
+    for outcome in ablate(names, config, task, range(args.seeds), device, args.jobs):
         tqdm.write(format_outcome(outcome))  # above the bar
         sys.stdout.flush()
         outcomes.append(outcome)

@@ -8,9 +8,12 @@ the spread over seeds says nothing, and what holds here need not hold for ImageN
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -21,14 +24,18 @@ from tqdm.auto import tqdm
 
 from tinygmf.config import AttentionConfig, GroupMixFormerConfig
 from tinygmf.data.dataset import Dataset
+from tinygmf.data.digits import digits
 from tinygmf.data.evaluation import count_correct
+from tinygmf.data.scenes import scene_photographs, scene_shapes
+from tinygmf.engine.devices import open_device, set_default_device
 from tinygmf.engine.program_cache import load_or_compile, program_key
 from tinygmf.files import replacing
 from tinygmf.model import GroupMixFormer
 from tinygmf.study.summary import summarize
 from tinygmf.tensors import tensor_from_numpy
+from tinygmf.threads import limit_threads
 from tinygmf.training.programs import Programs
-from tinygmf.training.recipe import Recipe
+from tinygmf.training.recipe import QUICK, RECIPES, Recipe
 from tinygmf.training.state import TrainingState
 from tinygmf.training.update import update_schedule
 from tinygmf.weights.checkpoint import state_arrays
@@ -52,6 +59,28 @@ ABLATIONS = {
     # multi-head self-attention of the same width, with nothing that knows of neighbours
     "plain": AttentionConfig("none", non_attention=False, cpe=False, crpe=False, softmax=True),
     "plain-cpe": AttentionConfig("none", non_attention=False, crpe=False, softmax=True),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the networks are trained on and how; `pictures` of the data, or all of them."""
+
+    data: Callable[[], Dataset]
+    recipe: Recipe
+    pictures: int | None = None
+
+    def open(self) -> Dataset:
+        found = self.data()
+        few = slice(self.pictures)
+        return replace(found, train=found.train[few], train_labels=found.train_labels[few])
+
+
+TASKS = {
+    "digits": Task(digits, RECIPES["digits"]),
+    # which of 13 photographs a patch is from, and which shape lies in the middle of a scene
+    "scenes-photograph": Task(scene_photographs, replace(QUICK, crop=1, flip=0.5), 2600),
+    "scenes-shape": Task(scene_shapes, replace(QUICK, size=64, crop=1, flip=0.5), 6000),
 }
 
 
@@ -152,34 +181,68 @@ class Bench:
 def ablate(
     names: Sequence[str],
     config: GroupMixFormerConfig,
-    data: Dataset,
-    recipe: Recipe,
+    task: Task,
     seeds: Sequence[int],
     device: str,
+    jobs: int = 1,
 ) -> Iterator[Outcome]:
     """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done, and
-    on a terminal a bar for all of it.
+    on a terminal a bar for all of it. `jobs` of them are trained side by side, each on one core.
 
     Raises ValueError for a name that is not there.
     """
     for name in names:
         if name not in ABLATIONS:
             raise ValueError(f"ablation: expected {', '.join(ABLATIONS)}, found {name!r}")
-    total = len(names) * len(seeds) * recipe.epochs
-    bar = tqdm(total=total, unit=" epochs", disable=None, leave=False)
-    for name in names:
-        bar.set_description(name)
-        changed = replace(
-            config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
-        )
-        bench = Bench(changed, data, recipe, device)
-        rows = summarize(changed, (recipe.size, recipe.size))
-        start = time.perf_counter()
-        accuracies = tuple(bench.run(seed, bar.update) for seed in seeds)
-        seconds = (time.perf_counter() - start) / len(seeds)
-        parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
-        yield Outcome(name, parameters, flops, accuracies, seconds)
-    bar.close()
+    each = len(seeds) * task.recipe.epochs
+    with tqdm(total=len(names) * each, unit=" epochs", disable=None, leave=False) as bar:
+        if jobs == 1:
+            one = partial(train_ablation, config, task, task.open(), seeds, device, bar.update)
+            yield from map(one, names)
+            return
+        for outcome in side_by_side(partial(alone, config, task, seeds, device), names, jobs):
+            bar.update(each)
+            yield outcome
+
+
+def side_by_side(
+    train: Callable[[str], Outcome], names: Sequence[str], jobs: int
+) -> Iterable[Outcome]:
+    """Each in a process of its own, so many at a time, in the order of the names."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, limit_threads, (1,), max_tasks_per_child=1) as pool:
+        yield from pool.map(train, names)
+
+
+def alone(
+    config: GroupMixFormerConfig, task: Task, seeds: Sequence[int], device: str, name: str
+) -> Outcome:
+    """`train_ablation` in a process that has opened nothing yet."""
+    set_default_device(open_device(device))
+    return train_ablation(config, task, task.open(), seeds, device, lambda: None, name)
+
+
+def train_ablation(
+    config: GroupMixFormerConfig,
+    task: Task,
+    data: Dataset,
+    seeds: Sequence[int],
+    device: str,
+    tick: Callable[[], Any],
+    name: str,
+) -> Outcome:
+    """One of `ABLATIONS`, trained for each seed; `tick` is called after every epoch."""
+    recipe = task.recipe
+    changed = replace(
+        config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
+    )
+    bench = Bench(changed, data, recipe, device)
+    rows = summarize(changed, (recipe.size, recipe.size))
+    start = time.perf_counter()
+    accuracies = tuple(bench.run(seed, tick) for seed in seeds)
+    seconds = (time.perf_counter() - start) / len(seeds)
+    parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
+    return Outcome(name, parameters, flops, accuracies, seconds)
 
 
 HEADING = f"{'':14} {'parameters':>10} {'FLOPs':>8} {'top-1':>7} {'spread':>7} {'seconds':>8}"
