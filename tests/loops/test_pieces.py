@@ -10,6 +10,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.loops import norms, pieces, products
 from tinygmf.tensors import tensor_from_numpy
+from tinygmf.threads import for_cores
 
 
 def pieces_of(kernel, *shapes: tuple[int, ...], **options) -> int:
@@ -35,6 +36,15 @@ def test_a_loop_is_cut_into_no_more_pieces_than_divide_it_where_pieces_may_not_o
     monkeypatch.setattr(pieces, "available_cores", lambda: 4)
     shapes = (1, 1, 160, 80), (1, 14, 14, 160), (1, 14, 14, 80), (1,)
     assert pieces_of(products.dense_weight, *shapes) in (2, 4)
+
+
+def test_a_program_for_elsewhere_is_cut_for_the_cores_there(monkeypatch):
+    monkeypatch.setattr(pieces, "available_cores", lambda: 2)
+    shapes = (1, 1, 160, 80), (1, 14, 14, 160), (1, 14, 14, 80), (1,)
+    for cores in (1, 4):
+        with for_cores(cores):
+            assert pieces_of(products.dense_weight, *shapes) == cores
+    assert pieces_of(products.dense_weight, *shapes) == 2
 
 
 def test_a_kernel_that_leaves_a_buffer_unused_is_not_cut(monkeypatch):

@@ -19,9 +19,9 @@ from tinygrad.uop.ops import Ops, UOp
 from tinygmf.config import STAGES, GroupMixFormerConfig
 from tinygmf.engine import program_cache
 from tinygmf.engine.folded import BlockWeights, FoldedGroupMixFormer
-from tinygmf.loops.pieces import pieces_for
 from tinygmf.model import MIN_SIZE
 from tinygmf.tensors import tensor_from_numpy
+from tinygmf.threads import for_cores
 from tinygmf.weights.checkpoint import NetworkWeights
 
 ALIGNMENT = 16  # floats: 64 bytes, a line of most caches and the widest vector
@@ -111,7 +111,7 @@ def capture(
     def logits(x: Tensor, weights: list[Tensor]) -> Tensor:
         return folded.forward(x, weights)[-1]
 
-    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), pieces_for(threads):
+    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), for_cores(threads):
         jit: Any = program_cache.compile_program(logits, x, folded.weights, progress=False)
     weights = list(name_weights(network.config, [tensor.numpy() for tensor in folded.weights]))
     kernels, calls, sizes = read_calls(jit.captured.linear.src, jit.captured.ret.uop.base, weights)

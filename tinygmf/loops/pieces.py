@@ -8,36 +8,23 @@ the result does not depend on how many pieces there are, nor on who runs them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 from tinygrad import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from tinygmf.loops.tiles import divisor
-from tinygmf.threads import available_cores
+from tinygmf.threads import available_cores, cores_elsewhere
 
 LEAST = 1 << 13  # turns of the innermost loop in a piece, a few microseconds
 MOST = 64
 FAIR = 0.85  # of the best division
-_elsewhere: ContextVar[int | None] = ContextVar("pieces", default=None)
 
 
 def number_of_pieces() -> int:
     """Into how many pieces a large kernel is cut: one for each core that is there, whatever
-    `--threads` says, so that programs are compiled once for all its values."""
-    return _elsewhere.get() or min(available_cores(), MOST)
-
-
-@contextmanager
-def pieces_for(cores: int) -> Iterator[None]:
-    """Kernels are cut for a machine with so many cores, whatever is here."""
-    token = _elsewhere.set(cores)
-    try:
-        yield
-    finally:
-        _elsewhere.reset(token)
+    `--threads` says, so that programs are compiled once for all its values; in `for_cores` as many
+    as that says."""
+    return min(cores_elsewhere.get() or available_cores(), MOST)
 
 
 def in_pieces(nest: UOp, overlapping: bool) -> UOp:

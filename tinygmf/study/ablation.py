@@ -76,11 +76,12 @@ class Task:
         return replace(found, train=found.train[few], train_labels=found.train_labels[few])
 
 
+SCENES = replace(QUICK, warmup_epochs=0.5, crop=1, flip=0.5)
 TASKS = {
     "digits": Task(digits, RECIPES["digits"]),
     # which of 13 photographs a patch is from, and which shape lies in the middle of a scene
-    "scenes-photograph": Task(scene_photographs, replace(QUICK, crop=1, flip=0.5), 2600),
-    "scenes-shape": Task(scene_shapes, replace(QUICK, size=64, crop=1, flip=0.5), 6000),
+    "scenes-photograph": Task(scene_photographs, SCENES, 1950),
+    "scenes-shape": Task(scene_shapes, replace(SCENES, size=64), 6000),
 }
 
 
