@@ -33,7 +33,7 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     with api.sync_playwright() as playwright:
-        options = ["--no-sandbox"]
+        options = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=0)
         yield browser
         browser.close()

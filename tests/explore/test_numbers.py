@@ -24,10 +24,14 @@ def opened(browser, folder, measured):
     page.set_default_timeout(0)
     page.goto((folder / "index.html").as_uri())
     ready(page)
-    picture = measured[0].ravel().tolist()
-    page.evaluate("picture => view.baseline = view.model.run(Float32Array.from(picture))", picture)
+    look_at(page, measured[0])
     yield page
     page.close()
+
+
+def look_at(page, picture: np.ndarray) -> None:
+    run = "picture => view.baseline = view.model.run(Float32Array.from(picture))"
+    page.evaluate(run, picture.ravel().tolist())
 
 
 @pytest.fixture
@@ -69,6 +73,28 @@ def test_logits_and_maps_are_those_that_pytorch_measured(page, measured):
         else:
             expected = as_tokens(outputs[name])
         np.testing.assert_allclose(found, expected.ravel(), rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_webgpu_gives_the_logits_that_pytorch_measured_and_the_maps_of_webassembly(page, measured):
+    if page.locator("#engine input").count() == 0:
+        pytest.skip("needs a browser with WebGPU")
+    kept = "Array.from(view.model.network.map(name).values)"
+    maps = f"Object.keys(view.model.info.maps).map((name) => [name, {kept}])"
+    expected = page.evaluate(maps)
+    without = numbers(page, "view.model.run(view.picture, new Set(['crpe']))")
+    page.evaluate("reopen({ engine: 'webgpu' })")  # and with it the page's own picture
+    assert page.inner_text("#pace").endswith("on the graphics processor")
+    look_at(page, measured[0])
+    found = numbers(page, "view.model.logits")
+    assert relative_difference(found, measured[1]["logits"][0]) < 1e-4
+    for (name, own), (_, values) in zip(page.evaluate(maps), expected, strict=True):
+        np.testing.assert_allclose(own, values, rtol=1e-4, atol=1e-4, err_msg=name)
+    page.evaluate("view.model.run(view.model.picture, new Set(['crpe']))")
+    assert relative_difference(numbers(page, "view.model.logits"), without) < 1e-4
+    assert relative_difference(found, without) > 1e-3
+    page.evaluate("reopen({ engine: 'wasm' })")
+    assert page.inner_text("#pace").endswith("on one thread")
+    look_at(page, measured[0])
 
 
 def test_a_block_shows_what_pytorch_measured_of_its_parts(page, measured):

@@ -17,6 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from tinygmf.config import STAGES, STRIDES, GroupMixFormerConfig
+from tinygmf.explore.shaders import capture_shaders
 from tinygmf.export.c import TEMPLATES, weight_offsets, weights_file
 from tinygmf.export.program import Program, capture
 from tinygmf.export.wasm import SHARED_PAGES, compile_wasm, info
@@ -54,7 +55,11 @@ def write_page(
         for program in programs(network, sizes, partial(tell, name)):
             known = info(program) | shapes(program)
             code = compile_wasm(program, shared=True)
-            write_data(data / f"{name}_{program.size}.js", f"{name}_{program.size}", known, code)
+            file = f"{name}_{program.size}"
+            write_data(data / f"{file}.js", file, known, code)
+            shaders = capture_shaders(program.network, program.size, [m.name for m in program.maps])
+            text = json.dumps(shaders).encode()
+            write_data(data / f"{file}_webgpu.js", f"{file}_webgpu", None, text)
         write_data(data / f"{name}.js", name, None, weights_file(program))
 
 

@@ -47,12 +47,18 @@ class Network {
     return { channels, values: this.#floats(this.#arena + 4 * offset, size).slice() };
   }
 
-  /** What the rest of the network makes of other values for a kept intermediate -> logits. */
-  runFrom(name, values) {
-    const { offset, size, next } = this.info.maps[name];
-    if (!next) throw new Error(`${name}: expected what all that follows comes from alone`);
+  /** Puts other values for a kept intermediate in its place. */
+  keep(name, values) {
+    const { offset, size } = this.info.maps[name];
     if (values.length !== size) throw new Error(`expected ${size} values`);
     this.#floats(this.#arena + 4 * offset, size).set(values);
+  }
+
+  /** What the rest of the network makes of other values for a kept intermediate -> logits. */
+  runFrom(name, values) {
+    const { next } = this.info.maps[name];
+    if (!next) throw new Error(`${name}: expected what all that follows comes from alone`);
+    this.keep(name, values);
     return this.#runFrom(next);
   }
 

@@ -17,6 +17,7 @@ const state = {
   off: new Set(),
   everywhere: true,
   seed: 1,
+  engine: "wasm", // or "webgpu"
 };
 const view = { state, model: null, block: null, attention: null, baseline: null, canvas: null };
 let networks = [];
@@ -31,7 +32,7 @@ function reopen(changes) {
       find("#status").textContent = "loading …";
       if (!view.model || wanted.name !== state.name || wanted.size !== state.size) {
         const model = await Model.load(wanted.name, wanted.size);
-        view.model?.team.dismiss();
+        view.model?.close();
         view.model = model;
       }
       Object.assign(state, changes);
@@ -42,8 +43,9 @@ function reopen(changes) {
       view.canvas = Object.assign(document.createElement("canvas"), { width: info.size, height: info.size });
       view.canvas.getContext("2d").putImageData(pixels, 0, 0);
       view.picture = network.prepare(pixels);
-      view.baseline = view.model.run(view.picture);
-      run();
+      await view.model.use(state.engine);
+      view.baseline = await view.model.run(view.picture);
+      await run();
       tellPace();
       fillSelects();
       find("#status").textContent = "";
@@ -59,8 +61,8 @@ function run(changes = {}) {
   Object.assign(state, changes);
   const chosen = [{ stage: state.stage, index: state.index }];
   const where = state.everywhere ? view.model.blocks : chosen;
-  view.model.run(view.picture, state.off, where);
-  lookAtBlock();
+  const done = view.model.run(view.picture, state.off, where);
+  return view.model.gpu ? done.then(lookAtBlock) : lookAtBlock();
 }
 
 function lookAtBlock() {
@@ -118,8 +120,9 @@ function benchFigure() {
 }
 
 function tellPace() {
-  const { took, team } = view.model;
-  const on = team.threads > 1 ? `${team.threads} threads` : "one thread";
+  const { took, team, gpu } = view.model;
+  const threads = team.threads > 1 ? `${team.threads} threads` : "one thread";
+  const on = gpu ? "the graphics processor" : threads;
   find("#pace").textContent = `${short(took)} milliseconds on ${on}`;
 }
 
@@ -183,6 +186,9 @@ async function start() {
     const { name, sizes } = networks.find(({ name }) => name === target.value);
     reopen({ name, size: sizes[0] });
   });
+  const engines = [["wasm", "WebAssembly", true], ["webgpu", "WebGPU"]];
+  if (await navigator.gpu?.requestAdapter())
+    choices(find("#engine"), "radio", "engine", engines, (engine) => reopen({ engine }));
   find("#size-select").addEventListener("change", ({ target }) => reopen({ size: Number(target.value) }));
   find("#block-select").addEventListener("change", ({ target }) =>
     chooseBlock(...target.value.split(".").map(Number)),

@@ -20,12 +20,31 @@ class Model {
     );
   }
 
-  /** A normalized picture, three planes -> logits. `off` names parts that are missing in `where`. */
+  /** A normalized picture, three planes -> logits, or a promise of them from a `gpu`. `off` names
+   * parts that are missing in `where`. */
   run(picture, off = new Set(), where = this.blocks) {
     this.picture = picture;
     this.network.weights(0, this.info.total).set(this.original);
     for (const block of where) for (const part of off) this.#remove(part, block);
-    return this.rerun();
+    return this.gpu ? this.#runOnGpu() : this.rerun();
+  }
+
+  async #runOnGpu() {
+    const start = performance.now();
+    this.logits = await this.gpu.run(this.picture);
+    this.took = performance.now() - start;
+    return this.logits;
+  }
+
+  /** From now on the graphics processor computes, or no longer. */
+  async use(engine) {
+    if (engine === "webgpu") this.gpu ??= await Gpu.open(this);
+    else this.gpu = this.gpu?.close();
+  }
+
+  close() {
+    this.team.dismiss();
+    this.gpu?.close();
   }
 
   rerun() {
@@ -61,7 +80,8 @@ class Model {
     return index ? blockName(stage, index - 1) : `patch_embed_layers.${stage}.act`;
   }
 
-  /** What a block makes of other tokens, put in place of a kept map. The rest runs too. */
+  /** What a block makes of other tokens, put in place of a kept map. The rest runs too, here always
+   * in WebAssembly. */
   retry(block, name, values) {
     const logits = this.network.runFrom(name, values);
     const seen = new Block(this, block);
