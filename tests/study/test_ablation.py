@@ -17,7 +17,15 @@ from tinygmf.config import AttentionConfig
 from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.gma import Pool, softmax_attention
 from tinygmf.study import ablation
-from tinygmf.study.ablation import ABLATIONS, Outcome, format_outcome, load_outcomes, save_outcomes
+from tinygmf.study.ablation import (
+    ABLATIONS,
+    TASKS,
+    Outcome,
+    format_outcome,
+    load_outcomes,
+    save_outcomes,
+    side_by_side,
+)
 from tinygmf.study.observe import observe
 from tinygmf.study.summary import summarize
 from tinygmf.weights.checkpoint import state_arrays
@@ -161,6 +169,19 @@ def test_the_command_refuses_before_it_trains(options, capsys):
     assert "\n" not in str(error.value)
 
 
+def test_a_task_is_as_many_pictures_of_each_class_as_of_any_other():
+    pytest.importorskip("skimage")
+    task = TASKS["scenes-photograph"]
+    data = task.open()
+    assert data.counts.tolist() == [150] * 13
+    assert len(data.train) == len(data.train_labels) == task.pictures
+    assert data.load(data.train[0]).size == (96, 96)
+
+
+def test_ablations_side_by_side_come_in_the_order_of_their_names():
+    assert list(side_by_side(str.upper, ["a", "b", "c"], 2)) == ["A", "B", "C"]
+
+
 @pytest.mark.slow
 def test_an_ablation_learns_the_digits(capsys, tmp_path):
     pytest.importorskip("sklearn")
@@ -172,3 +193,7 @@ def test_an_ablation_learns_the_digits(capsys, tmp_path):
     [outcome] = load_outcomes(path)
     assert outcome.accuracy > 0.3  # of ten classes; two epochs are no more than a warm-up
     assert format_outcome(outcome) in capsys.readouterr().out
+    options += ["plain", "--jobs", "2", "--json", str(path)]
+    assert ablate.run(parser.parse_args(options)) == 0
+    first, _ = load_outcomes(path)
+    assert first.accuracies == outcome.accuracies
