@@ -137,6 +137,20 @@ def test_what_cannot_be_loaded_is_named_and_the_page_goes_on(visit):
     assert state(page, "size") == SIZE
 
 
+def test_where_the_graphics_processor_is_gone_that_is_said_and_webassembly_goes_on(visit):
+    page = visit()
+    if page.locator("#engine input").count() == 0:
+        pytest.skip("needs a browser with WebGPU")
+    page.evaluate("navigator.gpu.requestAdapter = async () => null")
+    page.focus("#engine input[value=wasm]")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("find('#status').textContent.startsWith('WebGPU: expected')")
+    assert page.is_checked("#engine input[value=wasm]") and state(page, "engine") == "wasm"
+    page.click("#pictures button >> nth=3")
+    ready(page)
+    assert page.inner_text("#pace").endswith("on one thread")
+
+
 @pytest.mark.parametrize("selector", ["#bench-picture .map", "#proxy-tokens .map", "#query .map"])
 def test_a_place_is_pointed_at_by_arrow_keys_and_by_pointer(visit, selector):
     page = visit()

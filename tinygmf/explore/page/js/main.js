@@ -35,7 +35,8 @@ function reopen(changes) {
         view.model?.close();
         view.model = model;
       }
-      Object.assign(state, changes);
+      const trouble = await view.model.use(wanted.engine).catch((error) => error);
+      Object.assign(state, changes, trouble && { engine: "wasm" });
       const { info, network } = view.model;
       state.stage = Math.min(state.stage, info.depths.length - 1);
       state.index = Math.min(state.index, info.depths[state.stage] - 1);
@@ -43,12 +44,11 @@ function reopen(changes) {
       view.canvas = Object.assign(document.createElement("canvas"), { width: info.size, height: info.size });
       view.canvas.getContext("2d").putImageData(pixels, 0, 0);
       view.picture = network.prepare(pixels);
-      await view.model.use(state.engine);
       view.baseline = await view.model.run(view.picture);
       await run();
       tellPace();
       fillSelects();
-      find("#status").textContent = "";
+      find("#status").textContent = trouble?.message ?? "";
     } catch (error) {
       find("#status").textContent = error.message;
     }
@@ -134,6 +134,7 @@ function fillSelects() {
   const label = (size) => `${size}×${size}${size === known.trained ? " (as trained)" : ""}`;
   find("#size-select").replaceChildren(...known.sizes.map((size) => option(size, label(size))));
   find("#size-select").value = state.size;
+  for (const radio of find("#engine").querySelectorAll("input")) radio.checked = radio.value === state.engine;
   find("#block-select").replaceChildren(
     ...view.model.blocks.map(({ stage, index }) =>
       option(`${stage}.${index}`, `stage ${stage + 1}, block ${index + 1}`),
