@@ -38,6 +38,13 @@ def test_the_size_of_fresh_networks_follows_the_pictures(tmp_path, side, size):
     assert chosen(data, "--recipe", "quick").size == RECIPES["quick"].size
 
 
+@pytest.mark.parametrize("name", ["digits", "shapes", "fashion-mnist"])
+def test_a_data_set_with_a_recipe_of_its_own_has_its_size(tmp_path, name):
+    pictures = folder_pictures(write(tmp_path / "data", side=28, cat=80, dog=80))
+    args = build_parser().parse_args(["train", name])
+    assert fitted(args, command.chosen_recipe(args), pictures) == RECIPES[name]
+
+
 def test_trained_weights_go_on_with_the_size_that_they_were_trained_on(tmp_path):
     data, named = write(tmp_path / "data", cat=6, dog=6), tmp_path / "named.safetensors"
     model = load_model(DATA / "nano.pth")
@@ -56,6 +63,15 @@ def test_fewer_pictures_than_a_batch_make_smaller_batches_and_it_is_said(tmp_pat
     assert chosen(data, "--batch-size", "64").batch_size == 64  # which is then refused
     assert chosen(data, "--batch-size", "4").batch_size == 4
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--weights", str(DATA / "nano.pth")]])
+def test_few_pictures_are_seen_so_often_that_there_are_steps_enough(tmp_path, options):
+    few = chosen(write(tmp_path / "few", cat=10, dog=10), *options)
+    assert few.epochs * (16 // few.batch_size) == 400
+    many = chosen(write(tmp_path / "many", side=4, cat=900, dog=900), *options)
+    assert many.epochs == RECIPES["finetune" if options else "quick"].epochs
+    assert chosen(tmp_path / "few", *options, "--epochs", "3").epochs == 3
 
 
 def test_a_class_of_one_picture_is_trained_on_and_named(tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_fashion_is_trained_on_whole_pictures_mirrored_or_not_as_it_is_measured(
     recipe = RECIPES["fashion-mnist"]
     settings = Settings(crop=recipe.centre)
     picture = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
-    plain = picture.resize((32, 32), Image.Resampling.BICUBIC)
+    plain = picture.resize((recipe.size, recipe.size), Image.Resampling.BICUBIC)
     wanted = [np.asarray(plain), np.asarray(plain)[:, ::-1]]
     seen = set()
     for _ in range(16):
@@ -57,7 +57,8 @@ def test_fashion_is_trained_on_whole_pictures_mirrored_or_not_as_it_is_measured(
         seen.add(next(i for i in (0, 1) if np.abs(found - wanted[i]).max() < 1.01))
     assert seen == {0, 1}
     np.testing.assert_allclose(
-        preprocess(picture, 32, settings).transpose(1, 2, 0) * settings.std + settings.mean,
+        preprocess(picture, recipe.size, settings).transpose(1, 2, 0) * settings.std
+        + settings.mean,
         wanted[0] / 255,
         atol=1e-6,
     )

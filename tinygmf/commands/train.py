@@ -22,7 +22,7 @@ from tinygmf.commands.run_folder import (
     started_with,
     usual_folder,
 )
-from tinygmf.commands.train_plan import fitted, tell_classes, tell_plan
+from tinygmf.commands.train_plan import fitted, tell_classes, tell_plan, usual_recipe
 from tinygmf.config import VARIANTS, full_name
 from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
 
@@ -95,18 +95,6 @@ def chosen_recipe(args: argparse.Namespace, then: dict[str, Any] | None = None) 
             "--head-only: expected a trained network in --weights, found none: name it"
         )
     return recipe
-
-
-def usual_recipe(args: argparse.Namespace) -> str:
-    """The name of the recipe that the options start from unless --recipe says another."""
-    from tinygmf.data.named import known_as
-
-    known = known_as(args.data) if args.data else None
-    if known in ("digits", "shapes"):  # random crops, or flips, would spoil them
-        return known
-    if args.weights:
-        return "head" if args.head_only else "finetune"
-    return known if known in RECIPES else "quick"
 
 
 def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:

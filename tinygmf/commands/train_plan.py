@@ -11,23 +11,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygmf.config import variant_name
+from tinygmf.training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from tinygmf.data.dataset import Dataset
-    from tinygmf.training.recipe import Recipe
 
 SMALL, USUAL = 32, 64  # pixels: of fresh networks, by the pictures
 UNBALANCED = 3  # times as many pictures in the largest class as in the smallest
 FEWEST = 2  # batches in an epoch, where there is no full one
+FEWEST_STEPS = 400  # after fewer, fresh weights and trained ones have learned little
+OF_ANY_PICTURES = "quick", "finetune", "head"  # recipes that say nothing of size and number
+
+
+def usual_recipe(args: argparse.Namespace) -> str:
+    """The name of the recipe that the options start from unless --recipe says another."""
+    from tinygmf.data.named import known_as
+
+    known = known_as(args.data) if args.data else None
+    if known in ("digits", "shapes"):  # random crops, or flips, would spoil them
+        return known
+    if args.weights:
+        return "head" if args.head_only else "finetune"
+    return known if known in RECIPES else "quick"
 
 
 def fitted(args: argparse.Namespace, recipe: Recipe, data: Dataset) -> Recipe:
-    """The recipe, its size and batch fitted to the pictures where no option says them.
+    """The recipe, its size, batch and epochs fitted to the pictures where no option says them.
 
     Raises CheckpointError where --weights cannot be read.
     """
     changes: dict[str, Any] = {}
-    if args.size is None and args.recipe is None and args.data not in ("digits", "shapes"):
+    usual = args.recipe is None and usual_recipe(args) in OF_ANY_PICTURES
+    if args.size is None and usual:
         changes["size"] = usual_size(args.weights, recipe.size, data)
     most = len(data.train) // recipe.accumulate
     if args.batch_size is None and 1 < most < recipe.batch_size:
@@ -36,7 +51,16 @@ def fitted(args: argparse.Namespace, recipe: Recipe, data: Dataset) -> Recipe:
             f"{len(data.train)} pictures to train on, fewer than a batch of {recipe.batch_size}: "
             f"batches of {changes['batch_size']}"
         )
-    return replace(recipe, **changes)
+    recipe = replace(recipe, **changes)
+    if args.epochs is None and usual:
+        recipe = replace(recipe, epochs=usual_epochs(recipe, len(data.train)))
+    return recipe
+
+
+def usual_epochs(recipe: Recipe, pictures: int) -> int:
+    """The recipe's, or as many more as `FEWEST_STEPS` take: with few pictures an epoch has few."""
+    steps = max(1, pictures // (recipe.batch_size * recipe.accumulate))
+    return max(recipe.epochs, -(-FEWEST_STEPS // steps))
 
 
 def usual_size(weights: Path | None, otherwise: int, data: Dataset) -> int:
