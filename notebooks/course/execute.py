@@ -56,6 +56,7 @@ def executed(path: Path) -> Any:
         timeout=None,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(FOLDER)}},
     )
     seconds: list[float] = []
