@@ -35,36 +35,53 @@ def run_to_the_end(
 
     `started` are the options that the run's file keeps.
     """
-    from tinygmf.training.dense_recipe import DenseRecipe
-    from tinygmf.training.dense_trainer import DenseTrainer
-    from tinygmf.training.trainer import Trainer
-    from tinygmf.weights.checkpoint import WRITERS, save_model
+    from tinygmf.weights.checkpoint import WRITERS
 
     folder = None if out.suffix in WRITERS else out
-    kind: Any = DenseTrainer if isinstance(recipe, DenseRecipe) else Trainer
-    trainer: Trainer = kind(model, data, recipe, device)
-    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
-    trainer.started, trainer.clock.tell = started, tell_time
+    trainer = make_trainer(model, data, recipe, device, started)
     if saved:
         trainer.restore(saved)
         tell_resumed(trainer, out)
     with stopping(trainer):
         finished = train(trainer, folder)
-    said = data.report() if isinstance(recipe, DenseRecipe) else data.broken.values()
-    for line in said:
+    for line in trainer.data.report():
         print(f"passed over: {line}", file=sys.stderr)
     if not finished:
         tell_stopped(trainer, folder)
         return interrupt.EXIT_CODE
-    if folder is None:
-        save_model(trainer.finish(), out)
-    else:
-        with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
-            file.write("".join(f"{printable(name)}\n" for name in data.classes).encode())
-        if not isinstance(recipe, DenseRecipe):
-            show_outcome(trainer, folder)
+    save_result(trainer, folder, out)
     tell_result(trainer, folder, out)
     return 0
+
+
+def make_trainer(
+    model: Any, data: Any, recipe: Recipe, device: Any, started: dict[str, Any]
+) -> Trainer:
+    """The trainer of a classification or a dense network, before its first step."""
+    from tinygmf.training.dense_recipe import DenseRecipe
+    from tinygmf.training.dense_trainer import DenseTrainer
+    from tinygmf.training.trainer import Trainer
+
+    kind: Any = DenseTrainer if isinstance(recipe, DenseRecipe) else Trainer
+    trainer: Trainer = kind(model, data, recipe, device)
+    trainer.pause, trainer.progress = SAVE_EVERY, sys.stderr.isatty()
+    trainer.started, trainer.clock.tell = started, tell_time
+    return trainer
+
+
+def save_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
+    """The trained network, where it is wanted alone; else what a finished run's folder has more
+    than that of one that was stopped."""
+    from tinygmf.training.dense_recipe import DenseRecipe
+    from tinygmf.weights.checkpoint import save_model
+
+    if folder is None:
+        save_model(trainer.finish(), out)
+        return
+    with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
+        file.write("".join(f"{printable(name)}\n" for name in trainer.data.classes).encode())
+    if not isinstance(trainer.recipe, DenseRecipe):
+        show_outcome(trainer, folder)
 
 
 def show_outcome(trainer: Trainer, folder: Path) -> None:

@@ -104,6 +104,10 @@ class Dataset:
             f"be read; the last one: {reason}"
         )
 
+    def report(self) -> list[str]:
+        """A line for each picture that was passed over."""
+        return list(self.broken.values())
+
     def read(
         self, index: int, rng: np.random.Generator, recipe: BatchRecipe
     ) -> tuple[np.ndarray, int]:

@@ -130,15 +130,7 @@ class Trainer:
         batches = self.clock.waiting(
             self.data.batches(self.recipe, epoch, done * self.recipe.accumulate)
         )
-        bar = tqdm(
-            total=self.steps,
-            initial=self.step,
-            desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
-            unit=" steps",
-            disable=not self.progress,
-            leave=False,
-        )
-        with bar:
+        with self.progress_bar(epoch) as bar:
             for made in range(1, self.steps_per_epoch - done + 1):
                 rate = self.recipe.rate(self.step, self.steps_per_epoch)
                 with self.clock:
@@ -158,6 +150,17 @@ class Trainer:
         report = self.report(epoch + 1, self.step, mean, rate, *found, speed, self.seconds)
         self.reports.append(report)
         return report
+
+    def progress_bar(self, epoch: int) -> tqdm:
+        """The steps of the whole run, named after the present epoch."""
+        return tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=f"epoch {epoch + 1}/{self.recipe.epochs}",
+            unit=" steps",
+            disable=not self.progress,
+            leave=False,
+        )
 
     def tell_clock(self, of_epoch: int) -> None:
         """A step is made, `of_epoch` are left of the present epoch."""
