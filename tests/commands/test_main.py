@@ -86,8 +86,8 @@ def test_classify_tells_of_a_size_that_is_too_small(failure, picture):
 def test_a_size_that_no_memory_holds_is_refused_at_once(failure, picture, command, monkeypatch):
     monkeypatch.setattr("tinygmf.image.load_image", None)  # nothing is read for it
     line = failure(command, str(picture), "--weights", NANO, "--size", "1000000")
-    assert "--size 1000000: expected pictures that fit the memory of" in line
-    assert "found that one needs 32000 GB at least: give a smaller size" in line
+    assert "--size 1000000: expected pictures that fit in" in line
+    assert "found that one needs at least 32000 GB: give a smaller size" in line
 
 
 def test_classify_tells_of_a_device_that_is_not_there(failure, picture):

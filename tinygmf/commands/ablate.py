@@ -1,4 +1,4 @@
-"""Train networks with parts of the attention taken away, and compare them."""
+"""Train networks with parts of the attention removed, and compare them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tinygmf.study.ablation import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tinygmf ablate`."""
     listed = ", ".join(ABLATIONS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {listed}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {listed}; default: all")
     parser.add_argument(
         "--model", type=full_name, choices=list(VARIANTS), default="groupmixformer_nano"
     )
     parser.add_argument("--data", choices=list(TASKS), default="digits")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each, with seeds from 0 on")
-    parser.add_argument("--epochs", type=int, default=10, help="times that every picture is seen")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, seeded 0, 1, 2, …")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training pictures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them: .png or .svg")
     parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")

@@ -1,4 +1,4 @@
-"""Show or clear the compiled programs that are kept."""
+"""Show or clear the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--clear", action="store_true", help="remove them, and the kernels that tinygrad keeps"
+        "--clear", action="store_true", help="remove them, and tinygrad's cached kernels"
     )
 
 
@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     total = sum(path.stat().st_size for path, _ in entries) / 1e6
     print(f"{len(entries)} programs, {total:.1f} MB, in {program_cache.programs_directory()}")
     whole = sum(path.stat().st_size for path in user_cache.removable()) / 1e6
-    print(f"{whole:.1f} MB with the kernels that tinygrad keeps; --clear removes them")
+    print(f"{whole:.1f} MB with tinygrad's cached kernels; --clear removes them")
     return 0

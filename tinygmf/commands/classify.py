@@ -1,4 +1,4 @@
-"""Name what pictures show."""
+"""Classify pictures."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ from tinygmf.commands.overlays import places, save
 from tinygmf.commands.pictures import Pictures, add_pictures
 from tinygmf.files import printable
 
-LARGEST = 1600  # pixels of the longer side of a picture that is written on
+LARGEST = 1600  # pixels of the longer side of a captioned picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser)
     add_weights(parser)
-    parser.add_argument("--topk", type=positive, default=5, help="answers for each picture")
+    parser.add_argument("--topk", type=positive, default=5, help="answers per picture")
     add_classes(parser)
     add_size(parser)
     add_dtype(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--csv", action="store_true", help="print CSV: a line for each picture")
+    form.add_argument("--csv", action="store_true", help="print CSV: one line per picture")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for the pictures, the answer written on each",
+        help="folder for the pictures, each with its answer written below",
     )
     add_device(parser)
     add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print an answer for each picture as soon as it is there; 1 where one could not be read."""
+    """Print each answer as soon as it is known; returns 1 if a picture could not be read."""
     from tinygmf.engine.predictor import Predictor
     from tinygmf.weights.checkpoint import load_weights
 
     out, pictures = sys.stdout, Pictures(args.images)
-    with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is no answer
+    with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is not a result
         device = chosen_device(args)
         model = load_weights(args.weights, args.entry)
         names = chosen_classes(args, model)
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 def answers(
     predict: Any, pictures: Pictures, names: list[str], topk: int, folder: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """For each picture that can be read, its name and its likeliest classes; into `folder` goes
-    the picture, the answer written on it."""
+    """The name and the likeliest classes of each readable picture; `folder` receives the picture
+    with its answer written below."""
     from tinygmf.engine.predictor import probabilities, ranking
     from tinygmf.image import as_rgb
 
@@ -104,7 +104,7 @@ def answers(
 
 
 def written_on(picture: Image.Image, text: str) -> Image.Image:
-    """The picture with a line of text in a band below it, as large as fits."""
+    """The picture with a line of text in a band below it, as large as fits the width."""
     width, height = max(picture.width, 96), picture.height
     size = max(12, min(width // 16, 48))
     while size > 8 and ImageFont.load_default(size).getlength(text) > width - 8:
@@ -135,7 +135,7 @@ def print_csv(found: Iterable[dict[str, Any]], topk: int, out: TextIO) -> None:
 
 
 def print_json(found: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """One list, whole whatever ends it."""
+    """Print one list, which is complete JSON even if an error ends it."""
     before = "["
     try:
         for answer in found:

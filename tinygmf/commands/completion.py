@@ -1,4 +1,4 @@
-"""Print what a shell needs to complete `tinygmf`'s commands and options; shtab writes it."""
+"""Print the script, made by shtab, that completes `tinygmf`'s commands and options in a shell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=SHELLS, help="the shell that is to complete")
+    parser.add_argument("shell", choices=SHELLS, help="the shell to print the script for")
 
 
 def run(args: argparse.Namespace) -> int:

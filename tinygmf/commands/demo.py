@@ -8,7 +8,7 @@ from tinygmf.commands.options import add_device, add_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="tinygmf_demo.png", help="where the picture is saved")
+    parser.add_argument("--out", default="tinygmf_demo.png", help="where to save the picture")
     add_device(parser)
     add_threads(parser)
 

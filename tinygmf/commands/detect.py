@@ -1,4 +1,4 @@
-"""Find the objects in pictures: boxes, and masks where the network has them."""
+"""Find objects in pictures: boxes, and masks if the network has them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         metavar="X",
-        help="least score of what is shown [0.5]; --json has all down to the network's own",
+        help="lowest score shown [0.5]; --json goes down to the network's own threshold",
     )
 
 

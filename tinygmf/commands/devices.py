@@ -1,4 +1,4 @@
-"""List what tinygrad can compute on here, and prove it with one kernel each."""
+"""List the devices that work here, and run a kernel on each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="DEVICE", help="those to test; all without it")
+    parser.add_argument("names", nargs="*", metavar="DEVICE", help="devices to test; default: all")
     parser.add_argument("--test", action="store_true", help="run a whole network on each device")
 
 

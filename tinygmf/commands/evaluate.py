@@ -1,4 +1,4 @@
-"""Measure accuracy on a folder of labelled pictures, or on a data set's pictures to test on."""
+"""Measure accuracy on a folder of labeled pictures, or on the test pictures of a data set."""
 
 from __future__ import annotations
 
@@ -35,35 +35,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=Path,
         metavar="DIR",
-        help="one folder for each class, or the files of CIFAR-10 or Fashion-MNIST; or digits, "
-        "shapes, cifar10, fashion-mnist: of these the pictures to test on, or else those held out",
+        help="one folder per class, or the files of CIFAR-10 or Fashion-MNIST; or digits, shapes, "
+        "cifar10, fashion-mnist, of which it takes the test pictures, or else the held-out ones",
     )
     add_weights(parser)
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS instead")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS, instead of class folders"
+    )
     add_classes(parser)
     add_size(parser)
     parser.add_argument("--batch-size", type=positive, default=16, help="pictures in one run")
     add_dtype(parser)
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write figures and confusion table"
+        "--json", type=Path, metavar="FILE", help="write the figures and the confusion table"
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="draw confusion, worst pictures and a sheet of answers there; write a table by class",
+        help="draw the confusion, the worst answers and a sheet of answers; write a table by class",
     )
     parser.add_argument(
         "--task",
         choices=("segment", "detect", "instance"),
-        help="measure a dense network: DIR has annotated pictures, or is scenes",
+        help="measure a dense network: DIR holds annotated pictures, or is scenes",
     )
     add_device(parser)
     add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, then tell of it."""
+    """Measure and report."""
     if args.task:
         return evaluate_dense.run(args)
     from tinygmf.data.evaluation import evaluate, find_pictures
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def report(
     result: Evaluation, names: list[str], load: Callable[[Any], Image], args: argparse.Namespace
 ) -> None:
-    """Print the figures, then leave what was asked for in files."""
+    """Print the figures, and write the files that were asked for."""
     from tinygmf.study.outcome import write_outcome
 
     for line in result.unreadable:
@@ -120,7 +122,7 @@ def report(
 
 
 def print_classes(rows: list[dict[str, Any]], most: int = 20) -> None:
-    """Accuracy by class; of many classes the lowest."""
+    """Print the accuracy of each class; of many classes only the lowest."""
     lowest = sorted(rows, key=lambda row: row["top1"])[:most] if len(rows) > most else rows
     if lowest is not rows:
         print(f"the {most} lowest of {len(rows)} classes:")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def known(figures: Any) -> Any:
-    """The same with None for NaN: a share of nothing."""
+    """The same with None in place of NaN, which stands for a fraction of nothing."""
     if isinstance(figures, dict):
         return {name: known(value) for name, value in figures.items()}
     if isinstance(figures, list | tuple):

@@ -1,4 +1,4 @@
-"""What the help of each command ends with: something to type, and what comes of it."""
+"""The examples that the help of each command ends with."""
 
 EXAMPLES = {
     "demo": ("",),
@@ -26,6 +26,6 @@ EXAMPLES = {
 
 
 def ending(command: str) -> str:
-    """The end of a command's help: its examples, one a line."""
+    """The end of a command's help: its examples, one per line."""
     lines = [f"  tinygmf {command} {words}".rstrip() for words in EXAMPLES[command]]
     return "\n".join([f"example{'s' if len(lines) > 1 else ''}:", *lines])

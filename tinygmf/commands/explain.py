@@ -1,4 +1,4 @@
-"""Draw what the attention makes of pictures."""
+"""Draw how the attention sees pictures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _position(text: str) -> Position:
 
 
 class Looked(NamedTuple):
-    """A picture as the network sees it, and where in it the query lies."""
+    """A picture as the network sees it, and the query's position in it."""
 
     name: str
     crop: Image
@@ -59,7 +59,7 @@ class Looked(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> int:
-    """See what Group-Mix Attention makes of pictures; 1 where one could not be read."""
+    """Draw what Group-Mix Attention makes of pictures; returns 1 if one could not be read."""
     from tinygmf.study import figures
     from tinygmf.weights.checkpoint import load_model
 
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
 def read_pictures(
     pictures: Pictures, size: int, settings: Settings, query: Position | None
 ) -> list[Looked]:
-    """The pictures that can be read. Raises ValueError for a query that is not to be seen in one:
-    before anything is computed."""
+    """The readable pictures. Raises ValueError, before anything is computed, if the query lies
+    outside what the network sees of one."""
     from tinygmf.image import as_rgb, resize_and_crop
 
     def read(picture: Any) -> tuple[Image, tuple[int, int]]:
@@ -107,8 +107,8 @@ def read_pictures(
 def place_in_crop(
     name: str, query: Position, whole: tuple[int, int], size: int, settings: Settings
 ) -> Position:
-    """A pixel (y, x) of a picture of `whole` (width, height), in the square of `size` pixels that
-    the network sees. Raises ValueError for one outside that."""
+    """Map a pixel (y, x) of a picture of `whole` (width, height) into the square of `size` pixels
+    that the network sees. Raises ValueError for a pixel outside it."""
     from tinygmf.image import resized_and_corner
 
     resized, corner = resized_and_corner(*whole, size, settings)
@@ -129,7 +129,7 @@ def place_in_crop(
 
 
 def look(model: Any, looked: Sequence[Looked], place: tuple[int, int]) -> list[Observation]:
-    """One block at work on each picture, by a program that is compiled once and kept."""
+    """Observe one block on each picture; its program is compiled once and cached."""
     from tinygmf.image import normalize
 
     arrays = (normalize(one.crop, model.settings)[None] for one in looked)
@@ -140,7 +140,7 @@ def look(model: Any, looked: Sequence[Looked], place: tuple[int, int]) -> list[O
 def captions(
     model: Any, weights: str, looked: Sequence[Looked], device: str, query: Position | None
 ) -> list[str]:
-    """Over each picture: its name, what the network takes it for, and the query in its pixels."""
+    """The caption of each picture: its name, the network's answer, the query in its own pixels."""
     from tinygmf.data.classes import names_of
     from tinygmf.engine.predictor import Predictor, probabilities
     from tinygmf.image import normalize
@@ -164,7 +164,7 @@ def draw(
     kernel: int | None,
     titles: Sequence[str],
 ) -> Any:
-    """The figure that the options ask for."""
+    """Draw the figure that the options ask for."""
     from tinygmf.study import figures
 
     crops, queries = [one.crop for one in looked], [one.query for one in looked if one.query]
@@ -178,7 +178,7 @@ def draw(
 def _save_arrays(
     file: BinaryIO, looked: Sequence[Looked], seen: Sequence[Observation], kernel: int | None
 ) -> None:
-    """Every map of every picture, in one .npz: pictures first, in the order given."""
+    """Save every map of every picture in one .npz; the first axis counts the pictures."""
     maps = [one.responses() for one in seen]
     arrays = {name.replace(" ", "_"): np.stack([m[name] for m in maps]) for name in PANELS}
     queries = [one.query for one in looked if one.query]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tinygmf.commands.options import add_entry
 
-SHOWN = "digits", "scenes-segment"  # of those that come along
+SHOWN = "digits", "scenes-segment"  # of the networks in the package
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tinygmf explore`."""
-    text = ".pth or .safetensors, to be shown beside the networks that come along"
+    text = ".pth or .safetensors, shown beside the networks in the package"
     parser.add_argument("--weights", metavar="FILE", help=text)
     add_entry(parser)
     parser.add_argument(
@@ -58,5 +58,5 @@ def tell(name: str, size: int) -> None:
 
 
 def name_of(path: str) -> str:
-    """What the page and its files call a network: the file's name, of plain letters."""
+    """What the page and its files call a network: the file's name, in plain letters."""
     return re.sub(r"[^A-Za-z0-9-]+", "-", Path(path).stem).strip("-") or "network"

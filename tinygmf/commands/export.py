@@ -35,27 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         type=size_or_free,
-        help="picture size in pixels; by default that of the training, or 224; for ONNX also free",
+        help="picture size in pixels; by default the training size, or 224; for ONNX also free",
     )
     parser.add_argument(
-        "--batch", type=positive, help="pictures in one run, by default 1; ONNX takes any number"
+        "--batch", type=positive, help="pictures per run, by default 1; ONNX takes any number"
     )
     parser.add_argument(
         "--maps",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="not ONNX: results to keep, by their checkpoint names",
+        help="not for ONNX: maps to keep, by their checkpoint names",
     )
-    parser.add_argument("--folded", action="store_true", help="ONNX: norms inside convolutions")
+    parser.add_argument("--folded", action="store_true", help="ONNX: fold norms into convolutions")
     add_classes(parser)
     parser.add_argument(
-        "--example", type=Path, metavar="IMAGE", help="what it is checked with; by default a digit"
+        "--example", type=Path, metavar="IMAGE", help="picture to check it with; default: a digit"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, check, and only then give the folder its name."""
+    """Export and check; the folder gets its name only if the check passes."""
     from tinygmf.files import new_folder
     from tinygmf.image import load_image, preprocess
     from tinygmf.weights.checkpoint import load_weights
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def refuse_what_does_not_fit(args: argparse.Namespace) -> None:
-    """ValueError for options of the other targets."""
+    """Raise ValueError for options of the other targets."""
     if args.to == "onnx" and args.batch:
         raise ValueError("--batch: an ONNX file takes any number of pictures: leave it out")
     if args.to == "onnx" and args.maps:
@@ -105,7 +105,7 @@ def write_program(
     x: np.ndarray,
     example: Image.Image,
 ) -> tuple[np.ndarray | None, list[str]]:
-    """C or WebAssembly; its logits for x (3, H, W), and what to tell of its memory."""
+    """Write C or WebAssembly; returns its logits for x (3, H, W) and lines about its memory."""
     import numpy as np
 
     from tinygmf.export.c import run_c, write_c
@@ -125,7 +125,7 @@ def write_program(
 def write_network(
     weights: NetworkWeights, folder: Path, x: np.ndarray, free: bool, folded: bool
 ) -> tuple[np.ndarray | None, list[str]]:
-    """network.onnx; its logits for x (3, H, W), and nothing more to tell."""
+    """Write network.onnx; returns its logits for x (3, H, W) and no lines."""
     from tinygmf.export.onnx import run_onnx, write_onnx
 
     size = None if free else (x.shape[1], x.shape[2])
@@ -134,16 +134,16 @@ def write_network(
 
 
 def check(weights: NetworkWeights, x: np.ndarray, found: np.ndarray | None) -> str:
-    """What to say of the logits found for x (3, H, W): how far they are from the engine's.
+    """Compare the logits found for x (3, H, W) with the engine's; returns a line about it.
 
-    Raises ValueError if that is too far.
+    Raises ValueError if they differ by more than TOLERANCE.
     """
     import numpy as np
 
     from tinygmf.engine.predictor import Predictor
 
     if found is None:
-        return "not checked, as node is not here"
+        return "not checked: node is not installed"
     expected = Predictor(weights, x.shape[1], device="CPU").run(x[None])
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE * max(1, np.abs(expected).max()):

@@ -12,7 +12,7 @@ PUBLISHED_SIZE = 224  # pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL|FILE", help="all models without it")
+    parser.add_argument("model", nargs="?", metavar="MODEL|FILE", help="default: every model")
     add_entry(parser)
     add_size(parser)
 
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
-    """The configuration of a listed network or of a file's, the size of its images where the file
-    says so, and the network itself."""
+    """The configuration of a listed network or of one in a file, the image size if the file names
+    one, and the network itself."""
     from tinygmf.dense.networks import create_model, list_models, load_model
     from tinygmf.weights.reading import find_weights
 

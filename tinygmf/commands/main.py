@@ -33,30 +33,30 @@ SYNONYMS = {  # what other programs call an option
     "--checkpoint": "--weights",
     "--output": "--out",
 }
-CLOSED_PIPE = 141  # exit code, as of a program that the system ends for it
+CLOSED_PIPE = 141  # exit code of a program that SIGPIPE ends
 COMMANDS = {
     "demo": "Classify twelve handwritten digits with the network that comes with tinygmf.",
-    "classify": "Name what pictures show.",
-    "segment": "Colour what every pixel of pictures shows.",
-    "detect": "Find the objects in pictures: boxes, and masks.",
-    "explain": "Draw what the attention makes of pictures.",
+    "classify": "Classify pictures.",
+    "segment": "Label every pixel of pictures.",
+    "detect": "Find objects in pictures: boxes and masks.",
+    "explain": "Draw how the attention sees pictures.",
     "explore": "Write a page in which a browser runs the network and shows its attention.",
     "train": "Train a network on pictures.",
-    "ablate": "Train networks with parts of the attention taken away, and compare them.",
+    "ablate": "Train networks with parts of the attention removed, and compare them.",
     "evaluate": "Measure accuracy on a folder of labelled pictures.",
     "tune": "Search once for faster kernels of a network, and keep them.",
     "info": "Show what a network is made of, stage by stage.",
     "verify": "Compare this port with the pure-Python reference, stage by stage.",
     "convert": "Rewrite weights in the other format, or take the network out of a checkpoint.",
     "export": "Write a network as a C program, as WebAssembly or as an ONNX file.",
-    "devices": "List what tinygrad can compute on here, and prove it with one kernel each.",
-    "cache": "Show or clear the compiled programs that are kept.",
-    "completion": "Print what a shell needs to complete commands and options.",
+    "devices": "List the devices that work here, and run a kernel on each.",
+    "cache": "Show or clear the cache of compiled programs.",
+    "completion": "Print the script that completes commands and options in a shell.",
 }
 
 
 def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """Every subcommand; those that `words` name are imported and have their options."""
+    """A parser of every subcommand; only those in `words` are imported and given their options."""
     parser = argparse.ArgumentParser(prog="tinygmf", description="GroupMixFormer in tinygrad.")
     parser.add_argument("--version", action="version", version=f"tinygmf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -76,9 +76,9 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one subcommand; returns its exit code."""
+    """Run one subcommand; return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # no terminal at all, or a test's
+        with contextlib.suppress(AttributeError):  # no stream at all, or a test's own
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.showwarning = _show_warning
     try:
@@ -87,12 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who reads the output has seen enough
+    except BrokenPipeError:  # the reader has closed its end
         return CLOSED_PIPE
     except (ValueError, DeviceError, OSError) as error:
         print(f"tinygmf: {_line(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # of tinygrad, where a device or its compiler fails
+    except RuntimeError as error:  # from tinygrad, when a device or its compiler fails
         line = one_line(first_line(error))
         print(
             f"tinygmf: the device failed ({line}): choose another with --device, or set DEV; "
@@ -101,7 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     except MemoryError:
-        print("tinygmf: too little memory: a smaller batch or picture needs less", file=sys.stderr)
+        print(
+            "tinygmf: too little memory: use a smaller batch or smaller pictures", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("tinygmf: interrupted", file=sys.stderr)
@@ -122,14 +124,14 @@ def _run(words: list[str]) -> int:
     limit_threads(getattr(args, "threads", None))
     try:
         return args.run(args)
-    except sqlite3.Error as error:  # tinygrad's own cache of kernels, on a full disk
+    except sqlite3.Error as error:  # tinygrad's own kernel cache, on a full disk
         if not do_without_kernel_cache(error):
             raise
         return args.run(args)
 
 
 def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
-    """The option of a command that the first unknown one was probably meant to be."""
+    """Suggest the option of a command that the first unknown one was probably meant to be."""
     options = set(re.findall(r"--[a-z0-9-]+", command.format_help())) - {"--help"}
     for word in (word.partition("=")[0] for word in unknown if word.startswith("--")):
         near = [SYNONYMS[word]] if SYNONYMS.get(word) in options else []
@@ -139,7 +141,7 @@ def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """An error as one line; those of the system name the file first."""
+    """An error in one line; a system error names its file first."""
     if isinstance(error, OSError) and error.strerror:
         named = isinstance(error.filename, str | bytes | os.PathLike)
         name = f"{os.fsdecode(error.filename)}: " if named else ""
@@ -152,7 +154,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _close_output() -> None:
-    """Flush what was printed; where nobody takes it, see that Python does not try again."""
+    """Flush standard output; if that fails, keep Python from trying again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they come to."""
+"""Options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def positive(text: str) -> int:
 
 
 def add_weights(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    text = f".pth or .safetensors, or what comes along: {', '.join(SHIPPED)}"
+    text = f".pth or .safetensors, or a network in the package: {', '.join(SHIPPED)}"
     parser.add_argument("--weights", required=required, metavar="FILE", help=text)
     add_entry(parser)
 
@@ -30,13 +30,13 @@ def add_entry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--entry",
         metavar="NAME",
-        help="which of several networks in the file, e.g. model or state_dict.teacher; by default "
-        "the average of a network and its average",
+        help="which of several networks in the file, e.g. model or state_dict.teacher; of a "
+        "network and its moving average, the average is the default",
     )
 
 
 def add_size(parser: argparse.ArgumentParser, default: int | None = None) -> None:
-    usual = "" if default else "; by default that of the training, or 224"
+    usual = "" if default else "; by default the training size, or 224"
     parser.add_argument(
         "--size", type=positive, default=default, help=f"picture size in pixels{usual}"
     )
@@ -47,14 +47,14 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="names of the classes, one a line; by default those in the file of weights",
+        help="class names, one per line; by default those in the weight file",
     )
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     text = (
         "of the products; on the CPU device bfloat16 saves time if the processor multiplies it "
-        "(AMX, or AMD from Zen 4 on), and else, as float16 does, memory alone"
+        "(AMX, or AMD from Zen 4 on); otherwise, like float16, it saves memory alone"
     )
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help=text)
 
@@ -64,12 +64,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    text = "of the CPU device; by default what OMP_NUM_THREADS says, or one for each core"
+    text = "of the CPU device; by default OMP_NUM_THREADS, or one per core"
     parser.add_argument("--threads", type=positive, help=text)
 
 
 def chosen_device(args: argparse.Namespace) -> str:
-    """The device, opened, and the one for all tensors from here on: call it before the first."""
+    """Open the device and make it the default of all tensors: call this before the first one."""
     from tinygmf.engine.devices import open_device, set_default_device
 
     device = open_device(args.device)
@@ -78,17 +78,18 @@ def chosen_device(args: argparse.Namespace) -> str:
 
 
 def without_device() -> Any:
-    """A context for what computes nothing: tensors lie in Python's memory, no device is opened."""
+    """A context for code that computes nothing: tensors lie in Python's memory and no device is
+    opened."""
     from tinygrad import Context
 
     return Context(DEV="PYTHON")
 
 
 def chosen_size(args: argparse.Namespace, model: Any) -> int:
-    """The side of the pictures: --size, else that of the training, else 224.
+    """The side of the pictures in pixels: --size, else the training size, else 224.
 
-    Says so where the network was trained on another size than is asked for. Raises ValueError
-    where a picture of that size and its first maps alone would not fit the memory.
+    Prints a line if the network was trained on another size. Raises ValueError if one picture and
+    its first maps alone would not fit in memory.
     """
     check_memory(args.size, model.config)
     trained = model.settings.image_size
@@ -101,31 +102,31 @@ def chosen_size(args: argparse.Namespace, model: Any) -> int:
 
 
 def check_memory(size: int | None, config: Any) -> None:
-    """ValueError for --size, where one picture and what the stem makes of it are more than there
-    is: the system would end the program after a while, without a word."""
+    """Raise ValueError if one picture of --size and the stem's maps do not fit in memory: the
+    system would kill the program without a word."""
     there = memory_here()
     if size is None or there is None:
         return
     pixels = config.in_chans + config.embedding_dims[0] / 4  # the stem's maps have half the side
     if (needed := 4 * pixels * size**2) > there:
         raise ValueError(
-            f"--size {size}: expected pictures that fit the memory of {there / 1e9:.0f} GB, found "
-            f"that one needs {needed / 1e9:.0f} GB at least: give a smaller size"
+            f"--size {size}: expected pictures that fit in {there / 1e9:.0f} GB of memory, found "
+            f"that one needs at least {needed / 1e9:.0f} GB: give a smaller size"
         )
 
 
 def memory_here() -> float | None:
-    """Bytes of memory that this process may have; None where the system does not say."""
+    """Bytes of memory that this process may use; None if the system does not say."""
     limits = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no number
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; it may read "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits, default=None)
 
 
 def chosen_classes(args: argparse.Namespace, model: Any) -> list[str]:
-    """The names of the network's classes. Raises ValueError for a network without a head."""
+    """The names of the network's classes. Raises ValueError if it has no head."""
     from tinygmf.data.classes import names_of
 
     if not model.config.num_classes:

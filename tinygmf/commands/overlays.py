@@ -1,4 +1,4 @@
-"""What `segment` and `detect` have in common: their options, and the drawings they leave."""
+"""What `segment` and `detect` share: their options, and the drawings they write."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tinygmf.commands.pictures import Pictures, add_pictures
 from tinygmf.dense.drawing import names_for
 from tinygmf.files import printable, replacing
 
-DEMO = Path(__file__).parents[1] / "assets" / "scenes"  # three held-out ones
+DEMO = Path(__file__).parents[1] / "assets" / "scenes"  # three held-out scenes
 
-# What is found in a picture (H, W, 3): lines to print, results for COCO, a drawing
+# What is found in a picture (H, W, 3): lines to print, results in COCO's format, a drawing
 Found = tuple[list[str], list[dict[str, Any]], Callable[[], Image.Image]]
 Look = Callable[[np.ndarray, Any, int], Found]
 
@@ -29,43 +29,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser, required=False)
     add_weights(parser, required=False)
     parser.add_argument(
-        "--demo", action="store_true", help="three scenes, and the network that comes along"
+        "--demo", action="store_true", help="use three scenes and the network in the package"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the drawings")
     parser.add_argument(
-        "--json", action="store_true", help="print COCO's results; draw only with --out"
+        "--json", action="store_true", help="print results in COCO's format; draw only with --out"
     )
     parser.add_argument(
-        "--min-size", type=int, metavar="N", help="pixels of the shorter side, for the network"
+        "--min-size", type=int, metavar="N", help="shorter side, in pixels, that the network sees"
     )
     add_classes(parser)
     add_device(parser)
 
 
 def choose(args: argparse.Namespace, network: str) -> None:
-    """What `--demo` stands for: the package's own pictures, and `network` of `SHIPPED`."""
+    """Fill in what `--demo` stands for: the package's own pictures, and `network` of `SHIPPED`."""
     given = {"IMAGE": args.images, "--weights": args.weights}
     if args.demo:
         if named := [name for name, value in given.items() if value]:
-            raise ValueError(
-                f"--demo: expected it alone, found {named[0]} beside it: leave one out"
-            )
+            raise ValueError(f"--demo: expected it alone, found {named[0]} too: leave one out")
         args.images, args.weights = [str(DEMO)], network
     elif missing := [name for name, value in given.items() if not value]:
         raise ValueError(f"{missing[0]}: expected one, found none: name it, or give --demo alone")
 
 
 def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) -> int:
-    """Look at every picture: print, draw, or both; 1 where one could not be read.
+    """Look at every picture: print, draw, or both; returns 1 if one could not be read.
 
-    `kinds` are the networks that will do; `look(model, device)` gives what looks at one picture.
+    `kinds` names the networks that will do; `look(model, device)` returns the function for one
+    picture.
     """
     from tinygmf.dense.networks import load_model
 
     out = args.out or (None if args.json else Path(f"tinygmf_{args.command}"))
     results: list[dict[str, Any]] = []
     pictures, stdout = Pictures(args.images), sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is no answer
+    with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is not a result
         device = chosen_device(args)
         model = load_model(args.weights, entry=args.entry)
         require(args.weights, model, kinds)
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) 
 
 
 def require(path: Any, model: Any, kinds: str) -> str:
-    """The network's kind. Raises ValueError where it is none of `kinds`."""
+    """The kind of a network. Raises ValueError unless it is one of `kinds`."""
     from tinygmf.dense.networks import kind_of_network
 
     kind = kind_of_network(model)
@@ -116,7 +115,7 @@ def pixels_of(picture: Any) -> np.ndarray:
 
 
 def places(folder: Path) -> Callable[[str], Path]:
-    """A name for each picture's drawing, none twice."""
+    """A function from a picture's name to a file for its drawing, different each time."""
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
 

@@ -26,23 +26,23 @@ def add_pictures(parser: argparse.ArgumentParser, required: bool = True) -> None
         "images",
         nargs="+" if required else "*",
         metavar="IMAGE",
-        help="files, folders, globs, or - for standard input: a picture, or names, one a line",
+        help="files, folders, globs, or - for standard input: a picture, or names, one per line",
     )
 
 
 class Pictures:
-    """Reads the pictures that `words` name, one after another, and goes on past broken ones.
+    """Reads the pictures that `words` name, in order, and skips broken ones.
 
-    `count` were read; `broken` were named on standard error. `finish` gives the exit code.
+    `count` were read; `broken` were reported on standard error. `finish` returns the exit code.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
         self.words, self.passed = list(words), PassedOver()
         self.count = self.broken = 0
-        self._first: str | None = None  # why the first was broken, until it is said
+        self._first: str | None = None  # why the first was broken, until that is reported
 
     def read(self, read: Callable[[Picture], Result]) -> Iterator[tuple[str, Result]]:
-        """The name of each picture and what `read` makes of it, a little ahead, by threads."""
+        """The name of each picture and what `read` makes of it; threads read a little ahead."""
 
         def attempt(named: Named) -> tuple[str, Result | ImageError]:
             name, picture = named
@@ -60,7 +60,7 @@ class Pictures:
             yield name, result
 
     def _tell(self, error: str | None) -> None:
-        """Name a broken picture; the first one when it is not the only one: that is a mistake."""
+        """Report a broken picture. The first one waits: if it is the only one, it is an error."""
         waiting = [self._first] if self._first else []
         self._first = None
         if error is not None:
@@ -73,7 +73,7 @@ class Pictures:
             print(f"passed over: {line}", file=sys.stderr)
 
     def finish(self) -> int:
-        """0, or 1 where pictures were passed over. Raises ValueError where there was none."""
+        """0, or 1 if pictures were skipped. Raises ValueError if none could be read."""
         if self._first:
             raise ValueError(self._first)
         if not self.count:
@@ -90,7 +90,7 @@ class Pictures:
 
 
 def named_pictures(words: Iterable[str], passed: PassedOver) -> Iterator[Named]:
-    """What each word names, in natural order within folders and globs."""
+    """The pictures that each word names, in natural order within folders and globs."""
     for word in words:
         if word == "-":
             yield from _standard_input(passed)
@@ -113,7 +113,7 @@ def _file_or_folder(name: str, passed: PassedOver) -> Iterator[Named]:
 
 
 def _standard_input(passed: PassedOver) -> Iterator[Named]:
-    """A picture, or names of pictures: one a line, or ended by zeros as by `find -print0`."""
+    """A picture, or names of pictures: one per line, or ended by zero bytes (`find -print0`)."""
     data = sys.stdin.buffer.read() if sys.stdin else b""
     if not data:
         raise ValueError("standard input: expected a picture or names of pictures, found nothing")

@@ -1,4 +1,4 @@
-"""Colour what every pixel of a picture shows."""
+"""Label every pixel of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tinygmf train` is about to do: what the pictures ask for, and one line that says it all."""
+"""What `tinygmf train` is about to do: settings fitted to the pictures, and a one-line summary."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tinygmf.training.recipe import RECIPES, Recipe
 if TYPE_CHECKING:
     from tinygmf.data.dataset import Dataset
 
-SMALL, USUAL = 32, 64  # pixels: of fresh networks, by the pictures
-UNBALANCED = 3  # times as many pictures in the largest class as in the smallest
-FEWEST = 2  # batches in an epoch, where there is no full one
-FEWEST_STEPS = 400  # after fewer, fresh weights and trained ones have learned little
-OF_ANY_PICTURES = "quick", "finetune", "head"  # recipes that say nothing of size and number
+SMALL, USUAL = 32, 64  # pixels, for fresh networks: by the size of the pictures
+UNBALANCED = 3  # ratio of the largest class to the smallest from which on a line says so
+FEWEST = 2  # batches in an epoch, if there are too few pictures for a full one
+FEWEST_STEPS = 400  # in fewer, neither fresh nor trained weights learn much
+OF_ANY_PICTURES = "quick", "finetune", "head"  # recipes for any size and number of pictures
 
 
 def usual_recipe(args: argparse.Namespace) -> str:
@@ -36,9 +36,9 @@ def usual_recipe(args: argparse.Namespace) -> str:
 
 
 def fitted(args: argparse.Namespace, recipe: Recipe, data: Dataset) -> Recipe:
-    """The recipe, its size, batch and epochs fitted to the pictures where no option says them.
+    """The recipe, with size, batch and epochs fitted to the pictures unless an option sets them.
 
-    Raises CheckpointError where --weights cannot be read.
+    Raises CheckpointError if --weights cannot be read.
     """
     changes: dict[str, Any] = {}
     usual = args.recipe is None and usual_recipe(args) in OF_ANY_PICTURES
@@ -64,8 +64,8 @@ def usual_epochs(recipe: Recipe, pictures: int) -> int:
 
 
 def usual_size(weights: Path | None, otherwise: int, data: Dataset) -> int:
-    """The size that trained weights were trained on, if their file says so; of fresh ones 64
-    pixels, or 32 where the pictures are smaller than that."""
+    """The size that trained weights were trained on, if their file says so; for fresh weights 64
+    pixels, or 32 if the pictures are smaller than that."""
     from tinygmf.weights.reading import network_file, read_metadata
 
     if weights is not None:
@@ -74,7 +74,7 @@ def usual_size(weights: Path | None, otherwise: int, data: Dataset) -> int:
 
 
 def tell_classes(data: Dataset) -> None:
-    """Name what is odd about the numbers of pictures: a class of one, or far fewer than others."""
+    """Warn of classes with no held-out picture, or with far fewer pictures than others."""
     counts, held_out = data.counts, np.bincount(data.val_labels, minlength=len(data.classes))
     if missing := [data.classes[i] for i in np.flatnonzero(held_out == 0)]:
         say(f"no picture is held out of {', '.join(missing)}: accuracy says nothing of them")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_size(parser)
     parser.add_argument("--batch-size", type=positive, default=1, help="pictures in one run")
     add_dtype(parser)
-    parser.add_argument("--beam", type=positive, default=2, help="candidates that are followed")
+    parser.add_argument("--beam", type=positive, default=2, help="width of the beam search")
     add_device(parser)
     add_threads(parser)
 
@@ -35,6 +35,6 @@ def run(args: argparse.Namespace) -> int:
     size = chosen_size(args, model)
     predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
     before, after = predict.tune(args.beam)
-    kept = "kept" if after < before else "nothing faster found, the program stays as it was"
+    kept = "kept" if after < before else "nothing faster was found, the program is unchanged"
     print(f"{1000 * before:.1f} ms before, {1000 * after:.1f} ms after: {kept}")
     return 0
