@@ -34,7 +34,7 @@ from tinygrad.uop.ops import UOp
 from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
-from tinygmf.loops import pairs
+from tinygmf.loops import pairs, panels
 from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
 from tinygmf.loops.values import add, add_product, gelu, hardswish
 from tinygmf.model import check_pictures
@@ -56,7 +56,7 @@ class BlockWeights(NamedTuple):
     qkv: Any  # D -> 3D
     qkv_bias: Any
     windows: Any  # (7, 7, 3D): of query, key and value, five segments each
-    mix: Any  # 4D/5 -> 4D/5, one block for each segment
+    mix: Any  # 4D/5 -> 4D/5, one block for each segment; (1, 1, 1, in, out), never in panels
     mix_bias: Any
     fifth: Any  # (1, 3, D/5, D/5): the non-attention branch, from query, key and value
     fifth_weight: Any
@@ -77,7 +77,8 @@ class FoldedGroupMixFormer:
 
     `arrays` is the state dict of a network of this configuration. `dtype` (float32, float16 or
     bfloat16) is that of the products' operands; sums, norms, softmax and the tokens between blocks
-    stay float32. `forward(x, weights)` depends on nothing but its arguments and the configuration,
+    stay float32. On the CPU their matrices lie in `panels`, unless `plain` weights are wanted.
+    `forward(x, weights)` depends on nothing but its arguments and the configuration,
     so a captured program can be kept without weights and run with others. Raises ValueError for an
     ablation.
     """
@@ -88,9 +89,10 @@ class FoldedGroupMixFormer:
         arrays: Mapping[str, Array],
         dtype: DType = dtypes.float32,
         device: str | None = None,
+        plain: bool = False,
     ) -> None:
         self.config, self.dtype = config, dtype
-        self.weights = [place(array, dtype, device) for array in fold(config, arrays)]
+        self.weights = [place(array, dtype, device, plain) for array in fold(config, arrays)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> logits (B, num_classes), or pooled features (B, D4)."""
@@ -139,7 +141,7 @@ def block(x: Tensor, w: BlockWeights, mask: Tensor) -> Tensor:
     y = layernorm(tokens, eps=1e-6, dtype=dtype)
     heads, fifth = attention(y, w, mask, (height, width))
     tokens = dense(fifth, w.proj_fifth, w.proj_bias, others=(tokens,), epilogue=add, dtype=float32)
-    tokens = dense(heads, w.proj_heads, others=(tokens,), epilogue=add, dtype=float32)
+    tokens = dense(heads, w.proj_heads, others=(tokens,), epilogue=add, columns=dim, dtype=float32)
 
     y = layernorm(tokens, eps=1e-6, dtype=dtype)
     y = apply(gelu, dense(y, w.fc1, w.fc1_bias))  # (B, 1, N, hidden)
@@ -158,7 +160,7 @@ def attention(
     qkv = qkv.reshape(batch, 1, 3 * n, dim)
     cut = blocks_of(4, segment)
     mixed = dense(qkv, w.mix, w.mix_bias, epilogue=hardswish, blocks=cut)  # (B, 1, 3N, 4D/5)
-    fifth = dense(qkv, w.fifth, stride=(1, 3), channel=most)  # (B, 1, N, D/5)
+    fifth = dense(qkv, w.fifth, stride=(1, 3), channel=most, columns=segment)  # (B, 1, N, D/5)
     fifth = layernorm(fifth, w.fifth_weight, w.fifth_bias, eps=1e-5, epilogue=hardswish)
 
     q_k_v = mixed.reshape(batch, n, 3 * most)
@@ -204,16 +206,18 @@ def products_of(weight: Tensor) -> DType:
     return dtypes.bfloat16 if pairs.is_packed(weight) else weight.dtype
 
 
-def place(array: Array, dtype: DType, device: str | None) -> Tensor:
+def place(array: Array, dtype: DType, device: str | None, plain: bool = True) -> Tensor:
     """A weight on the device: the matrices of products in `dtype`, all else in float32."""
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    if array.ndim < 4 or dtype == dtypes.float32:
+    array, name = np.ascontiguousarray(array, dtype=np.float32), Device.canonicalize(device)
+    if array.ndim < 4:
+        return tensor_from_numpy(array, device)
+    unit = pairs.unit() if dtype == dtypes.bfloat16 and on_cpu(name) and pairs.fits(array) else None
+    array = pairs.pack(array) if unit else array
+    array = panels.cut(array, unit) if on_cpu(name) and not plain else array
+    if unit or dtype == dtypes.float32:
         return tensor_from_numpy(array, device)
     if dtype == dtypes.float16:
         return tensor_from_numpy(array.astype(np.float16), device)
-    name = Device.canonicalize(device)
-    if on_cpu(name) and pairs.unit() and pairs.fits(array):
-        return tensor_from_numpy(pairs.pack(array), device)
     buffer = Buffer(name, array.size, dtype, preallocate=True)
     buffer.allocator._copyin(buffer._buf, memoryview(bytearray(pairs.rounded(array).tobytes())))
     return Tensor(UOp.from_buffer(buffer).reshape(array.shape))
@@ -310,7 +314,7 @@ def fold_aggregator(aggregator: Part) -> Iterator[Array]:
     for i, (matrix, scale) in enumerate(zip(matrices, scales, strict=True)):
         here = slice(i * segment, (i + 1) * segment)
         mix[:, :, here, here] = matrix * scale
-    yield from (mix, np.concatenate(shifts))
+    yield from (mix[None], np.concatenate(shifts))
     yield kernels(branch.below("conv.pointwise_conv")).reshape(1, 3, segment, segment)
     yield from (branch["norm.weight"], branch["norm.bias"])
 

@@ -105,7 +105,7 @@ def capture(
     """
     if size < MIN_SIZE:
         raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
-    folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU")
+    folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU", plain=True)
     x = tensor_from_numpy(np.zeros((batch, 3, size, size), np.float32), "CPU")
 
     def logits(x: Tensor, weights: list[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops import pairs
+from tinygmf.loops import pairs, panels
 from tinygmf.loops.calls import run_loops, written
 from tinygmf.loops.nest import Nest, load, store, tile, value_of
 from tinygmf.loops.pieces import start
@@ -30,7 +30,6 @@ from tinygmf.tensors import on_cpu
 
 LANES = 8, 10, 6, 4, 2  # partial sums of a norm
 SOFTMAX = 32  # channels at a time
-CACHED = 1 << 19  # weights, 2 MB of them: so many stay in a cache of a core while a map goes by
 
 
 # The operations, as tensor expressions
@@ -54,6 +53,7 @@ def dense(
     stride: tuple[int, int] = (1, 1),
     channel: int = 0,
     blocks: int = 1,
+    columns: int | None = None,
     dtype: DType | None = None,
 ) -> Tensor:
     """A convolution, or with a 1x1 window a matrix product: (B, H', W', D) -> (B, H, W, E).
@@ -62,9 +62,10 @@ def dense(
     at least K channels from `channel` on. The epilogue is applied to each sum and to what `others`
     (B, H, W, >= E) hold in its place. The weight is zero outside its `blocks` on the diagonal, and
     may hold anything there on the CPU, where only the blocks are read. There a weight may also be
-    one of `pairs`, for x of bfloat16.
+    one of `pairs`, for x of bfloat16, or in `panels`, with `columns` E unless there is a bias.
     """
-    kh, kw, depth, columns = map(int, weight.shape[-4:])
+    kh, kw, depth, width = map(int, weight.shape[-4:])
+    columns = columns or int(bias[0].shape[0] if bias else width)
     depth *= 2 if pairs.is_packed(weight) else 1
     height = (int(x.shape[1]) - kh) // stride[0] + 1
     width = (int(x.shape[2]) - kw) // stride[1] + 1
@@ -201,32 +202,34 @@ def dense_loops(
     channel: int,
     blocks: int,
 ) -> UOp:
-    batch, height, width, columns = out.shape
-    kh, kw, depth, _ = weight.shape[-4:]
-    packed = pairs.is_packed(weight)
+    kh, kw, depth, c = weight.shape[-4:]
+    cut, packed = panels.are_in(weight), pairs.is_packed(weight)
     depth *= 2 if packed else 1
     bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
+    if cut and (kh, kw, *stride) == (1, 1, 1, 1):  # rows of the map, and maps, are one row
+        shape = 1, 1, math.prod(out.shape[:3])
+        out, x = (whole.reshape(*shape, whole.shape[3]) for whole in (out, x))
+        extra = tuple(whole.reshape(*shape, whole.shape[3]) for whole in extra)
+    batch, height, width, columns = out.shape
     wide, deep = columns // blocks, depth // blocks  # of one block
-    nest, (m, c) = Nest(), pairs.tile(width, wide) if packed else best_tile(PRODUCT, width, wide)
-    tiles, parts = (batch, height, -(-width // m), blocks), -(-wide // c)
-    if kh * kw * deep * wide > CACHED:  # a part of the weights for the whole map
-        part, *rows = around = nest.loops(parts, *tiles)
-    else:
-        *rows, part = around = nest.loops(*tiles, parts)
-    b, h, w0, s = *rows[:2], start(rows[2], m, width), rows[3]
-    e0 = s * wide + start(part, c, wide)
+    only = c if cut else None
+    m, c = pairs.tile(width, wide, only) if packed else best_tile(PRODUCT, width, wide, width=only)
+    nest, sizes = Nest(), (batch, height, -(-width // m), blocks, -(-wide // c))
+    around, (b, h, t, s, part) = panels.loops(nest, sizes, kh * kw * deep * wide, cut)
+    w0, e0 = start(t, m, width), s * wide + start(part, c, wide)
     picture = (b,) if len(weight.shape) == 5 else ()
 
     def token(ky: UOp, kx: UOp, k: UOp, i: UOp) -> UOp:
         return x[b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + s * deep + k]
 
     def row(ky: UOp, kx: UOp, k: UOp, j: UOp) -> UOp:
-        return weight[*picture, ky, kx, (s * deep + k) // (2 if packed else 1), e0 + j]
+        k = (s * deep + k) // (2 if packed else 1)
+        return weight[0, part, ky, kx, k, j] if cut else weight[*picture, ky, kx, k, e0 + j]
 
     def shift(i: UOp, j: UOp) -> UOp:
         return load(bias[0], e0 + j) if bias else ZERO
 
-    window, apart = (kh, kw, deep), (stride[1] * x.shape[3], columns)
+    window, apart = (kh, kw, deep), (stride[1] * x.shape[3], weight.shape[-1])
     if packed:
         acc = pairs.sums(nest, around, window, (m, c), token, row, apart)
     else:

@@ -72,9 +72,9 @@ def is_packed(weight: UOp) -> bool:
     return weight.dtype == dtypes.uint32
 
 
-def tile(tokens: int, channels: int) -> tuple[int, int]:
+def tile(tokens: int, channels: int, width: int | None = None) -> tuple[int, int]:
     """Tokens and channels of a tile: full vectors, and of AMX one or two tiles each way."""
-    m, c = best_tile(PAIRS, tokens, channels, unit=unit())
+    m, c = best_tile(PAIRS, tokens, channels, unit=unit(), width=width)
     if unit() == "amx" and LANES < m < 2 * LANES:
         m = LANES
     return m, c // LANES * LANES

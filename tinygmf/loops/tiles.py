@@ -54,9 +54,15 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
 
 
 def best_tile(
-    table: Table, tokens: int, channels: int, exact: bool = False, unit: str | None = None
+    table: Table,
+    tokens: int,
+    channels: int,
+    exact: bool = False,
+    unit: str | None = None,
+    width: int | None = None,
 ) -> tuple[int, int]:
-    """Tokens and channels of the tile that is the fastest for a map of this size.
+    """Tokens and channels of the tile that is the fastest for a map of this size; its channels are
+    `width` where that is given: a tile's own, as `panel_width` gives it.
 
     A tile that does not divide overlaps its neighbour, and that work is lost; with `exact` the
     largest divisors that are not above the tile are taken for it.
@@ -65,10 +71,17 @@ def best_tile(
     def speed(tile: Tile) -> float:
         return tile.rate * used(tokens, tile.tokens, exact) * used(channels, tile.channels, exact)
 
-    tile = max(table[unit or registers()], key=speed)
+    known = table[unit or registers()]
+    tile = max((t for t in known if width in (None, t.channels)), key=speed)
     if exact:
         return divisor(tokens, tile.tokens), divisor(channels, tile.channels)
     return min(tokens, tile.tokens), min(channels, tile.channels)
+
+
+def panel_width(table: Table, channels: int, unit: str | None = None) -> int:
+    """Channels of the tile that is the fastest for maps of many tokens."""
+    known = table[unit or registers()]
+    return max(known, key=lambda tile: tile.rate * used(channels, tile.channels, False)).channels
 
 
 def used(size: int, width: int, exact: bool) -> float:
