@@ -381,7 +381,9 @@ def test_the_recipe_follows_the_data_and_the_options():
     assert chosen("fashion-mnist") == RECIPES["fashion-mnist"]
     assert chosen("fashion-mnist", "--weights", NANO) == RECIPES["finetune"]
     assert chosen("x", "--weights", NANO) == RECIPES["finetune"]
+    assert chosen("x", "--weights", "digits") == RECIPES["finetune-small"]
     assert chosen("x", "--weights", NANO, "--head-only") == RECIPES["head"]
+    assert chosen("x", "--weights", "digits", "--head-only") == RECIPES["head"]
     assert chosen("x", "--recipe", "published", "--mixup", "0") == replace(
         RECIPES["published"], mixup=0
     )

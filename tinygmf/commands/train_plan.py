@@ -20,18 +20,21 @@ SMALL, USUAL = 32, 64  # pixels, for fresh networks: by the size of the pictures
 UNBALANCED = 3  # ratio of the largest class to the smallest from which on a line says so
 FEWEST = 2  # batches in an epoch, if there are too few pictures for a full one
 FEWEST_STEPS = 400  # in fewer, neither fresh nor trained weights learn much
-OF_ANY_PICTURES = "quick", "finetune", "head"  # recipes for any size and number of pictures
+# Recipes for any size and number of pictures
+OF_ANY_PICTURES = "quick", "finetune", "finetune-small", "head"
 
 
 def usual_recipe(args: argparse.Namespace) -> str:
     """The name of the recipe that the options start from unless --recipe says another."""
     from tinygmf.data.named import known_as
+    from tinygmf.weights.reading import comes_along
 
     known = known_as(args.data) if args.data else None
     if known in ("digits", "shapes"):  # random crops, or flips, would spoil them
         return known
     if args.weights:
-        return "head" if args.head_only else "finetune"
+        small = comes_along(args.weights)
+        return "head" if args.head_only else "finetune-small" if small else "finetune"
     return known if known in RECIPES else "quick"
 
 
