@@ -52,6 +52,7 @@ def test_trained_weights_go_on_with_the_size_that_they_were_trained_on(tmp_path)
     save_model(model, named)
     assert chosen(data, "--weights", str(named)).size == 48
     assert chosen(data, "--weights", str(DATA / "nano.pth")).size == RECIPES["finetune"].size
+    assert chosen(data, "--weights", "digits").size == 64
 
 
 def test_fewer_pictures_than_a_batch_make_smaller_batches_and_it_is_said(tmp_path, capsys):

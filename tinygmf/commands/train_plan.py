@@ -67,11 +67,11 @@ def usual_epochs(recipe: Recipe, pictures: int) -> int:
 
 
 def usual_size(weights: Path | None, otherwise: int, data: Dataset) -> int:
-    """The size that trained weights were trained on, if their file says so; for fresh weights 64
-    pixels, or 32 if the pictures are smaller than that."""
-    from tinygmf.weights.reading import network_file, read_metadata
+    """The size that trained weights were trained on, if their file says so; for fresh weights, and
+    those that come along, 64 pixels, or 32 if the pictures are smaller than that."""
+    from tinygmf.weights.reading import comes_along, network_file, read_metadata
 
-    if weights is not None:
+    if weights is not None and not comes_along(weights):
         return read_metadata(network_file(weights)).get("image_size") or otherwise
     return USUAL if data.typical_side() >= USUAL else SMALL
 
