@@ -26,9 +26,10 @@ from tinygmf.study.ablation import (
     save_outcomes,
     side_by_side,
 )
+from tinygmf.study.held import held_weights
 from tinygmf.study.observe import observe
 from tinygmf.study.summary import summarize
-from tinygmf.weights.checkpoint import state_arrays
+from tinygmf.weights.checkpoint import load_state_dict, state_arrays
 
 NANO = GroupMixFormerConfig(**NANO_CONFIG)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -167,6 +168,35 @@ def test_the_command_refuses_before_it_trains(options, capsys):
     with pytest.raises(ValueError) as error:
         ablate.run(parser.parse_args(options))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokens", "kernels-3", "no-crpe"])
+def test_an_ablation_by_weights_that_are_held_is_the_published_attention_with_these(name):
+    config = replace(NANO, attention=ABLATIONS[name])
+    part = "groupmixformer_backbone.0.gma_stage.0.att."
+    whole = {part + k: a for k, a in state_arrays(GroupMixAttention(20)).items()}
+    arrays = {k.removeprefix(part): a for k, a in held_weights(config).apply(whole).items()}
+    published, smaller = GroupMixAttention(20), GroupMixAttention(20, config=ABLATIONS[name])
+    load_state_dict(published, arrays)
+    own = get_state_dict(smaller)
+    load_state_dict(smaller, {k: middle(arrays[k], t.shape) for k, t in own.items()})
+    x = Tensor(normal(0, 1, 16, 20))
+    np.testing.assert_allclose(smaller(x, (4, 4)).numpy(), published(x, (4, 4)).numpy(), atol=1e-5)
+
+
+def middle(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The middle of a kernel, of this shape."""
+    rims = [(size - own) // 2 for size, own in zip(array.shape, shape, strict=True)]
+    return array[tuple(slice(rim, rim + own) for rim, own in zip(rims, shape, strict=True))]
+
+
+def test_what_is_held_is_nothing_else_of_the_network_and_makes_no_other_ablation():
+    held = held_weights(replace(NANO, attention=ABLATIONS["no-position"]))
+    still = {name for name, free in held.free.items() if not free.all()}
+    assert still == {n for n in held.free if ".cpe.proj." in n or ".crpe.conv_list." in n}
+    assert not any(held.free[name].any() or held.values[name].any() for name in still)
+    for name in ("softmax", "maximum", "no-branch", "kernels-5-7-9", "plain"):
+        assert held_weights(replace(NANO, attention=ABLATIONS[name])) is None
 
 
 def test_a_task_is_as_many_pictures_of_each_class_as_of_any_other():

@@ -14,7 +14,7 @@ from tinygrad.helpers import Target
 from tinygrad.renderer.wgsl import WGSLRenderer
 from tinygrad.uop.ops import Ops, UOp
 
-from tinygmf.engine.folded import FoldedGroupMixFormer
+from tinygmf.engine.folded import FoldedGroupMixFormer, fold
 from tinygmf.export.program import Call, find_maps, name_weights
 from tinygmf.study.lowering import kernels
 from tinygmf.weights.checkpoint import NetworkWeights
@@ -28,9 +28,9 @@ def capture_shaders(network: NetworkWeights, size: int, maps: Sequence[str]) -> 
     floats; `maps`, the value of each checkpoint name. Raises ValueError for what no shader can do.
     """
     folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU")
+    weights = list(name_weights(network.config, list(fold(network.config, network.arrays))))
     x = Tensor.empty(1, 3, size, size, device=DEVICE)
-    tensors = [Tensor.empty(*w.shape, device=DEVICE) for w in folded.weights]
-    weights = list(name_weights(network.config, [tensor.numpy() for tensor in folded.weights]))
+    tensors = [Tensor.empty(*w.array.shape, device=DEVICE) for w in weights]
     with Context(NO_MEMORY_PLANNER=1):
         logits = folded.forward(x, tensors)[-1].contiguous()
         calls = kernels(logits)

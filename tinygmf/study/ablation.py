@@ -31,8 +31,9 @@ from tinygmf.engine.devices import open_device, set_default_device
 from tinygmf.engine.program_cache import load_or_compile, program_key
 from tinygmf.files import replacing
 from tinygmf.model import GroupMixFormer
+from tinygmf.study.held import held_weights
 from tinygmf.study.summary import summarize
-from tinygmf.tensors import tensor_from_numpy
+from tinygmf.tensors import tensor_from_numpy, write_tensor
 from tinygmf.threads import limit_threads
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import QUICK, RECIPES, Recipe
@@ -108,12 +109,17 @@ class Outcome:
 class Bench:
     """A network's compiled programs for one recipe, used for every seed.
 
-    The trained network is evaluated as it stands: only the published form can be folded.
+    An ablation that is the published form with some weights held is trained as that: faster, and
+    compiled once for all. The rate of these weights is zero, though their gradients count where the
+    norm of all is clipped. The trained network is evaluated as it stands: not every ablation can be
+    folded.
     """
 
     def __init__(
         self, config: GroupMixFormerConfig, data: Dataset, recipe: Recipe, device: str
     ) -> None:
+        self.held = held_weights(config)
+        config = config if self.held is None else replace(config, attention=AttentionConfig())
         self.config, self.data, self.recipe, self.device = config, data, recipe, device
         self.state = TrainingState(
             config,
@@ -122,6 +128,9 @@ class Bench:
             recipe.weight_decay,
             recipe.layer_decay,
         )
+        if self.held:
+            rates = self.state["rates"].numpy() * self.state.layout.weights.join(self.held.free)
+            write_tensor(self.state["rates"], rates)
         self.programs = Programs(
             config, self.state, recipe.batch_size, recipe.size, device, progress=False
         )
@@ -146,7 +155,8 @@ class Bench:
         return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
 
     def _fresh(self, seed: int) -> dict[str, np.ndarray]:
-        return state_arrays(GroupMixFormer(self.config, seed))
+        arrays = state_arrays(GroupMixFormer(self.config, seed))
+        return self.held.apply(arrays) if self.held else arrays
 
     def _network(self) -> list[Tensor]:
         return [self.state[name] for name in ("weights", "statistics", "counters")]
