@@ -11,6 +11,7 @@ from tinygmf.loops.nest import (
     load,
     name_of,
     put,
+    seen_as,
     total,
 )
 from tinygmf.loops.tiles import PRODUCT, best_tile, divisor
@@ -21,7 +22,7 @@ def softmax_back(out: UOp, s: UOp, g: UOp, *, to: int) -> UOp:
     """out, from channel `to` on, = the gradient for the input of a softmax s over the tokens, given
     its own, g: both (B, N, C)."""
     batch, n, channels = s.shape
-    out = out.reshape((batch, n, -1))
+    out = seen_as(out, (batch, n, -1))
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
     around = b, c0 = nest.loops(batch, channels // c)
     sums = total(
@@ -47,7 +48,7 @@ def outer(
     """out (B, C, C) = scale * xᵀ y, of C channels of x (B, N, …) and of y (B, N, …), from
     `x_channel` and `y_channel` on; zero where the two channels are not of one head."""
     batch, channels, _ = out.shape
-    x, y = (t.reshape((batch, -1, t.shape[-1])) for t in (x, y))
+    x, y = (seen_as(t, (batch, -1, t.shape[-1])) for t in (x, y))
     nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels, exact=True)
     around = b, i0, j0 = nest.loops(batch, channels // m, channels // c)
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)

@@ -22,7 +22,7 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.calls import run_loops, written
-from tinygmf.loops.nest import Nest, load, store, tile, value_of
+from tinygmf.loops.nest import Nest, flat, load, store, tile, value_of
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
 from tinygmf.loops.values import ZERO, Value, exp, identity
@@ -272,11 +272,10 @@ def depthwise_loops(
 
 
 def apply_loops(out: UOp, x: UOp, *, function: Callable[[UOp], UOp]) -> UOp:
-    shape = (math.prod(x.shape[:-1]), x.shape[-1])
-    place = Nest().loops(*shape)
-    value = function(load(x.reshape(shape), *place))
-    name = f"{function.__name__}_{math.prod(shape)}"
-    return store(name, out.reshape(shape), tuple(place), value, *place)
+    out, x = flat(out), flat(x)
+    place = Nest().loops(*out.shape)
+    name = f"{function.__name__}_{math.prod(out.shape)}"
+    return store(name, out, tuple(place), function(load(x, *place)), *place)
 
 
 def layernorm_loops(

@@ -80,9 +80,9 @@ def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp
     return kernel(name, stored, overlapping=True)
 
 
-def kernel(name: str, stored: UOp, overlapping: bool = False) -> UOp:
+def kernel(name: str, stored: UOp, overlapping: bool = False, whole: tuple[UOp, ...] = ()) -> UOp:
     """The kernel that makes these stores, its loops as they are written: see `in_pieces`."""
-    pieces = in_pieces(stored, overlapping)
+    pieces = in_pieces(stored, overlapping, whole)
     # A tag has tinygrad leave the loops as they are, without looking for others.
     return UOp.sink(pieces, arg=KernelInfo(name=name, opts_to_apply=()), tag=1)
 
@@ -107,9 +107,15 @@ def add_gradient(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UO
     return put(out, index, value * load(share, 0), adding=True)
 
 
+def seen_as(buffer: UOp, shape: tuple[int, ...]) -> UOp:
+    """A kernel's buffer in another shape. Its memory is reshaped, not its present shape: an index
+    would be split into places of that one, by divisions that tinygrad cannot always undo."""
+    return buffer.base.reshape(shape)
+
+
 def flat(x: UOp) -> UOp:
     """(…, C) -> (rows, C)."""
-    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
+    return seen_as(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def name_of(what: str, *buffers: UOp, numbers: tuple[int, ...] = ()) -> str:

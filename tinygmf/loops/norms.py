@@ -16,6 +16,7 @@ from tinygmf.loops.nest import (
     load,
     name_of,
     put,
+    seen_as,
     total,
 )
 from tinygmf.loops.tiles import divisor
@@ -39,7 +40,7 @@ def batchnorm(
     affine (2, C); found (2, C): mean and 1 / deviation; running (2, C): the moving averages of mean
     and unbiased variance, moved by a tenth.
     """
-    out, x = (t.reshape((-1, affine.shape[1])) for t in (out, x))
+    out, x = (seen_as(t, (-1, affine.shape[1])) for t in (out, x))
     rows, channels = x.shape
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
     around = (c0,) = nest.loops(channels // c)
@@ -77,7 +78,7 @@ def batchnorm_back(
     out: UOp, weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, share: UOp, *, act: bool
 ) -> UOp:
     """out = the gradient for x, given that of the result, g; weights (2, C) += that of affine."""
-    out, x, g = (t.reshape((-1, affine.shape[1])) for t in (out, x, g))
+    out, x, g = (seen_as(t, (-1, affine.shape[1])) for t in (out, x, g))
     rows, channels = x.shape
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
     around = (c0,) = nest.loops(channels // c)

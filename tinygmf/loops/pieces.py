@@ -27,22 +27,24 @@ def number_of_pieces() -> int:
     return min(cores_elsewhere.get() or available_cores(), MOST)
 
 
-def in_pieces(nest: UOp, overlapping: bool) -> UOp:
+def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:
     """The loops `nest`, of which `core_id` runs a part.
 
     The outermost loop is cut that is divided well: then the rows of one kernel are those of the
     next, and stay in a core's cache. With `overlapping` a loop of any size can be cut, and some
-    turns run in two pieces: a kernel must not read what it writes then.
+    turns run in two pieces: a kernel must not read what it writes then. The loops of `whole` are
+    not cut, as all their turns add to the same outputs.
     """
     body, *loops = nest.src
     if skips_a_buffer(body):
         return nest
     most = min(number_of_pieces(), turns(body) // LEAST)
-    cuts = [cut(loop, most, overlapping) for loop in outer_loops(body, loops)]
-    gains = [size(loop) / length for loop, length in cuts]
+    free = [loop for loop in outer_loops(body, loops) if loop not in whole]
+    cuts = [cut(loop, most, overlapping) for loop in free]
+    gains = [gain(size(loop), length, most) for loop, length in cuts]
     if max(gains, default=1) == 1:
         return nest
-    loop, length = next(c for c, gain in zip(cuts, gains, strict=True) if gain > FAIR * max(gains))
+    loop, length = next(c for c, g in zip(cuts, gains, strict=True) if g > FAIR * max(gains))
     # Of 8 bits: were its values not known to be few, clang could not prove that addresses do not
     # wrap, and would not make vector instructions.
     last = -(-size(loop) // length) - 1
@@ -60,11 +62,20 @@ def skips_a_buffer(body: UOp) -> bool:
 
 
 def cut(loop: UOp, most: int, overlapping: bool) -> tuple[UOp, int]:
-    """The loop, and the turns of each of at most so many pieces."""
+    """The loop, and the turns of each of at most so many pieces; or one turn, where pieces that may
+    not overlap would else be one: some core then runs one more than others."""
     pieces = max(1, min(most, size(loop)))
     if not overlapping:
         pieces = divisor(size(loop), pieces)
+        if pieces == 1 < most and size(loop) <= MOST:
+            return loop, 1
     return loop, -(-size(loop) // pieces)
+
+
+def gain(turns: int, length: int, cores: int) -> float:
+    """How much sooner the pieces are done than all turns on one core."""
+    pieces = -(-turns // length)
+    return turns / (length * -(-pieces // max(cores, 1)))
 
 
 def outer_loops(body: UOp, loops: list[UOp]) -> list[UOp]:

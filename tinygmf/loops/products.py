@@ -26,12 +26,15 @@ from tinygmf.loops.nest import (
     load_inside,
     name_of,
     put,
+    seen_as,
     total,
 )
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile, divisor
 from tinygmf.loops.values import ZERO
 
 WHOLE = Channels()
+CACHED = 1 << 17  # numbers, 0.5 MB of them
+FEW_ROWS = 64  # no more are added up apart from others
 
 
 def dense(
@@ -97,7 +100,7 @@ def rows(x: UOp, weight: UOp, parts: int) -> UOp:
     C) where each picture has a weight of its own."""
     batch = x.shape[0] if len(weight.shape) == 5 else 1
     channels = x.shape[3] // parts
-    return x.reshape((batch, 1, math.prod(x.shape) // batch // channels, channels))
+    return seen_as(x, (batch, 1, math.prod(x.shape) // batch // channels, channels))
 
 
 def dense_weight(
@@ -113,7 +116,7 @@ def dense_weight(
     parts, channel, at = channels.parts, channels.read, channels.write
     pointwise = len(out.shape) == 3 or (out.shape[:2] == (1, 1) and stride == 1)
     if pointwise:
-        x, g = rows(x, out, parts), rows(g, out, parts)
+        x, g = (blocks(rows(t, out, parts), *out.shape[-2:]) for t in (x, g))
     batch, height, width, _ = g.shape
     groups = out.shape[0] if len(out.shape) == 3 else 1
     kh, kw = (1, 1) if pointwise else out.shape[:2]
@@ -121,10 +124,14 @@ def dense_weight(
     down = Window(kh, stride, False, x.shape[1], height)
     across = Window(kw, stride, False, x.shape[2], width)
     nest, (m, c) = Nest(), best_tile(PRODUCT, depth, columns, exact=True)
-    around = ky, kx, s, k0, e0 = nest.loops(kh, kw, groups, depth // m, columns // c)
+    at_once = 1 if height * width >= FEW_ROWS else batch
+    around = ky, kx, s, k0, b0, e0 = nest.loops(
+        kh, kw, groups, depth // m, batch // at_once, columns // c
+    )
 
     def term(i: UOp, j: UOp) -> UOp:
-        b, h, w = over
+        turn, h, w = over
+        b = b0 * at_once + turn
         c_in, c_out = channel + s * depth + k0 * m + i, at + s * columns + e0 * c + j
         if pointwise:
             return load(x, b, h, w, c_in) * load(g, b, h, w, c_out)
@@ -132,13 +139,22 @@ def dense_weight(
         return load_inside(x, b, rows_in, columns_in, c_in) * load(g, b, h, w, c_out)
 
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)
-    over = nest.loops(batch, height, width)
+    over = nest.loops(at_once, height, width)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(m, c)
     matrix = (s,) if len(out.shape) == 3 else (ky, kx)
     place = (*matrix, k0 * m + i, e0 * c + j)
     stored = add_gradient(out, place, acc[i, j].load(), share).end(*around, i, j)
-    return kernel(name_of("dense_weight", out, g, numbers=(stride, channel, at)), stored)
+    name = name_of("dense_weight", out, g, numbers=(stride, channel, at))
+    return kernel(name, stored, whole=(b0,))
+
+
+def blocks(x: UOp, depth: int, columns: int) -> UOp:
+    """Rows (1, 1, N, C) as (blocks, 1, rows, C): so many rows of both maps of a product, of `depth`
+    and `columns` channels, that a core's cache holds them while they are read again."""
+    _, _, n, channels = x.shape
+    size = divisor(n, max(FEW_ROWS, CACHED // (depth + columns)))
+    return seen_as(x, (n // size, 1, size, channels)) if size >= FEW_ROWS else x
 
 
 def column_sum(out: UOp, g: UOp, share: UOp) -> UOp:

@@ -52,6 +52,8 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
     "simd128": tiles((4, 8, 16), (7, 4, 16), (2, 8, 15)),
 }
 
+LANES = {"avx512": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
+
 
 def best_tile(
     table: Table,
@@ -65,30 +67,42 @@ def best_tile(
     `width` where that is given: a tile's own, as `panel_width` gives it.
 
     A tile that does not divide overlaps its neighbour, and that work is lost; with `exact` the
-    largest divisors that are not above the tile are taken for it.
+    largest divisors that are not above the tile are taken for it, of channels whole vectors.
     """
+    unit = unit or registers()
+    lanes = LANES.get(unit, 4)
+
+    def size(tile: Tile) -> tuple[int, int]:
+        if exact:
+            return divisor(tokens, tile.tokens), vectors(channels, tile.channels, lanes)
+        return min(tokens, tile.tokens), min(channels, tile.channels)
 
     def speed(tile: Tile) -> float:
-        return tile.rate * used(tokens, tile.tokens, exact) * used(channels, tile.channels, exact)
+        if not exact:
+            return tile.rate * used(tokens, tile.tokens) * used(channels, tile.channels)
+        m, c = size(tile)
+        return tile.rate * (m / tile.tokens) * (c / tile.channels) / (1 if c % lanes == 0 else 2)
 
-    known = table[unit or registers()]
-    tile = max((t for t in known if width in (None, t.channels)), key=speed)
-    if exact:
-        return divisor(tokens, tile.tokens), divisor(channels, tile.channels)
-    return min(tokens, tile.tokens), min(channels, tile.channels)
+    return size(max((t for t in table[unit] if width in (None, t.channels)), key=speed))
 
 
 def panel_width(table: Table, channels: int, unit: str | None = None) -> int:
     """Channels of the tile that is the fastest for maps of many tokens."""
     known = table[unit or registers()]
-    return max(known, key=lambda tile: tile.rate * used(channels, tile.channels, False)).channels
+    return max(known, key=lambda tile: tile.rate * used(channels, tile.channels)).channels
 
 
-def used(size: int, width: int, exact: bool) -> float:
+def used(size: int, width: int) -> float:
     """The part of a tile's width that is work of use."""
-    if exact:
-        return divisor(size, width) / width
     return size / (-(-size // width) * width)
+
+
+def vectors(size: int, most: int, lanes: int) -> int:
+    """The largest divisor of `size` that is not above `most` and fills whole vectors; where none
+    does, the largest: clang computes part of it number by number."""
+    if size % lanes or most < lanes:
+        return divisor(size, most)
+    return lanes * divisor(size // lanes, most // lanes)
 
 
 def divisor(size: int, most: int) -> int:
