@@ -50,7 +50,7 @@ class Folded:
             for part, arrays_of_part in split(name, pair, splits.get(name)):
                 self.numbers[part] = len(arrays)
                 arrays += arrays_of_part
-        self.weights = [place(array, dtypes.float32, device) for array in arrays]
+        self.weights = [place(array, dtypes.float32, device, plain=False) for array in arrays]
 
     def maps(self, x: Tensor, weights: Weights) -> list[Tensor]:
         """Pictures (B, 3, H, W) -> four maps (B, h, w, D_i)."""
@@ -69,7 +69,8 @@ class Folded:
         """The convolution of this name, padded to keep (or by its stride divide) the map's size."""
         number = self.numbers[name]
         kernel, bias = weights[number], weights[number + 1]
-        x = pad(x, int(kernel.shape[0]) // 2) if kernel.shape[0] > 1 else x
+        size = int(kernel.shape[-4])
+        x = pad(x, size // 2) if size > 1 else x
         return dense(x, kernel, bias, others=others, epilogue=epilogue, stride=(stride, stride))
 
     def conv_of_parts(self, weights: Weights, name: str, parts: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.calls import run_loops, written
-from tinygmf.loops.nest import Nest, flat, load, store, tile, value_of
+from tinygmf.loops.nest import Nest, flat, load, seen_as, store, tile, value_of
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
 from tinygmf.loops.values import ZERO, Value, exp, identity
@@ -208,8 +208,8 @@ def dense_loops(
     bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
     if cut and (kh, kw, *stride) == (1, 1, 1, 1):  # rows of the map, and maps, are one row
         shape = 1, 1, math.prod(out.shape[:3])
-        out, x = (whole.reshape(*shape, whole.shape[3]) for whole in (out, x))
-        extra = tuple(whole.reshape(*shape, whole.shape[3]) for whole in extra)
+        out, x = (seen_as(whole, (*shape, whole.shape[3])) for whole in (out, x))
+        extra = tuple(seen_as(whole, (*shape, whole.shape[3])) for whole in extra)
     batch, height, width, columns = out.shape
     wide, deep = columns // blocks, depth // blocks  # of one block
     only = c if cut else None
