@@ -46,7 +46,9 @@ def test_the_answer_of_a_picture_stands_on_the_page(visit):
 
 def test_a_network_without_classes_tells_how_far_its_features_change(visit):
     page = visit()
-    page.evaluate("view.model.info.head = false; run({ off: new Set(['crpe']) }); drawStale()")
+    page.evaluate("view.model.info.head = false; run(); drawStale()")
+    assert page.inner_text("#answer") == "10 features, no classes"
+    page.evaluate("run({ off: new Set(['crpe']) }); drawStale()")
     now, before = (page.evaluate(f"[...view.{n}]") for n in ("model.logits", "baseline"))
     change = np.abs(np.subtract(now, before)).max() / np.abs(before).max()
     said = page.inner_text("#answer")

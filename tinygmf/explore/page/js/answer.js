@@ -33,7 +33,8 @@ function answerFigure(element) {
 function told({ info }, values, others) {
   if (!info.head) {
     const change = largest(values.map((value, i) => value - others[i])) / largest(others);
-    return `${values.length} features, no classes; changed by ${(100 * change).toFixed(1)} %`;
+    const changed = change && `; changed by ${(100 * change).toFixed(1)} %`;
+    return `${values.length} features, no classes${changed || ""}`;
   }
   const shares = softmax(values);
   const best = shares.indexOf(Math.max(...shares));
