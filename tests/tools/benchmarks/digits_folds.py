@@ -26,7 +26,7 @@ def held_out_right(fold: int, seed: int, device: str) -> tuple[int, int]:
 
     data, recipe = digits(fold), replace(RECIPES["digits"], seed=seed)
     model = create_model("groupmixformer_nano", len(data.classes), seed)
-    trainer = Trainer(model, data, recipe, device)
+    trainer = Trainer(model, data, recipe, device, progress=False)
     while not trainer.ended:
         trainer.run_epoch()
     count = len(data.val)
