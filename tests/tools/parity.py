@@ -82,6 +82,18 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def assert_measured(
+    measured: dict[str, np.ndarray], logits: np.ndarray, maps: Iterable[np.ndarray]
+) -> None:
+    """The logits and the four maps of a published variant are those that were measured."""
+    assert relative_difference(logits, measured["logits"]) < 1e-4
+    for i, found in enumerate(maps, start=1):
+        assert found.shape == tuple(measured[f"stage{i}_shape"])
+        samples = found.ravel()[measured[f"stage{i}_index"]]
+        assert relative_difference(samples, measured[f"stage{i}_value"]) < 1e-4
+        assert abs(found.mean() - measured[f"stage{i}_mean"]) < 1e-4
+
+
 def activations_of(name: str = ONE_PICTURE) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Pictures (B, 3, H, W), and what each module of the nano network makes of them."""
     outputs = load_npz(name)
