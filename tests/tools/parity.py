@@ -42,9 +42,13 @@ def manifest() -> dict[str, dict[str, Any]]:
 
 
 def load_npz(name: str) -> dict[str, np.ndarray]:
-    """A file of tests/data as a dictionary of arrays; the suffix may be left out."""
-    with np.load(DATA / f"{name.removesuffix('.npz')}.npz") as arrays:
-        return dict(arrays)
+    """A file of tests/data as a dictionary of arrays; the suffix may be left out.
+
+    Where it has rows (name, other) under `same`, the array `name` equals that of the other.
+    """
+    with np.load(DATA / f"{name.removesuffix('.npz')}.npz") as file:
+        arrays = dict(file)
+    return arrays | {name: arrays[other] for name, other in arrays.pop("same", ())}
 
 
 def sampled(array: np.ndarray, most: int) -> np.ndarray:
