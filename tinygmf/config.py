@@ -21,6 +21,7 @@ STRIDES = (4, 8, 16, 32)  # of the four stages' maps, in pixels
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP = 224 / 256
+PUBLISHED_SIZE = 224  # pixels
 
 AGGREGATORS = ("convolution", "average", "maximum", "minimum", "none")
 

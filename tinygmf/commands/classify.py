@@ -17,14 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tinygmf.commands.options import (
     add_classes,
-    add_device,
-    add_dtype,
-    add_size,
-    add_threads,
+    add_predictor,
     add_weights,
     chosen_classes,
-    chosen_device,
-    chosen_size,
+    chosen_predictor,
     positive,
 )
 from tinygmf.commands.overlays import places, save
@@ -39,8 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     parser.add_argument("--topk", type=positive, default=5, help="answers per picture")
     add_classes(parser)
-    add_size(parser)
-    add_dtype(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV: one line per picture")
@@ -50,22 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the pictures, each with its answer written below",
     )
-    add_device(parser)
-    add_threads(parser)
+    add_predictor(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print each answer as soon as it is known; returns 1 if a picture could not be read."""
-    from tinygmf.engine.predictor import Predictor
     from tinygmf.weights.checkpoint import load_weights
 
     out, pictures = sys.stdout, Pictures(args.images)
     with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is not a result
-        device = chosen_device(args)
         model = load_weights(args.weights, args.entry)
         names = chosen_classes(args, model)
-        predict = Predictor(model, chosen_size(args, model), device=device, dtype=args.dtype)
-        found = answers(predict, pictures, names, args.topk, args.out)
+        found = answers(chosen_predictor(args, model), pictures, names, args.topk, args.out)
         if args.json:
             print_json(found, out)
         elif args.csv:

@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tinygmf.commands import evaluate_dense
 from tinygmf.commands.options import (
     add_classes,
-    add_device,
-    add_dtype,
-    add_size,
-    add_threads,
+    add_predictor,
     add_weights,
     chosen_classes,
-    chosen_device,
-    chosen_size,
+    chosen_predictor,
     positive,
 )
 from tinygmf.files import printable, replacing, require_writable
@@ -43,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS, instead of class folders"
     )
     add_classes(parser)
-    add_size(parser)
     parser.add_argument("--batch-size", type=positive, default=16, help="pictures in one run")
-    add_dtype(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures and the confusion table"
     )
@@ -60,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("segment", "detect", "instance"),
         help="measure a dense network: DIR holds annotated pictures, or is scenes",
     )
-    add_device(parser)
-    add_threads(parser)
+    add_predictor(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.data.evaluation import evaluate, find_pictures
     from tinygmf.data.named import is_data_set, measured_pictures, open_data
     from tinygmf.data.pictures import PassedOver
-    from tinygmf.engine.predictor import Predictor
     from tinygmf.image import load_image
     from tinygmf.study.figures import require_matplotlib
     from tinygmf.weights.checkpoint import load_weights
@@ -83,17 +75,15 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     load: Callable[[Any], Image]
     samples: list[Any]
-    device, passed = chosen_device(args), PassedOver()
-    model = load_weights(args.weights, args.entry)
-    names = chosen_classes(args, model)
-    size = chosen_size(args, model)
+    passed, model = PassedOver(), load_weights(args.weights, args.entry)
+    names, predict = chosen_classes(args, model), chosen_predictor(args, model, args.batch_size)
     if args.labels is None and is_data_set(args.folder):
-        samples, load = measured_pictures(open_data(str(args.folder), size), names)
+        data = open_data(str(args.folder), predict.image_size)
+        samples, load = measured_pictures(data, names)
     else:
         samples, load = find_pictures(args.folder, names, args.labels, passed), load_image
     if passed:
         print(f"passed over: {passed}", file=sys.stderr)
-    predict = Predictor(model, size, batch_size=args.batch_size, dtype=args.dtype, device=device)
     report(evaluate(predict, samples, load=load), names, load, args)
     return 0
 

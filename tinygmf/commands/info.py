@@ -6,9 +6,7 @@ import argparse
 from typing import Any
 
 from tinygmf.commands.options import add_entry, add_size, without_device
-from tinygmf.config import VARIANTS, GroupMixFormerConfig, full_name
-
-PUBLISHED_SIZE = 224  # pixels
+from tinygmf.config import PUBLISHED_SIZE, VARIANTS, GroupMixFormerConfig, full_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tinygmf.config import PUBLISHED_SIZE
 from tinygmf.tensors import DTYPES
 from tinygmf.weights.reading import SHIPPED
 
@@ -68,6 +69,23 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help=text)
 
 
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """The options of an inference engine, except its weights and the number of pictures per run:
+    `chosen_predictor` reads them."""
+    add_size(parser)
+    add_dtype(parser)
+    add_device(parser)
+    add_threads(parser)
+
+
+def chosen_predictor(args: argparse.Namespace, model: Any, batch_size: int = 1) -> Any:
+    """The engine for a network, on its device; nothing is compiled yet."""
+    from tinygmf.engine.predictor import Predictor
+
+    device, size = chosen_device(args), chosen_size(args, model)
+    return Predictor(model, size, batch_size=batch_size, dtype=args.dtype, device=device)
+
+
 def chosen_device(args: argparse.Namespace) -> str:
     """Open the device and make it the default of all tensors: call this before the first one."""
     from tinygmf.engine.devices import open_device, set_default_device
@@ -98,7 +116,7 @@ def chosen_size(args: argparse.Namespace, model: Any) -> int:
             f"{args.weights}: trained on pictures of {trained} pixels, used on {args.size}",
             file=sys.stderr,
         )
-    return args.size or trained or 224
+    return args.size or trained or PUBLISHED_SIZE
 
 
 def check_memory(size: int | None, config: Any) -> None:

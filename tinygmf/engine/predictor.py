@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tinygrad import Tensor
 
+from tinygmf.config import PUBLISHED_SIZE
 from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.engine.folded import FoldedGroupMixFormer
@@ -31,7 +32,6 @@ from tinygmf.tensors import DTYPES, tensor_from_numpy, write_tensor
 from tinygmf.threads import thread_count
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 
-PUBLISHED_SIZE = 224  # pixels
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
