@@ -11,31 +11,42 @@ import _thread
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 EXIT_CODE = 130
-SOON = 0.01  # seconds, in which a callback has returned
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """Raise again a KeyboardInterrupt that Python drops: soon afterwards, or as the block ends."""
-    timers: list[threading.Timer] = []
+    threads: list[threading.Thread] = []
 
     def unraisable(dropped: Any) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
-            before(dropped)
-        elif not any(timer.is_alive() for timer in timers):
-            timers.append(threading.Timer(SOON, _thread.interrupt_main))
-            timers[-1].start()
+            return before(dropped)
+        threads.append(threading.Thread(target=_interrupt_after, args=[sys._getframe()]))
+        threads[-1].start()
 
     before, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
-        try:
-            yield
-        finally:
-            for timer in timers:
-                timer.join()  # raises, if the interrupt has not done so yet
+        yield
     finally:
         sys.unraisablehook = before
+        for thread in threads:
+            thread.join()
+    if threads:
+        raise KeyboardInterrupt
+
+
+def _interrupt_after(frame: FrameType) -> None:
+    """Interrupt the main thread when it has left a frame."""
+    while True:
+        here: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+        while here is not None and here is not frame:
+            here = here.f_back
+        if here is None:
+            return _thread.interrupt_main()
+        time.sleep(0.001)
