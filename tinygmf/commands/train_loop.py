@@ -135,7 +135,8 @@ def tell_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
     pictures = sum(str(source) not in broken for source in trainer.data.val)
     best = best_epoch(trainer.about()["reports"])
     if len(reports) < trainer.recipe.epochs:
-        print(f"ended after epoch {len(reports)}: none was better than epoch {best}")
+        patience = trainer.recipe.patience
+        print(f"ended after epoch {len(reports)}: no better one in the last {patience}")
     if folder and best != len(reports):
         print(f"{folder / BEST}: {first_measure(reports[best - 1])}, of epoch {best}")
     path = folder / WEIGHTS if folder else out

@@ -63,13 +63,15 @@ def _shown(value: Any) -> str:
 
 
 def best_epoch(reports: Sequence[Sequence[float]]) -> int:
-    """The last epoch, from 1, whose figure no other exceeds; 0 before there is any."""
+    """The epoch, from 1, whose figure no other exceeds: of equals the last, which was trained
+    longest. 0 before there is any."""
     figures = [row[MEASURE] for row in reports]
     return max(range(len(figures)), key=lambda i: (figures[i], i)) + 1 if figures else 0
 
 
 def has_ended(about: Mapping[str, Any]) -> bool:
-    """Whether a run has made all its steps, or waited for a better epoch long enough."""
+    """Whether a run has made all its steps, or `patience` epochs in a row that are no better than
+    one before them; an equal one is not better."""
     patience, reports = about["recipe"].get("patience"), about["reports"] or ()
     figures = [row[MEASURE] for row in reports]
     waited = len(figures) - 1 - figures.index(max(figures)) if figures else 0
