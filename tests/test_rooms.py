@@ -25,7 +25,7 @@ ROOMS = {
     "data": NETWORK | {"engine"},
     "dense": NETWORK | {"loops", "weights", "engine", "data"},
     "training": NETWORK | {"loops", "weights", "engine", "data", "dense"},
-    "export": NETWORK | {"weights", "engine", "dense"},
+    "export": NETWORK | {"loops", "weights", "engine", "dense"},
     "study": NETWORK | {"weights", "engine", "data", "training"},
     "explore": NETWORK | {"weights", "engine", "data", "study", "export"},
     "checks": NETWORK | {"weights", "engine", "data", "dense", "training"},

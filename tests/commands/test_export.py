@@ -79,6 +79,7 @@ def test_a_folder_that_holds_something_stays_as_it_is(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--to", "c", "--dtype", "float16"], "--dtype: expected float32, found float16"),
         (["--to", "onnx", "--batch", "2"], "--batch: an ONNX file takes any number"),
         (["--to", "onnx", "--maps", "x"], "--maps: in an ONNX file every value has a name"),
         (["--to", "c", "--size", "free"], "--size: expected a number for c, found free"),

@@ -14,7 +14,7 @@ from PIL import Image
 from tinygmf.config import Settings
 from tinygmf.export.c import run_c, write_c
 from tinygmf.export.program import Program, capture
-from tinygmf.export.wasm import run_wasm, write_wasm
+from tinygmf.export.wasm import REGISTERS, run_wasm, write_wasm
 from tinygmf.image import normalize, preprocess
 from tinygmf.weights.checkpoint import load_weights
 
@@ -30,7 +30,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 @pytest.fixture(scope="module")
 def program() -> Program:
     weights = load_weights(DATA / "nano.pth")
-    return capture(weights._replace(settings=Settings(classes=NAMES)), SIZE, maps=MAPS)
+    network = weights._replace(settings=Settings(classes=NAMES))
+    return capture(network, SIZE, maps=MAPS, registers=REGISTERS)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from tinygmf.tensors import tensor_from_numpy
 @given(columns=st.integers(1, 300))
 def test_panels_hold_every_column_in_its_place(name, columns):
     matrix = np.arange(3 * columns, dtype=np.float32).reshape(1, 1, 3, columns)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "registers", lambda: name)
+    with tiles.for_registers(name):
         found = panels.cut(matrix)
         if found is matrix:
             return

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="not for ONNX: maps to keep, by their checkpoint names",
     )
+    parser.add_argument(
+        "--dtype", default="float32", help="float32, as all exports are; the README says why"
+    )
     parser.add_argument("--folded", action="store_true", help="ONNX: fold norms into convolutions")
     add_classes(parser)
     parser.add_argument(
@@ -87,7 +90,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def refuse_what_does_not_fit(args: argparse.Namespace) -> None:
-    """Raise ValueError for options of the other targets."""
+    """Raise ValueError for options of the other targets, and for halves, which none takes."""
+    if args.dtype != "float32":
+        raise ValueError(
+            f"--dtype: expected float32, found {args.dtype}: C11 and WebAssembly cannot calculate "
+            "with halves, and a runtime narrows an ONNX file itself"
+        )
     if args.to == "onnx" and args.batch:
         raise ValueError("--batch: an ONNX file takes any number of pictures: leave it out")
     if args.to == "onnx" and args.maps:
@@ -110,11 +118,12 @@ def write_program(
 
     from tinygmf.export.c import run_c, write_c
     from tinygmf.export.program import capture
-    from tinygmf.export.wasm import run_wasm, write_wasm
+    from tinygmf.export.wasm import REGISTERS, run_wasm, write_wasm
 
     print("compiling: this takes half a minute", file=sys.stderr)
     write, run = (write_c, run_c) if args.to == "c" else (write_wasm, run_wasm)
-    program = capture(weights, x.shape[1], args.batch or 1, args.maps)
+    registers = REGISTERS if args.to == "wasm" else None
+    program = capture(weights, x.shape[1], args.batch or 1, args.maps, registers=registers)
     write(program, folder, example)
     result = run(folder, program, np.stack([x] * program.batch))
     notes = [f"working memory: {4 * program.arena:,} bytes"]

@@ -20,7 +20,7 @@ from tinygmf.config import STAGES, STRIDES, GroupMixFormerConfig
 from tinygmf.explore.shaders import capture_shaders
 from tinygmf.export.c import TEMPLATES, weight_offsets, weights_file
 from tinygmf.export.program import Program, capture
-from tinygmf.export.wasm import SHARED_PAGES, compile_wasm, info
+from tinygmf.export.wasm import REGISTERS, SHARED_PAGES, compile_wasm, info
 from tinygmf.image import usual_names
 from tinygmf.weights.checkpoint import NetworkWeights
 
@@ -72,7 +72,8 @@ def programs(
         network = network._replace(settings=replace(network.settings, classes=classes))
     for size in sizes_of(network, sizes):
         tell(size)
-        yield capture(network, size, maps=kept_maps(network.config), threads=THREADS)
+        maps = kept_maps(network.config)
+        yield capture(network, size, maps=maps, threads=THREADS, registers=REGISTERS)
 
 
 def require_showable(network: NetworkWeights, path: str) -> None:

@@ -19,6 +19,7 @@ from tinygrad.uop.ops import Ops, UOp
 from tinygmf.config import STAGES, GroupMixFormerConfig
 from tinygmf.engine import program_cache
 from tinygmf.engine.folded import BlockWeights, FoldedGroupMixFormer
+from tinygmf.loops.tiles import for_registers
 from tinygmf.model import MIN_SIZE
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.threads import for_cores
@@ -96,12 +97,13 @@ def capture(
     batch: int = 1,
     maps: Sequence[str] = (),
     threads: int = 1,
+    registers: str | None = None,
 ) -> Program:
     """Compile the folded network for `batch` pictures of size x size, in plain loops.
 
     `maps` are checkpoint names of intermediates to keep; a large kernel is cut into at most
-    `threads` pieces. Raises ValueError for a size below 32, a name that is no such intermediate, or
-    an ablation.
+    `threads` pieces, and its tiles suit `registers`, by default this machine's. Raises ValueError
+    for a size below 32, a name that is no such intermediate, or an ablation.
     """
     if size < MIN_SIZE:
         raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
@@ -111,7 +113,7 @@ def capture(
     def logits(x: Tensor, weights: list[Tensor]) -> Tensor:
         return folded.forward(x, weights)[-1]
 
-    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), for_cores(threads):
+    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), for_cores(threads), for_registers(registers):
         jit: Any = program_cache.compile_program(logits, x, folded.weights, progress=False)
     weights = list(name_weights(network.config, [tensor.numpy() for tensor in folded.weights]))
     kernels, calls, sizes = read_calls(jit.captured.linear.src, jit.captured.ret.uop.base, weights)

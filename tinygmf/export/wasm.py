@@ -32,6 +32,7 @@ from tinygmf.export.program import Program
 from tinygmf.export.toolchain import run_tool, zig
 
 EXPORTS = "network_run_from", "network_prepare", "network_weights", "__heap_base"
+REGISTERS = "simd128"  # of the tiles, in `capture`
 OPTIONS = ["-target", "wasm32-freestanding", "-std=c11", "-O3", "-msimd128", "-mbulk-memory"]
 LINKING = ["-nostdlib", "-s", "-Wl,--no-entry"]
 # With threads: one memory for all of them, from outside; each sets its own stack.

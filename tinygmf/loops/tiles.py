@@ -3,17 +3,21 @@
 A tile of a product is so many tokens by so many channels. It must fit the vector registers beside a
 row of weights, or clang keeps it in memory; and be large, or loading takes longer than multiplying.
 The rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, 2.6 GHz, peak 166 with
-AVX-512) or, in proportion, reckoned from the registers (NEON, SIMD128). Only their order counts.
+AVX-512; SIMD128: the same under node) or, in proportion, reckoned from the registers (NEON). Only
+their order counts.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+registers_elsewhere: ContextVar[str | None] = ContextVar("registers_elsewhere", default=None)
 
 
 class Tile(NamedTuple):
@@ -39,7 +43,9 @@ PRODUCT = {  # registers of each
         (6, 16, 107), (4, 16, 92), (14, 8, 103), (10, 8, 96), (7, 8, 83), (6, 8, 76), (4, 8, 60)
     ),
     "neon": tiles((7, 12, 50), (6, 16, 50), (8, 8, 46), (4, 16, 46), (4, 8, 36)),  # 32 of 4
-    "simd128": tiles((4, 8, 24), (7, 4, 22), (4, 4, 18)),  # 16 of 4, as far as one can know
+    "simd128": tiles(  # 16 of 4; clang unrolls all loops of 4x8 and makes scalars of it
+        (2, 16, 34), (3, 8, 33), (2, 12, 32), (7, 4, 31), (2, 8, 29), (4, 4, 27), (1, 16, 24)
+    ),
 }  # fmt: skip
 PAIRS = {  # of products of bfloat16 by units of their own: see `pairs`
     "amx": tiles((32, 32, 400), (16, 32, 300), (32, 16, 300), (16, 16, 200)),
@@ -49,7 +55,7 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
     "avx512": tiles((7, 16, 98), (4, 16, 88), (2, 32, 84)),
     "avx2": tiles((7, 16, 71), (4, 16, 66), (2, 32, 64)),
     "neon": tiles((7, 8, 35), (4, 8, 32), (2, 16, 31)),
-    "simd128": tiles((4, 8, 16), (7, 4, 16), (2, 8, 15)),
+    "simd128": tiles((2, 16, 16), (3, 8, 16), (2, 8, 15), (7, 4, 15)),
 }
 
 LANES = {"avx512": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
@@ -110,8 +116,21 @@ def divisor(size: int, most: int) -> int:
     return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
 
 
+@contextmanager
+def for_registers(name: str | None) -> Iterator[None]:
+    """What is compiled in here is for a machine with these registers, one of `PRODUCT`'s; with None
+    for this one."""
+    token = registers_elsewhere.set(name)
+    try:
+        yield
+    finally:
+        registers_elsewhere.reset(token)
+
+
 def registers() -> str:
     """The vector registers that the kernels are compiled for."""
+    if (elsewhere := registers_elsewhere.get()) is not None:
+        return elsewhere
     if platform.machine().lower() in ("x86_64", "amd64"):
         return "avx512" if "avx512f" in processor_flags() else "avx2"
     return "neon"
