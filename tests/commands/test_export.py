@@ -42,7 +42,7 @@ def test_a_webassembly_module_is_written_and_checked_where_node_is(tmp_path, cap
     said = capsys.readouterr().out
     checked = "the example's logits are within " in said
     assert f"{kept}: 1,280 floats" in said and checked == bool(shutil.which("node"))
-    names = ["network.mjs", "network.wasm", "page.html", "weights.bin"]
+    names = ["network.mjs", "network.wasm", "network_relaxed.wasm", "page.html", "weights.bin"]
     assert sorted(path.name for path in out.iterdir()) == names
 
 

@@ -52,11 +52,10 @@ def slope() -> Image.Image:
     return Image.fromarray((255 * np.stack([x, y, 1 - x], 2)).astype(np.uint8))
 
 
-def node(folder: Path, script: str) -> subprocess.CompletedProcess:
-    start = (
-        f"const {{ load, info }} = await import({json.dumps((folder / 'network.mjs').as_uri())});"
-    )
-    command = ["node", "--input-type=module", "-e", start + script]
+def node(folder: Path, script: str, *options: str) -> subprocess.CompletedProcess:
+    module = json.dumps((folder / "network.mjs").as_uri())
+    start = f"const {{ load, info, relaxed }} = await import({module});"
+    command = ["node", *options, "--input-type=module", "-e", start + script]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -132,14 +131,38 @@ def test_pictures_of_another_size_are_refused(folder):
     ]
 
 
+READ = """
+    const { readFile } = await import("node:fs/promises");
+    const read = (name) => readFile(new URL(name, %s));
+"""
+
+
+def reading(folder: Path) -> str:
+    return READ % json.dumps((folder / "network.mjs").as_uri())
+
+
 def test_the_module_takes_nothing_from_outside(folder):
-    path = json.dumps(str(folder / "network.wasm"))
-    script = f"""
-        const {{ readFile }} = await import("node:fs/promises");
-        const module = new WebAssembly.Module(await readFile({path}));
+    script = """
+        const module = new WebAssembly.Module(await read("network.wasm"));
         console.log(WebAssembly.Module.imports(module).length);
     """
-    assert node(folder, script).stdout == "0\n"
+    assert node(folder, reading(folder) + script).stdout == "0\n"
+
+
+def test_where_products_may_be_relaxed_they_are_and_answers_stay_within_rounding(folder):
+    flag = "--experimental-wasm-relaxed-simd"  # until Node 21
+    known = subprocess.run(["node", "--v8-options"], capture_output=True, text=True).stdout
+    script = """
+        const picture = Float32Array.from({ length: info.picture }, (_, i) => Math.sin(i));
+        const chosen = (await load()).run(picture);
+        const plain = (await load(read("network.wasm"))).run(picture);
+        console.log(relaxed, Math.max(...plain.map((x, i) => Math.abs(x - chosen[i]))));
+    """
+    options = [flag] if flag in known else []
+    can, apart = node(folder, reading(folder) + script, *options).stdout.split()
+    assert can == "true" and 0 < float(apart) < 1e-5
+    if options:
+        assert node(folder, reading(folder) + script).stdout.split() == ["false", "0"]
 
 
 @pytest.mark.slow

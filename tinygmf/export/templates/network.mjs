@@ -8,8 +8,16 @@
 
 export const info = @INFO@;
 
+/** Whether there is an instruction that multiplies and adds: of this module, f32x4.relaxed_madd. */
+export const relaxed = WebAssembly.validate(new Uint8Array([
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0,
+  65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253, 15, 253, 133, 2, 11,
+]));
+
 /** The network, from the files beside this module or from their bytes. */
-export async function load(code = read("network.wasm"), weights = read("weights.bin")) {
+export async function load(
+  code = read(relaxed ? "network_relaxed.wasm" : "network.wasm"), weights = read("weights.bin"),
+) {
   const { instance } = await WebAssembly.instantiate(await code);
   return new Network(instance.exports, new Uint8Array(await weights), info);
 }
