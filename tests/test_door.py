@@ -37,8 +37,10 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that a page's headings have on GitHub."""
+    """The names that a page's headings have on GitHub; in a notebook they are Jupyter's."""
     headings = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE)
+    if page.suffix == ".ipynb":
+        return {heading.replace(" ", "-") for heading in headings}
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
