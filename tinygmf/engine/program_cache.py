@@ -19,7 +19,7 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
@@ -35,7 +35,6 @@ from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.engine.ahead import compiling_ahead
 from tinygmf.engine.clang import use_wide_vectors
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
@@ -88,8 +87,7 @@ def compile_program(
     os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
     # SPEC: tinygrad's checks of itself, a third of the time
     settings = Context(BEAM=beam, JIT=JIT.value or 1, SPEC=0)
-    ahead = compiling_ahead() if not beam else nullcontext()  # a search is the parent's own work
-    with compile_progress(disable=not progress), settings, ahead:
+    with compile_progress(disable=not progress), settings:
         try:
             return _capture(function, *arguments)
         except sqlite3.Error as error:
