@@ -20,6 +20,7 @@ from tinygmf.commands.options import (
     add_predictor,
     add_weights,
     chosen_classes,
+    chosen_device,
     chosen_predictor,
     positive,
 )
@@ -53,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
     out, pictures = sys.stdout, Pictures(args.images)
     with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is not a result
+        device = chosen_device(args)
         model = load_weights(args.weights, args.entry)
-        names = chosen_classes(args, model)
-        found = answers(chosen_predictor(args, model), pictures, names, args.topk, args.out)
+        names, predict = chosen_classes(args, model), chosen_predictor(args, model, device)
+        found = answers(predict, pictures, names, args.topk, args.out)
         if args.json:
             print_json(found, out)
         elif args.csv:

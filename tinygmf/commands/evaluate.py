@@ -15,6 +15,7 @@ from tinygmf.commands.options import (
     add_predictor,
     add_weights,
     chosen_classes,
+    chosen_device,
     chosen_predictor,
     positive,
 )
@@ -75,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     load: Callable[[Any], Image]
     samples: list[Any]
-    passed, model = PassedOver(), load_weights(args.weights, args.entry)
-    names, predict = chosen_classes(args, model), chosen_predictor(args, model, args.batch_size)
+    passed, device = PassedOver(), chosen_device(args)
+    model = load_weights(args.weights, args.entry)
+    names = chosen_classes(args, model)
+    predict = chosen_predictor(args, model, device, args.batch_size)
     if args.labels is None and is_data_set(args.folder):
         data = open_data(str(args.folder), predict.image_size)
         samples, load = measured_pictures(data, names)

@@ -78,11 +78,11 @@ def add_predictor(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
-def chosen_predictor(args: argparse.Namespace, model: Any, batch_size: int = 1) -> Any:
-    """The engine for a network, on its device; nothing is compiled yet."""
+def chosen_predictor(args: argparse.Namespace, model: Any, device: str, batch_size: int = 1) -> Any:
+    """The engine for a network, on `chosen_device`; nothing is compiled yet."""
     from tinygmf.engine.predictor import Predictor
 
-    device, size = chosen_device(args), chosen_size(args, model)
+    size = chosen_size(args, model)
     return Predictor(model, size, batch_size=batch_size, dtype=args.dtype, device=device)
 
 
