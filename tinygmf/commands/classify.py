@@ -20,7 +20,6 @@ from tinygmf.commands.options import (
     add_predictor,
     add_weights,
     chosen_classes,
-    chosen_device,
     chosen_predictor,
     positive,
 )
@@ -50,13 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print each answer as soon as it is known; returns 1 if a picture could not be read."""
-    from tinygmf.weights.checkpoint import load_weights
-
     out, pictures = sys.stdout, Pictures(args.images)
     with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is not a result
-        device = chosen_device(args)
-        model = load_weights(args.weights, args.entry)
-        names, predict = chosen_classes(args, model), chosen_predictor(args, model, device)
+        predict = chosen_predictor(args)
+        names = chosen_classes(args, predict)
         found = answers(predict, pictures, names, args.topk, args.out)
         if args.json:
             print_json(found, out)

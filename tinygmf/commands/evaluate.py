@@ -15,7 +15,6 @@ from tinygmf.commands.options import (
     add_predictor,
     add_weights,
     chosen_classes,
-    chosen_device,
     chosen_predictor,
     positive,
 )
@@ -67,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.data.pictures import PassedOver
     from tinygmf.image import load_image
     from tinygmf.study.figures import require_matplotlib
-    from tinygmf.weights.checkpoint import load_weights
 
     if args.json:
         require_writable(args.json)
@@ -76,10 +74,8 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     load: Callable[[Any], Image]
     samples: list[Any]
-    passed, device = PassedOver(), chosen_device(args)
-    model = load_weights(args.weights, args.entry)
-    names = chosen_classes(args, model)
-    predict = chosen_predictor(args, model, device, args.batch_size)
+    passed, predict = PassedOver(), chosen_predictor(args, args.batch_size)
+    names = chosen_classes(args, predict)
     if args.labels is None and is_data_set(args.folder):
         data = open_data(str(args.folder), predict.image_size)
         samples, load = measured_pictures(data, names)

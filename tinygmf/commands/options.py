@@ -70,18 +70,20 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_predictor(parser: argparse.ArgumentParser) -> None:
-    """The options of an inference engine, except its weights and the number of pictures per run:
-    `chosen_predictor` reads them."""
+    """The options that `chosen_predictor` reads, except --weights and --entry."""
     add_size(parser)
     add_dtype(parser)
     add_device(parser)
     add_threads(parser)
 
 
-def chosen_predictor(args: argparse.Namespace, model: Any, device: str, batch_size: int = 1) -> Any:
-    """The engine for a network, on `chosen_device`; nothing is compiled yet."""
+def chosen_predictor(args: argparse.Namespace, batch_size: int = 1) -> Any:
+    """The engine for the network of --weights, on its device; nothing is compiled yet."""
     from tinygmf.engine.predictor import Predictor
+    from tinygmf.weights.checkpoint import load_weights
 
+    device = chosen_device(args)
+    model = load_weights(args.weights, args.entry)
     size = chosen_size(args, model)
     return Predictor(model, size, batch_size=batch_size, dtype=args.dtype, device=device)
 

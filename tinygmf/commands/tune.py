@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tinygmf.commands.options import (
-    add_predictor,
-    add_weights,
-    chosen_device,
-    chosen_predictor,
-    positive,
-)
+from tinygmf.commands.options import add_predictor, add_weights, chosen_predictor, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinygmf.weights.checkpoint import load_weights
-
-    device = chosen_device(args)
-    model = load_weights(args.weights, args.entry)
-    predict = chosen_predictor(args, model, device, args.batch_size)
+    predict = chosen_predictor(args, args.batch_size)
     before, after = predict.tune(args.beam)
     kept = "kept" if after < before else "nothing faster was found, the program is unchanged"
     print(f"{1000 * before:.1f} ms before, {1000 * after:.1f} ms after: {kept}")
