@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 _asked: int | None = None
-cores_elsewhere: ContextVar[int | None] = ContextVar("cores", default=None)
 
 
 def limit_threads(count: int | None) -> None:
@@ -23,16 +21,6 @@ def thread_count() -> int:
     """What `limit_threads` or else OMP_NUM_THREADS asks for, but no more than there are cores."""
     asked = _asked or _number(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])
     return min(asked or available_cores(), available_cores())
-
-
-@contextmanager
-def for_cores(count: int) -> Iterator[None]:
-    """What is compiled in here is for a machine with so many cores, whatever this one has."""
-    token = cores_elsewhere.set(count)
-    try:
-        yield
-    finally:
-        cores_elsewhere.reset(token)
 
 
 @cache

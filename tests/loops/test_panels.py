@@ -17,7 +17,7 @@ from tinygmf.tensors import tensor_from_numpy
 @given(columns=st.integers(1, 300))
 def test_panels_hold_every_column_in_its_place(name, columns):
     matrix = np.arange(3 * columns, dtype=np.float32).reshape(1, 1, 3, columns)
-    with tiles.for_registers(name):
+    with tiles.for_machine(registers=name):
         found = panels.cut(matrix)
         if found is matrix:
             return
@@ -61,7 +61,7 @@ def test_a_product_by_panels_is_that_by_the_matrix(case, dtype):
 def test_a_product_by_panels_is_the_same_in_any_number_of_pieces(monkeypatch):
     x, y = (tensor_from_numpy(normal(i, 1, 1, 900, size)) for i, size in enumerate((40, 130)))
     weight, bias = (
-        place(normal(2, 1, 1, 40, 130), dtypes.float32, "CPU", plain=False),
+        place(normal(2, 1, 1, 40, 130), dtypes.float32, "CPU"),
         normal(3, 130),
     )
     results: list[np.ndarray] = []

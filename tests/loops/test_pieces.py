@@ -9,8 +9,8 @@ from tinygrad import Tensor
 from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.loops import norms, pieces, products
+from tinygmf.loops.tiles import for_machine
 from tinygmf.tensors import tensor_from_numpy
-from tinygmf.threads import for_cores
 
 
 def pieces_of(kernel, *shapes: tuple[int, ...], **options) -> int:
@@ -42,7 +42,7 @@ def test_a_program_for_elsewhere_is_cut_for_the_cores_there(monkeypatch):
     monkeypatch.setattr(pieces, "available_cores", lambda: 2)
     shapes = (1, 1, 160, 80), (1, 14, 14, 160), (1, 14, 14, 80), (1,)
     for cores in (1, 4):
-        with for_cores(cores):
+        with for_machine(cores):
             assert pieces_of(products.dense_weight, *shapes) == cores
     assert pieces_of(products.dense_weight, *shapes) == 2
 

@@ -21,7 +21,7 @@ def test_both_tables_know_the_same_processors():
 @pytest.mark.parametrize(("table", "name"), TABLES)
 @given(tokens=SIZES, channels=SIZES)
 def test_a_tile_fits_the_map_and_an_exact_one_divides_it(table, name, tokens, channels):
-    with tiles.for_registers(name):
+    with tiles.for_machine(registers=name):
         m, c = tiles.best_tile(table, tokens, channels)
         assert 1 <= m <= tokens and 1 <= c <= channels
         m, c = tiles.best_tile(table, tokens, channels, exact=True)
@@ -31,7 +31,7 @@ def test_a_tile_fits_the_map_and_an_exact_one_divides_it(table, name, tokens, ch
 @pytest.mark.parametrize("name", sorted(tiles.PRODUCT))
 def test_a_product_of_ragged_tiles_is_numpys(name):
     x, weight = normal(0, 1, 1, 19, 9), normal(1, 1, 1, 9, 45)
-    with tiles.for_registers(name):
+    with tiles.for_machine(registers=name):
         found = inference.dense(tensor_from_numpy(x), tensor_from_numpy(weight)).numpy()
     assert np.abs(found - x @ weight[0]).max() < 1e-4
 
@@ -39,7 +39,7 @@ def test_a_product_of_ragged_tiles_is_numpys(name):
 def test_kernels_for_another_machine_have_its_tiles_and_later_ones_this_machines():
     own = tiles.registers()
     for name in tiles.PRODUCT:
-        with tiles.for_registers(name):
+        with tiles.for_machine(registers=name):
             assert tiles.registers() == name
             tile = tiles.best_tile(tiles.PRODUCT, 10**6, 10**6)
             assert tile in [known[:2] for known in tiles.PRODUCT[name]]

@@ -50,7 +50,7 @@ class Folded:
             for part, arrays_of_part in split(name, pair, splits.get(name)):
                 self.numbers[part] = len(arrays)
                 arrays += arrays_of_part
-        self.weights = [place(array, dtypes.float32, device, plain=False) for array in arrays]
+        self.weights = [place(array, dtypes.float32, device) for array in arrays]
 
     def maps(self, x: Tensor, weights: Weights) -> list[Tensor]:
         """Pictures (B, 3, H, W) -> four maps (B, h, w, D_i)."""

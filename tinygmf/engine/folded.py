@@ -206,7 +206,7 @@ def products_of(weight: Tensor) -> DType:
     return dtypes.bfloat16 if pairs.is_packed(weight) else weight.dtype
 
 
-def place(array: Array, dtype: DType, device: str | None, plain: bool = True) -> Tensor:
+def place(array: Array, dtype: DType, device: str | None, plain: bool = False) -> Tensor:
     """A weight on the device: the matrices of products in `dtype`, all else in float32."""
     array, name = np.ascontiguousarray(array, dtype=np.float32), Device.canonicalize(device)
     if array.ndim < 4:

@@ -14,8 +14,7 @@ from tinygrad.helpers import Target
 from tinygrad.renderer.wgsl import WGSLRenderer
 from tinygrad.uop.ops import Ops, UOp
 
-from tinygmf.engine.folded import FoldedGroupMixFormer, fold
-from tinygmf.export.program import Call, find_maps, name_weights
+from tinygmf.export.program import Call, find_maps, plain_weights
 from tinygmf.study.lowering import kernels
 from tinygmf.weights.checkpoint import NetworkWeights
 
@@ -27,8 +26,7 @@ def capture_shaders(network: NetworkWeights, size: int, maps: Sequence[str]) -> 
     """`shaders`, WGSL; `calls`, [shader, groups along x, y and z, arguments]; `sizes` of values, in
     floats; `maps`, the value of each checkpoint name. Raises ValueError for what no shader can do.
     """
-    folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU")
-    weights = list(name_weights(network.config, list(fold(network.config, network.arrays))))
+    folded, weights = plain_weights(network)
     x = Tensor.empty(1, 3, size, size, device=DEVICE)
     tensors = [Tensor.empty(*w.array.shape, device=DEVICE) for w in weights]
     with Context(NO_MEMORY_PLANNER=1):

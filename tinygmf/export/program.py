@@ -19,10 +19,9 @@ from tinygrad.uop.ops import Ops, UOp
 from tinygmf.config import STAGES, GroupMixFormerConfig
 from tinygmf.engine import program_cache
 from tinygmf.engine.folded import BlockWeights, FoldedGroupMixFormer
-from tinygmf.loops.tiles import for_registers
+from tinygmf.loops.tiles import for_machine
 from tinygmf.model import MIN_SIZE
 from tinygmf.tensors import tensor_from_numpy
-from tinygmf.threads import for_cores
 from tinygmf.weights.checkpoint import NetworkWeights
 
 ALIGNMENT = 16  # floats: 64 bytes, a line of most caches and the widest vector
@@ -107,15 +106,14 @@ def capture(
     """
     if size < MIN_SIZE:
         raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
-    folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU", plain=True)
+    folded, weights = plain_weights(network)
     x = tensor_from_numpy(np.zeros((batch, 3, size, size), np.float32), "CPU")
 
     def logits(x: Tensor, weights: list[Tensor]) -> Tensor:
         return folded.forward(x, weights)[-1]
 
-    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), for_cores(threads), for_registers(registers):
+    with Context(NO_MEMORY_PLANNER=1, NOOPT=1), for_machine(threads, registers):
         jit: Any = program_cache.compile_program(logits, x, folded.weights, progress=False)
-    weights = list(name_weights(network.config, [tensor.numpy() for tensor in folded.weights]))
     kernels, calls, sizes = read_calls(jit.captured.linear.src, jit.captured.ret.uop.base, weights)
     known = find_maps(calls, weights)
     if unknown := [name for name in maps if name not in known]:
@@ -125,6 +123,13 @@ def capture(
     after = next_calls(calls, held)
     kept = [Map(name, offsets[v], sizes[v], c, after[v]) for name in maps for v, c in [known[name]]]
     return Program(network, size, batch, kernels, calls, weights, sizes, offsets, arena, kept)
+
+
+def plain_weights(network: NetworkWeights) -> tuple[FoldedGroupMixFormer, list[Weight]]:
+    """The folded network, whose matrices lie in no panels, and its weights by name."""
+    folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU", plain=True)
+    arrays = [tensor.numpy() for tensor in folded.weights]
+    return folded, list(name_weights(network.config, arrays))
 
 
 def name_weights(config: GroupMixFormerConfig, arrays: Sequence[np.ndarray]) -> Iterator[Weight]:

@@ -41,7 +41,7 @@ LINKING = ["-nostdlib", "-s", "-Wl,--no-entry"]
 # With threads: one memory for all of them, from outside; each sets its own stack.
 SHARED_EXPORTS = "network_run_together", "network_help", "network_helped", "__stack_pointer"
 SHARED_PAGES = 32, 16384  # of 64 KiB: at first, and at most
-SHARED_LINKING = ["-matomics", "-Wl,--import-memory,--shared-memory"] + [
+SHARED = ["-matomics", "-Wl,--import-memory,--shared-memory"] + [
     f"-Wl,--{name}-memory={pages << 16}"
     for name, pages in zip(("initial", "max"), SHARED_PAGES, strict=True)
 ]
@@ -93,13 +93,12 @@ def compile_wasm(program: Program, shared: bool = False, relaxed: bool = False) 
     with tempfile.TemporaryDirectory() as name, as_file(TEMPLATES.joinpath("wasm")) as headers:
         source, code = Path(name), Path(name) / "network.wasm"
         write_source(program, source)
-        threads = fill("threads.c", thread_fields(program))
-        (source / "threads.c").write_text(threads, encoding="utf-8")
         file = source / ("threads.c" if shared else "network.c")
+        if shared:
+            file.write_text(fill("threads.c", thread_fields(program)), encoding="utf-8")
         exports = EXPORTS + (SHARED_EXPORTS if shared else ())
-        linking = [*LINKING, *(f"-Wl,--export={name}" for name in exports)]
-        options = [*OPTIONS, *(RELAXED if relaxed else []), *linking]
-        options += SHARED_LINKING if shared else []
+        options = [*OPTIONS, *LINKING, *(f"-Wl,--export={name}" for name in exports)]
+        options += (RELAXED if relaxed else []) + (SHARED if shared else [])
         run_tool([*command, "cc", *options, f"-I{headers}", "-o", str(code), str(file)])
         return code.read_bytes()
 

@@ -12,8 +12,8 @@ import math
 from tinygrad import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
-from tinygmf.loops.tiles import divisor
-from tinygmf.threads import available_cores, cores_elsewhere
+from tinygmf.loops.tiles import divisor, elsewhere
+from tinygmf.threads import available_cores
 
 LEAST = 1 << 13  # turns of the innermost loop in a piece, a few microseconds
 MOST = 64
@@ -22,9 +22,9 @@ FAIR = 0.85  # of the best division
 
 def number_of_pieces() -> int:
     """Into how many pieces a large kernel is cut: one for each core that is there, whatever
-    `--threads` says, so that programs are compiled once for all its values; in `for_cores` as many
-    as that says."""
-    return min(cores_elsewhere.get() or available_cores(), MOST)
+    `--threads` says, so that programs are compiled once for all its values; or of another machine,
+    in `for_machine`."""
+    return min(elsewhere.get().cores or available_cores(), MOST)
 
 
 def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:

@@ -17,7 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-registers_elsewhere: ContextVar[str | None] = ContextVar("registers_elsewhere", default=None)
+
+class Machine(NamedTuple):
+    """What kernels are compiled for: None is what this machine has."""
+
+    cores: int | None = None
+    registers: str | None = None  # one of `PRODUCT`'s
+
+
+THIS = Machine()
+elsewhere = ContextVar("elsewhere", default=THIS)
 
 
 class Tile(NamedTuple):
@@ -117,20 +126,19 @@ def divisor(size: int, most: int) -> int:
 
 
 @contextmanager
-def for_registers(name: str | None) -> Iterator[None]:
-    """What is compiled in here is for a machine with these registers, one of `PRODUCT`'s; with None
-    for this one."""
-    token = registers_elsewhere.set(name)
+def for_machine(cores: int | None = None, registers: str | None = None) -> Iterator[None]:
+    """What is compiled in here is for such a `Machine`."""
+    token = elsewhere.set(Machine(cores, registers))
     try:
         yield
     finally:
-        registers_elsewhere.reset(token)
+        elsewhere.reset(token)
 
 
 def registers() -> str:
     """The vector registers that the kernels are compiled for."""
-    if (elsewhere := registers_elsewhere.get()) is not None:
-        return elsewhere
+    if (named := elsewhere.get().registers) is not None:
+        return named
     if platform.machine().lower() in ("x86_64", "amd64"):
         return "avx512" if "avx512f" in processor_flags() else "avx2"
     return "neon"
