@@ -24,12 +24,11 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(args.input, entry=args.entry)
         save_model(model, args.output)
     head, config = kind_of_network(model), model.config
-    backbone = _describe(config.backbone if head else config)
-    network = f"{head} on {backbone}" if head else backbone
+    network = f"{head} on {_describe(config.backbone)}" if head else _describe(config)
     print(f"{args.output}: {network}, {config.num_classes} classes")
     return 0
 
 
 def _describe(config: GroupMixFormerConfig) -> str:
-    dims = f"GroupMixFormer {config.embedding_dims} {config.serial_depths}"
-    return variant_name(config) or dims
+    name = f"GroupMixFormer {config.embedding_dims} {config.serial_depths}"
+    return variant_name(config) or name

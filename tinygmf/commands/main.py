@@ -43,7 +43,7 @@ COMMANDS = {
     "explore": "Write a page in which a browser runs the network and shows its attention.",
     "train": "Train a network on pictures.",
     "ablate": "Train networks with parts of the attention removed, and compare them.",
-    "evaluate": "Measure accuracy on a folder of labelled pictures.",
+    "evaluate": "Measure accuracy on a folder of labeled pictures.",
     "tune": "Search once for faster kernels of a network, and keep them.",
     "info": "Show what a network is made of, stage by stage.",
     "verify": "Compare this port with the pure-Python reference, stage by stage.",

@@ -70,8 +70,8 @@ def make_trainer(
 
 
 def save_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
-    """The trained network, where it is wanted alone; else what a finished run's folder has more
-    than that of one that was stopped."""
+    """Write the network alone to `out`, or complete a run's folder: the names of the classes, the
+    figures of the outcome."""
     from tinygmf.training.dense_recipe import DenseRecipe
     from tinygmf.weights.checkpoint import save_model
 

@@ -1,4 +1,4 @@
-"""Accuracy on a folder of labelled pictures: one folder for each class, or a file of labels."""
+"""Accuracy on a folder of labeled pictures: one folder for each class, or a file of labels."""
 
 from __future__ import annotations
 

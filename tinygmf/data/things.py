@@ -106,15 +106,9 @@ def things_dataset(
     train, val = (usable(samples, task, broken) for samples in parts)
     for samples, part in ((train, "train"), (val, "validate")):
         if not any(sample.things for sample in samples):
-            first = next((f"{where}: {why}" for where, why in broken.items()), "")
-            raise DataError(
-                f"{name}: expected annotated objects to {part} on, found none"
-                + (
-                    f" that can be used; {len(broken)} are bad, the first: {first}"
-                    if broken
-                    else ""
-                )
-            )
+            bad = [f"{where}: {why}" for where, why in broken.items()]
+            told = f" that can be used; {len(bad)} are bad, the first: {bad[0]}" if bad else ""
+            raise DataError(f"{name}: expected annotated objects to {part} on, found none{told}")
     load = partial(load_sample, task=task, broken=broken)
     return DenseDataset(name, task, classes, train, val, load, broken, category_ids or [])
 

@@ -30,7 +30,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, axis: int = 1) -> tuple[Tensor
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits (B, classes, h, w), resized to the labels (B, H, W): cross entropy, mean over the
-    labelled pixels; 255 and whatever is no class is ignored."""
+    labeled pixels; 255 and whatever is no class is ignored."""
     total, count = cross_entropy(resize(logits, labels.shape[1:]).contiguous(), labels)
     return total / count
 

@@ -1,4 +1,4 @@
-"""What a network made of labelled pictures, to look at: confusion, the worst, a sheet of answers.
+"""What a network made of labeled pictures, to look at: confusion, the worst, a sheet of answers.
 
 They need matplotlib (`plots`); `write_outcome` leaves accuracy by class as a table in any case.
 """

@@ -37,7 +37,7 @@ def write_tables(folder: Path, rows: Rows) -> None:
 
 
 def measures(row: dict[str, Any]) -> dict[str, str]:
-    """What was measured on the validation pictures: its names, and as curves are labelled."""
+    """What was measured on the validation pictures: its names, and as curves are labeled."""
     return {name: label for name, label in MEASURES.items() if name in row}
 
 
