@@ -1,14 +1,18 @@
 """Matrices in panels: the products are those of the plain matrices, bit by bit."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import normal
 from tinygrad import Tensor, dtypes
+from tinygrad.uop.ops import UOp
 
 from tinygmf.engine.folded import place
 from tinygmf.loops import inference, panels, pieces, tiles
+from tinygmf.loops.nest import Nest
 from tinygmf.loops.values import add
 from tinygmf.tensors import tensor_from_numpy
 
@@ -72,3 +76,22 @@ def test_a_product_by_panels_is_the_same_in_any_number_of_pieces(monkeypatch):
         )
         results.append(total.numpy())
     assert (results[0] == results[1]).all() and (results[0] == results[2]).all()
+
+
+@pytest.mark.parametrize(("tokens", "columns"), [(3, 48), (31, 48), (31, 80), (200, 80)])
+def test_while_a_panel_is_used_all_of_the_next_is_asked_for(tokens, columns):
+    nest, depth = Nest(), 5
+    order = panels.loops(nest, (1, 1, tokens, 1, 3), 3 * depth * columns, cut=True)
+    weight = UOp.placeholder((1, 3, 1, 1, depth, columns), dtypes.float32, 0)
+    (row,) = nest.loops(depth)
+    part = order.place[-1]
+    text, address = (s := panels.fetch_next(weight, part, order, row)).arg, s.src[1]
+
+    lines = set()
+    for turn, k in product(range(order.turns), range(depth)):
+        at = {order.turn: order.turn.const_like(turn), row: row.const_like(k)}
+        first = int(address.substitute(at | {part: part.const_like(1)}).simplify().val)
+        lines |= {first + 16 * i for i in range(text.count("prefetch"))}
+    whole = depth * columns
+    assert lines >= set(range(2 * whole, 3 * whole, 16))  # of the third panel
+    assert all(whole <= line < 3 * whole for line in lines)  # else those of the second

@@ -215,7 +215,8 @@ def dense_loops(
     only = c if cut else None
     m, c = pairs.tile(width, wide, only) if packed else best_tile(PRODUCT, width, wide, width=only)
     nest, sizes = Nest(), (batch, height, -(-width // m), blocks, -(-wide // c))
-    around, (b, h, t, s, part) = panels.loops(nest, sizes, kh * kw * deep * wide, cut)
+    order = panels.loops(nest, sizes, kh * kw * deep * wide, cut)
+    around, (b, h, t, s, part) = order.around, order.place
     w0, e0 = start(t, m, width), s * wide + start(part, c, wide)
     picture = (b,) if len(weight.shape) == 5 else ()
 
@@ -235,8 +236,12 @@ def dense_loops(
     else:
         acc = nest.fill(around, (m, c), shift)
         over = ky, kx, k = nest.loops(*window)
+        at = (ky * kw + kx) * deep + k
         acc = nest.accumulate(
-            acc, over, lambda i, j: value_of(token(ky, kx, k, i)) * value_of(row(ky, kx, k, j))
+            acc,
+            over,
+            lambda i, j: value_of(token(ky, kx, k, i)) * value_of(row(ky, kx, k, j)),
+            before=panels.fetch_next(weight, part, order, at) if cut else None,
         )
     i, j = nest.loops(m, c)
     here = (b, h, w0 + i, e0 + j)

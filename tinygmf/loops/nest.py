@@ -15,7 +15,7 @@ from typing import Any
 
 from tinygrad import dtypes
 from tinygrad.dtype import AddrSpace, DType
-from tinygrad.uop.ops import AxisType, KernelInfo, UOp
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from tinygmf.loops.pieces import in_pieces
 from tinygmf.loops.tiles import Table, best_tile
@@ -46,10 +46,13 @@ class Nest:
         over: list[UOp],
         term: Callable[..., UOp],
         combine: Callable[[UOp, UOp], UOp] = add,
+        before: UOp | None = None,
     ) -> UOp:
-        """Adds to every register a function of its indices, once for every turn of `over`."""
+        """Adds to every register a function of its indices, once for every turn of `over`, and
+        makes the statement `before` first."""
         loops = self.loops(*registers.shape)
-        place = registers.after(*over)[tuple(loops)]
+        first = () if before is None else (before,)
+        place = registers.after(*over, *first)[tuple(loops)]
         turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1], *over[::-1])
         return registers.after(turn)
 
@@ -100,6 +103,11 @@ def narrowed(value: UOp, dtype: DType) -> UOp:
         return value.cast(dtype)
     bits = value.cast(dtypes.float32).bitcast(dtypes.uint32)
     return ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).cast(dtypes.ushort).bitcast(dtype)
+
+
+def statement(text: str, *operands: UOp) -> UOp:
+    """A statement of C; those operands that the text does not name come before it."""
+    return UOp(Ops.CUSTOM, src=operands, arg=text)
 
 
 def add_gradient(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:

@@ -21,7 +21,7 @@ from tinygrad import dtypes
 from tinygrad.dtype import AddrSpace
 from tinygrad.uop.ops import Ops, UOp
 
-from tinygmf.loops.nest import Nest
+from tinygmf.loops.nest import Nest, statement
 from tinygmf.loops.tiles import PAIRS, best_tile, divisor, processor, processor_flags
 from tinygmf.loops.values import ZERO
 
@@ -78,11 +78,6 @@ def tile(tokens: int, channels: int, width: int | None = None) -> tuple[int, int
     if unit() == "amx" and LANES < m < 2 * LANES:
         m = LANES
     return m, c // LANES * LANES
-
-
-def statement(text: str, *operands: UOp) -> UOp:
-    """A statement of C; those operands that the text does not name come before it."""
-    return UOp(Ops.CUSTOM, src=operands, arg=text)
 
 
 def sums(

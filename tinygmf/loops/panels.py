@@ -9,13 +9,17 @@ before it.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops.nest import Nest
+from tinygmf.loops.nest import Nest, statement
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PAIRS, PRODUCT, panel_width
 
+LINE = 64  # bytes of the caches' lines
 CACHED = 1 << 18  # numbers, 1 MB: a matrix of so many stays in a core's cache beside the maps
 TILES = range(8, 3, -1)  # of tokens, with which a panel is used before the next one
 
@@ -35,11 +39,18 @@ def are_in(weight: UOp) -> bool:
     return len(weight.shape) == 6
 
 
-def loops(
-    nest: Nest, sizes: tuple[int, int, int, int, int], numbers: int, cut: bool
-) -> tuple[list[UOp], tuple[UOp, ...]]:
+class Order(NamedTuple):
+    """The loops of a product, from the outermost."""
+
+    around: list[UOp]
+    place: tuple[UOp, ...]  # picture, row, tile of tokens, block, and part of a matrix
+    turn: UOp  # how many tiles have used the part before
+    turns: int  # at most
+
+
+def loops(nest: Nest, sizes: tuple[int, int, int, int, int], numbers: int, cut: bool) -> Order:
     """The loops over pictures, rows, tiles of tokens, and blocks and parts of a matrix of so many
-    numbers, in the order that reads it least often; and the place in each of the five.
+    numbers, in the order that reads it least often.
 
     One that stays in no cache is read once, each part for the whole map. Of any other, a panel is
     used by some tiles of tokens, and a part that is not `cut` out by one.
@@ -47,12 +58,27 @@ def loops(
     *rows, tiles, blocks, parts = sizes
     if numbers > CACHED:
         part, *places = around = nest.loops(parts, *rows, tiles, blocks)
-        return around, (*places, part)
+        return Order(around, (*places, part), places[-2], tiles)
     if not cut:
         around = nest.loops(*sizes)
-        return around, tuple(around)
+        return Order(around, tuple(around), around[2], tiles)
     together = min(tiles, min(TILES, key=lambda few: -(-tiles // few) * few))
     b, h, group, s, part, t = around = nest.loops(
         *rows, -(-tiles // together), blocks, parts, together
     )
-    return around, (b, h, start(group, together, tiles) + t, s, part)
+    place = b, h, start(group, together, tiles) + t, s, part
+    return Order(around, place, t, together)
+
+
+def fetch_next(weight: UOp, part: UOp, order: Order, row: UOp) -> UOp:
+    """Asks for this row of the next panel while that of this one is used, for some cache lines in
+    each turn: no processor fetches ahead from one page of memory to the next."""
+    height, width = math.prod(weight.shape[2:5]), weight.shape[5]
+    line = LINE // weight.dtype.itemsize
+    lines = -(-width // line)
+    each = -(-lines // order.turns)
+    next_one = (part + 1) * (height * width) + order.turn * (each * line)
+    needed = order.turn * each < lines  # else what is there already
+    place = needed.where(next_one, part * (height * width)) + row * width
+    text = " ".join(f"__builtin_prefetch({{0}} + {{1}} + {i * line});" for i in range(each))
+    return statement(text, weight.base, place)
