@@ -78,9 +78,8 @@ class FoldedGroupMixFormer:
     `arrays` is the state dict of a network of this configuration. `dtype` (float32, float16 or
     bfloat16) is that of the products' operands; sums, norms, softmax and the tokens between blocks
     stay float32. On the CPU their matrices lie in `panels`, unless `plain` weights are wanted.
-    `forward(x, weights)` depends on nothing but its arguments and the configuration,
-    so a captured program can be kept without weights and run with others. Raises ValueError for an
-    ablation.
+    `forward(x, weights)` depends on nothing but its arguments and the configuration, so a captured
+    program can be kept without weights and run with others. Raises ValueError for an ablation.
     """
 
     def __init__(
@@ -129,6 +128,7 @@ def stages(
         x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
         for _ in range(depth):
             x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)
+            x.realize()  # one by one: tinygrad schedules blocks that are alike once
         yield x
 
 
