@@ -128,7 +128,8 @@ def stages(
         x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
         for _ in range(depth):
             x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)
-            x.realize()  # one by one: tinygrad schedules blocks that are alike once
+            if on_cpu(x.device):  # which is always there: an export may be for a device that is not
+                x.realize()  # one by one: tinygrad schedules blocks that are alike once
         yield x
 
 
@@ -138,8 +139,7 @@ def block(x: Tensor, w: BlockWeights, mask: Tensor) -> Tensor:
     n, float32, dtype = height * width, dtypes.float32, products_of(w.qkv)
     tokens = depthwise(pad(x, 1), w.cpe, w.cpe_bias).reshape(batch, 1, n, dim)
 
-    y = layernorm(tokens, eps=1e-6, dtype=dtype)
-    heads, fifth = attention(y, w, mask, (height, width))
+    heads, fifth = attention(layernorm(tokens, eps=1e-6, dtype=dtype), w, mask, (height, width))
     tokens = dense(fifth, w.proj_fifth, w.proj_bias, others=(tokens,), epilogue=add, dtype=float32)
     tokens = dense(heads, w.proj_heads, others=(tokens,), epilogue=add, columns=dim, dtype=float32)
 
