@@ -237,11 +237,12 @@ def dense_loops(
         acc = nest.fill(around, (m, c), shift)
         over = ky, kx, k = nest.loops(*window)
         at = (ky * kw + kx) * deep + k
+        once = cut and batch * height == 1  # of several rows each would ask for it again
         acc = nest.accumulate(
             acc,
             over,
             lambda i, j: value_of(token(ky, kx, k, i)) * value_of(row(ky, kx, k, j)),
-            before=panels.fetch_next(weight, part, order, at) if cut else None,
+            before=(panels.fetch_next(weight, part, order, at),) if once else (),
         )
     i, j = nest.loops(m, c)
     here = (b, h, w0 + i, e0 + j)

@@ -46,13 +46,12 @@ class Nest:
         over: list[UOp],
         term: Callable[..., UOp],
         combine: Callable[[UOp, UOp], UOp] = add,
-        before: UOp | None = None,
+        before: tuple[UOp, ...] = (),
     ) -> UOp:
-        """Adds to every register a function of its indices, once for every turn of `over`, and
-        makes the statement `before` first."""
+        """Adds to every register a function of its indices, once for every turn of `over`, each
+        time after the statements `before`."""
         loops = self.loops(*registers.shape)
-        first = () if before is None else (before,)
-        place = registers.after(*over, *first)[tuple(loops)]
+        place = registers.after(*over, *before)[tuple(loops)]
         turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1], *over[::-1])
         return registers.after(turn)
 
