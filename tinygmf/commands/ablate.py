@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train ablations of Group-Mix Attention and compare them."""
-    from tinygmf.engine.devices import device_description, open_device, set_default_device
+def refuse_what_cannot_be(args: argparse.Namespace) -> None:
+    """Raise ValueError or OSError before minutes go into training."""
     from tinygmf.study.figures import require_matplotlib
 
     if args.seeds < 1:
@@ -54,6 +53,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.chart}: expected a name that ends in .png or .svg")
     for path in filter(None, (args.json, args.chart)):
         require_writable(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train ablations of Group-Mix Attention and compare them."""
+    from tinygmf.engine.devices import device_description, open_device, set_default_device
+
+    refuse_what_cannot_be(args)
     task = TASKS[args.data]
     task = replace(task, recipe=replace(task.recipe, epochs=args.epochs))
     device = open_device(args.device)

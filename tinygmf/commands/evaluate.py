@@ -61,10 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report."""
     if args.task:
         return evaluate_dense.run(args)
-    from tinygmf.data.evaluation import evaluate, find_pictures
-    from tinygmf.data.named import is_data_set, measured_pictures, open_data
-    from tinygmf.data.pictures import PassedOver
-    from tinygmf.image import load_image
+    from tinygmf.data.evaluation import evaluate
     from tinygmf.study.figures import require_matplotlib
 
     if args.json:
@@ -72,19 +69,29 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         require_matplotlib()
         args.out.mkdir(parents=True, exist_ok=True)
-    load: Callable[[Any], Image]
-    samples: list[Any]
-    passed, predict = PassedOver(), chosen_predictor(args, args.batch_size)
+    predict = chosen_predictor(args, args.batch_size)
     names = chosen_classes(args, predict)
-    if args.labels is None and is_data_set(args.folder):
-        data = open_data(str(args.folder), predict.image_size)
-        samples, load = measured_pictures(data, names)
-    else:
-        samples, load = find_pictures(args.folder, names, args.labels, passed), load_image
-    if passed:
-        print(f"passed over: {passed}", file=sys.stderr)
+    samples, load = chosen_pictures(args, names, predict.image_size)
     report(evaluate(predict, samples, load=load), names, load, args)
     return 0
+
+
+def chosen_pictures(
+    args: argparse.Namespace, names: list[str], size: int
+) -> tuple[list[Any], Callable[[Any], Image]]:
+    """The pictures of DIR, each with its class of `names`, and what loads one."""
+    from tinygmf.data.evaluation import find_pictures
+    from tinygmf.data.named import is_data_set, measured_pictures, open_data
+    from tinygmf.data.pictures import PassedOver
+    from tinygmf.image import load_image
+
+    if args.labels is None and is_data_set(args.folder):
+        return measured_pictures(open_data(str(args.folder), size), names)
+    passed = PassedOver()
+    samples = find_pictures(args.folder, names, args.labels, passed)
+    if passed:
+        print(f"passed over: {passed}", file=sys.stderr)
+    return samples, load_image
 
 
 def report(

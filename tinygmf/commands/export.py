@@ -61,15 +61,10 @@ def run(args: argparse.Namespace) -> int:
     """Export and check; the folder gets its name only if the check passes."""
     from tinygmf.files import new_folder
     from tinygmf.image import load_image, preprocess
-    from tinygmf.weights.checkpoint import load_weights
 
     refuse_what_does_not_fit(args)
     start = time.perf_counter()
-    weights = load_weights(args.weights, args.entry)
-    weights.config.require_colour("export")
-    if weights.config.num_classes:
-        classes = tuple(chosen_classes(args, weights))
-        weights = weights._replace(settings=replace(weights.settings, classes=classes))
+    weights = chosen_weights(args)
     free, args.size = args.size == "free", None if args.size == "free" else args.size
     size = chosen_size(args, weights)
     example = load_image(args.example or Path(str(EXAMPLE)))
@@ -104,6 +99,18 @@ def refuse_what_does_not_fit(args: argparse.Namespace) -> None:
         raise ValueError(f"--size: expected a number for {args.to}, found free")
     if args.to != "onnx" and args.folded:
         raise ValueError(f"--folded: {args.to} always is: leave it out")
+
+
+def chosen_weights(args: argparse.Namespace) -> NetworkWeights:
+    """The network of WEIGHTS, with the names that the options give its classes."""
+    from tinygmf.weights.checkpoint import load_weights
+
+    weights = load_weights(args.weights, args.entry)
+    weights.config.require_colour("export")
+    if not weights.config.num_classes:
+        return weights
+    classes = tuple(chosen_classes(args, weights))
+    return weights._replace(settings=replace(weights.settings, classes=classes))
 
 
 def write_program(

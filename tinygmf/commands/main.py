@@ -77,10 +77,7 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # no stream at all, or a test's own
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    warnings.showwarning = _show_warning
+    _prepare_output()
     try:
         with interrupt.kept():
             code = _run(sys.argv[1:] if arguments is None else arguments)
@@ -89,25 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # the reader has closed its end
         return CLOSED_PIPE
-    except (ValueError, DeviceError, OSError) as error:
-        print(f"tinygmf: {_line(error)}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:  # from tinygrad, when a device or its compiler fails
-        line = one_line(first_line(error))
-        print(
-            f"tinygmf: the device failed ({line}): choose another with --device, or set DEV; "
-            "`tinygmf devices` lists them",
-            file=sys.stderr,
-        )
-        return 2
-    except MemoryError:
-        print(
-            "tinygmf: too little memory: use a smaller batch or smaller pictures", file=sys.stderr
-        )
-        return 2
     except KeyboardInterrupt:
         print("tinygmf: interrupted", file=sys.stderr)
         return interrupt.EXIT_CODE
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"tinygmf: {_line(error)}", file=sys.stderr)
+        return 2
     finally:
         _close_output()
 
@@ -140,13 +124,28 @@ def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
     return ""
 
 
-def _line(error: BaseException) -> str:
+def _line(error: Exception) -> str:
     """An error in one line; a system error names its file first."""
+    if isinstance(error, MemoryError):
+        return "too little memory: use a smaller batch or smaller pictures"
+    if isinstance(error, RuntimeError) and not isinstance(error, DeviceError):
+        return (  # from tinygrad, when a device or its compiler fails
+            f"the device failed ({one_line(first_line(error))}): choose another with --device, or "
+            "set DEV; `tinygmf devices` lists them"
+        )
     if isinstance(error, OSError) and error.strerror:
         named = isinstance(error.filename, str | bytes | os.PathLike)
         name = f"{os.fsdecode(error.filename)}: " if named else ""
         return one_line(name + error.strerror)
     return one_line(str(error) or type(error).__name__)
+
+
+def _prepare_output() -> None:
+    """Let a stream escape what it cannot encode, and a warning be one line."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # no stream at all, or a test's own
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.showwarning = _show_warning
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 share every batch",
     )
     add_threads(parser)
+    add_recipe(parser)
+    train_dense.add_arguments(parser, RECIPE_OPTIONS, CONVERTERS)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of the recipe."""
     group = parser.add_argument_group("recipe", "values in brackets are the published ones")
     for name, kind, default, text in recipe_options():
         flag, shown = "--" + name.replace("_", "-"), f"{text} [{default}]"
@@ -81,7 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action="store_true", default=None, help=shown)
         else:
             group.add_argument(flag, type=CONVERTERS[kind], metavar="X", help=shown)
-    train_dense.add_arguments(parser, RECIPE_OPTIONS, CONVERTERS)
 
 
 def chosen_recipe(args: argparse.Namespace, then: dict[str, Any] | None = None) -> Recipe:

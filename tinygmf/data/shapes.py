@@ -21,8 +21,32 @@ SHAPES = (
     "bar",
     "moon",
 )
+Corners = list[tuple[float, float]]  # each by its angle in turns and its distance in radii
 TRAIN, VALIDATE = 16000, 1000  # pictures
 SCALE = 4  # drawn larger and then reduced: smooth edges
+
+
+def regular(corners: int, *distances: float) -> Corners:
+    """At even angles, the distances in turn."""
+    return [(i / corners, distances[i % len(distances)]) for i in range(corners)]
+
+
+def rectangle(length: float, width: float, turn: float = 0) -> Corners:
+    """Half a length and half a width, in radii."""
+    angle = math.atan2(width, length) / (2 * math.pi)
+    reach = math.hypot(length, width)
+    return [(a + turn, reach) for a in (angle, 0.5 - angle, 0.5 + angle, -angle)]
+
+
+POLYGONS = {
+    "triangle": [regular(3, 1)],
+    "square": [regular(4, 1)],
+    "diamond": [regular(4, 1.1, 0.55)],
+    "pentagon": [regular(5, 1)],
+    "star": [regular(10, 1.1, 0.42)],
+    "cross": [rectangle(1, 0.25), rectangle(1, 0.25, 0.25)],
+    "bar": [rectangle(1.1, 0.25)],
+}
 
 
 def shapes(size: int = 32, seed: int = 0) -> Dataset:
@@ -62,20 +86,10 @@ def contrasting_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 def draw_shape(
     draw: ImageDraw.ImageDraw, name: str, centre: np.ndarray, radius: float, turn: float
 ) -> None:
-    def polygon(*corners: tuple[float, float]) -> None:
-        """Corners as (angle in turns, distance in radii)."""
-        angles = np.array([2 * math.pi * angle + turn for angle, _ in corners])
-        reach = radius * np.array([distance for _, distance in corners])
-        points = np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None] + centre
-        draw.polygon([tuple(point) for point in points], fill=255)
+    """One shape in white; `turn` in radians."""
 
     def disc(middle: np.ndarray, r: float, fill: int = 255) -> None:
         draw.ellipse((*(middle - r), *(middle + r)), fill=fill)
-
-    def rectangle(length: float, width: float, extra: float = 0) -> None:
-        angle = math.atan2(width, length) / (2 * math.pi)
-        reach = math.hypot(length, width)
-        polygon(*((a + extra, reach) for a in (angle, 0.5 - angle, 0.5 + angle, -angle)))
 
     if name in ("circle", "ring", "moon"):
         disc(centre, radius)
@@ -83,15 +97,8 @@ def draw_shape(
         disc(centre, radius * 0.55, 0)
     elif name == "moon":
         disc(centre + radius * 0.6 * np.array([math.cos(turn), math.sin(turn)]), radius * 0.8, 0)
-    elif name == "star":
-        polygon(*((i / 10, 0.42 if i % 2 else 1.1) for i in range(10)))
-    elif name == "cross":
-        rectangle(1, 0.25)
-        rectangle(1, 0.25, 0.25)
-    elif name == "bar":
-        rectangle(1.1, 0.25)
-    elif name == "diamond":
-        polygon(*((i / 4, 0.55 if i % 2 else 1.1) for i in range(4)))
-    elif name in ("triangle", "square", "pentagon"):
-        corners = {"triangle": 3, "square": 4, "pentagon": 5}[name]
-        polygon(*((i / corners, 1) for i in range(corners)))
+    for corners in POLYGONS.get(name, ()):
+        angles = np.array([2 * math.pi * angle + turn for angle, _ in corners])
+        reach = radius * np.array([distance for _, distance in corners])
+        points = np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None] + centre
+        draw.polygon([tuple(point) for point in points], fill=255)

@@ -93,20 +93,27 @@ def create_model(
     ValueError, in one line, for an unknown name or what cannot be; CheckpointError for a file that
     cannot be used.
     """
-    if name not in KINDS:
-        if backbone is not None:
-            raise ValueError(f"model {name!r}: expected one of {', '.join(KINDS)} on a backbone")
-        if pretrained is not False:
-            model = pretrained_model(name, pretrained, num_classes, seed, **changes)
-        else:
-            classes = 1000 if num_classes is None else num_classes
-            model = classification.create_model(name, classes, seed, **changes)
-        return FeatureNetwork(model, out_indices) if features_only else model
-    if features_only or pretrained is not False:
-        raise ValueError(
-            f"model {name!r}: expected a classification network for pretrained and features_only: "
-            "give a dense one its trained backbone"
-        )
+    if name in KINDS:
+        if features_only or pretrained is not False:
+            raise ValueError(
+                f"model {name!r}: expected a classification network for pretrained and "
+                "features_only: give a dense one its trained backbone"
+            )
+        return _dense_network(name, num_classes, seed, backbone, changes)
+    if backbone is not None:
+        raise ValueError(f"model {name!r}: expected one of {', '.join(KINDS)} on a backbone")
+    if pretrained is not False:
+        model = pretrained_model(name, pretrained, num_classes, seed, **changes)
+    else:
+        classes = 1000 if num_classes is None else num_classes
+        model = classification.create_model(name, classes, seed, **changes)
+    return FeatureNetwork(model, out_indices) if features_only else model
+
+
+def _dense_network(
+    name: str, num_classes: int | None, seed: int, backbone: Any, changes: Mapping[str, Any]
+) -> Any:
+    """A fresh network of `KINDS` on a backbone."""
     kind, source = KINDS[name], _backbone(backbone)
     own = source if isinstance(source, GroupMixFormerConfig) else body_of(source).config
     known = {f.name for f in fields(kind.config)} - {"backbone", "num_classes", "head"}

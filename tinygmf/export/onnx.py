@@ -68,14 +68,9 @@ def build(
     import onnx
     from onnx import TensorProto, helper
 
+    require_exportable(weights, size)
     config = weights.config
     width = config.num_classes or config.embedding_dims[-1]
-    config.require_published_form("export to ONNX")
-    if size is not None and min(size) < MIN_SIZE:
-        raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
-    names = len(weights.settings.classes)
-    if names not in (0, config.num_classes):
-        raise ValueError(f"classes: expected {config.num_classes} names, found {names}")
     graph = Graph(fold(weights.arrays) if folded else weights.arrays, folded, size)
     result = network(graph, config)
     picture = ["batch", 3, *(size or ("height", "width"))]
@@ -91,6 +86,16 @@ def build(
     helper.set_model_props(made, metadata(weights, size))
     onnx.checker.check_model(made, full_check=True)
     return made
+
+
+def require_exportable(weights: NetworkWeights, size: Size | None) -> None:
+    """ValueError, in one line, for what `write_onnx` cannot write."""
+    weights.config.require_published_form("export to ONNX")
+    if size is not None and min(size) < MIN_SIZE:
+        raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
+    classes, names = weights.config.num_classes, len(weights.settings.classes)
+    if names not in (0, classes):
+        raise ValueError(f"classes: expected {classes} names, found {names}")
 
 
 def metadata(weights: NetworkWeights, size: Size | None) -> dict[str, str]:

@@ -81,17 +81,19 @@ def dense(
         )
         shape = (x.shape[0], height, width, columns)
         return run_loops(kernel, shape, dtype, x, weight, *bias, *others)
-    bottom, right = (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1
-    window = [
-        x[:, i : i + bottom : stride[0], j : j + right : stride[1], channel : channel + depth]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    rows = Tensor.cat(*window, dim=3) if len(window) > 1 else window[0]  # (B, H, W, kh * kw * K)
+    rows = windows(x[..., channel : channel + depth], (kh, kw), stride)  # (B, H, W, kh * kw * K)
     matrix = weight.reshape(-1, 1, kh * kw * depth, columns)  # (B or 1, 1, kh * kw * K, E)
     total = sum(bias, rows.matmul(matrix, dtype=dtypes.float32))
     total = epilogue(total, *(other[..., :columns] for other in others))
     return total.cast(dtype).contiguous()
+
+
+def windows(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """x (B, H', W', K) -> (B, H, W, kh * kw * K), every window's values side by side."""
+    bottom, right = ((int(x.shape[i + 1]) - size[i]) // stride[i] * stride[i] + 1 for i in range(2))
+    places = ((i, j) for i in range(size[0]) for j in range(size[1]))
+    parts = [x[:, i : i + bottom : stride[0], j : j + right : stride[1]] for i, j in places]
+    return Tensor.cat(*parts, dim=3) if len(parts) > 1 else parts[0]
 
 
 class Run(NamedTuple):
@@ -205,11 +207,9 @@ def dense_loops(
     kh, kw, depth, c = weight.shape[-4:]
     cut, packed = panels.are_in(weight), pairs.is_packed(weight)
     depth *= 2 if packed else 1
-    bias, extra = rest[: len(rest) - others], rest[len(rest) - others :]
-    if cut and (kh, kw, *stride) == (1, 1, 1, 1):  # rows of the map, and maps, are one row
-        shape = 1, 1, math.prod(out.shape[:3])
-        out, x = (seen_as(whole, (*shape, whole.shape[3])) for whole in (out, x))
-        extra = tuple(seen_as(whole, (*shape, whole.shape[3])) for whole in extra)
+    bias, extra = rest[: len(rest) - others], list(rest[len(rest) - others :])
+    if cut and (kh, kw, *stride) == (1, 1, 1, 1):
+        out, x, *extra = map(as_one_row, (out, x, *extra))
     batch, height, width, columns = out.shape
     wide, deep = columns // blocks, depth // blocks  # of one block
     only = c if cut else None
@@ -250,6 +250,11 @@ def dense_loops(
     value = epilogue(total, *(load(other, *here) for other in extra))
     name = f"dense_{batch * height * width}_{kh * kw * deep}_{columns}_{epilogue.__name__}"
     return store(name, out, here, value, *around, i, j)
+
+
+def as_one_row(x: UOp) -> UOp:
+    """(B, H, W, C) -> (1, 1, B H W, C): to a 1x1 window with stride 1 they are the same."""
+    return seen_as(x, (1, 1, math.prod(x.shape[:3]), x.shape[3]))
 
 
 def depthwise_loops(

@@ -62,16 +62,22 @@ def batchnorm(
     value = value * load(affine, 0, here) + load(affine, 1, here)
     stores = [put(out, (r, here), hardswish(value) if act else value).end(r, j)]
     (j,) = nest.loops(c)
-    here = c0 * c + j
-    center, unbiased = sums[j].load() * (1 / rows), squares[j].load() * (1 / max(rows - 1, 1))
-    numbers = [
-        put(found, (0, here), center),
-        put(found, (1, here), scales[j].load()),
-        put(running, (0, here), 0.9 * load(running, 0, here) + 0.1 * center),
-        put(running, (1, here), 0.9 * load(running, 1, here) + 0.1 * unbiased),
-    ]
-    stores.append(UOp.group(*numbers).end(j))
+    mean, unbiased = sums[j].load() * (1 / rows), squares[j].load() * (1 / max(rows - 1, 1))
+    statistics = put_statistics(found, running, c0 * c + j, mean, scales[j].load(), unbiased)
+    stores.append(statistics.end(j))
     return kernel(name_of("batchnorm", out), UOp.group(*stores).end(*around))
+
+
+def put_statistics(
+    found: UOp, running: UOp, here: UOp, mean: UOp, inverse: UOp, unbiased: UOp
+) -> UOp:
+    """Stores a channel's mean and 1 / deviation, and moves its running statistics by a tenth."""
+    return UOp.group(
+        put(found, (0, here), mean),
+        put(found, (1, here), inverse),
+        put(running, (0, here), 0.9 * load(running, 0, here) + 0.1 * mean),
+        put(running, (1, here), 0.9 * load(running, 1, here) + 0.1 * unbiased),
+    )
 
 
 def batchnorm_back(
@@ -82,16 +88,7 @@ def batchnorm_back(
     rows, channels = x.shape
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
     around = (c0,) = nest.loops(channels // c)
-
-    def normal(r: UOp, here: UOp) -> UOp:
-        return (load(x, r, here) - load(found, 0, here)) * load(found, 1, here)
-
-    def before(r: UOp, here: UOp) -> UOp:
-        """The gradient of the norm's result."""
-        if not act:
-            return load(g, r, here)
-        value = normal(r, here) * load(affine, 0, here) + load(affine, 1, here)
-        return load(g, r, here) * hardswish_slope(value)
+    normal, before = batchnorm_parts(x, g, affine, found, act)
 
     def sums(of: Callable[[UOp, UOp], UOp]) -> UOp:
         return total(nest, around, rows, c, lambda r, j: of(r, c0 * c + j))
@@ -110,6 +107,25 @@ def batchnorm_back(
     ]
     stores.append(UOp.group(*numbers).end(j))
     return kernel(name_of("batchnorm_back", out), UOp.group(*stores).end(*around))
+
+
+def batchnorm_parts(
+    x: UOp, g: UOp, affine: UOp, found: UOp, act: bool
+) -> tuple[Callable[[UOp, UOp], UOp], Callable[[UOp, UOp], UOp]]:
+    """The normalized value of a place, and the gradient of the norm's result there."""
+
+    def normal(r: UOp, here: UOp) -> UOp:
+        return (load(x, r, here) - load(found, 0, here)) * load(found, 1, here)
+
+    def before(r: UOp, here: UOp) -> UOp:
+        value = load(g, r, here)
+        if not act:
+            return value
+        return value * hardswish_slope(
+            normal(r, here) * load(affine, 0, here) + load(affine, 1, here)
+        )
+
+    return normal, before
 
 
 def layernorm(
@@ -192,7 +208,7 @@ def layernorm_weight(
 def layernorm_parts(
     x: UOp, g: UOp, affine: UOp, found: UOp, act: bool, at: int
 ) -> tuple[Callable[[UOp, UOp], UOp], Callable[[UOp, UOp], UOp]]:
-    """The normalised value of a place, and the gradient of the norm's result there."""
+    """The normalized value of a place, and the gradient of the norm's result there."""
 
     def normal(r: UOp, j: UOp) -> UOp:
         return (load(x, r, j) - load(found, r, 0)) * load(found, r, 1)
