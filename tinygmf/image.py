@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tinygmf.config import IMAGENET_MEAN, IMAGENET_STD, Settings
+from tinygmf.config import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED_SIZE, Settings
 from tinygmf.pixels import ImageError, array_to_rgb, image_to_rgb
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -241,7 +241,7 @@ def _plain_jpeg(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def preprocess(
-    picture: Picture, size: int = 224, settings: Settings = PUBLISHED, channels: int = 3
+    picture: Picture, size: int = PUBLISHED_SIZE, settings: Settings = PUBLISHED, channels: int = 3
 ) -> np.ndarray:
     """Return a picture as the network's input: float32, (channels, size, size); 1 channel is grey.
 

@@ -35,6 +35,13 @@ def test_a_report_counts_by_the_names_of_classes_and_tells_namesakes_apart():
     assert [row["image"] for row in report["worst"]] == ["p1", "p3"]  # wrong, the worst first
 
 
+def test_the_worst_answers_are_the_wrong_ones_then_those_least_sure_of_the_true_class():
+    pairs = [(0, 0, 0.4), (0, 2, 0.45), (2, 2, 0.8), (2, 1, 0.3), (2, 2, 0.35)]
+    found = evaluation(pairs)
+    assert [one.source for one in found.worst(9)] == ["p3", "p1", "p4", "p0", "p2"]
+    assert [one.source for one in found.worst(2)] == ["p3", "p1"]
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_a_label_counts_where_fewer_than_k_classes_come_before_it(k):
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from parity import dense_manifest
 from tinygmf import create_model
 from tinygmf.commands.main import main
 from tinygmf.dense.summary import summarize_heads
+from tinygmf.weights.checkpoint import save_model
 
 BEHIND = ("conv_stem", "patch_embed_layers", "groupmixformer_backbone", "running_", "num_batches")
 
@@ -42,3 +43,12 @@ def test_torchvision_s_own_heads_have_their_known_numbers_of_parameters():
 def test_info_shows_the_heads(capsys):
     assert main(["info", "semantic_fpn", "--size", "64"]) == 0
     assert "decode head" in capsys.readouterr().out
+
+
+def test_info_takes_the_size_that_the_file_names(tmp_path, capsys):
+    path = tmp_path / "fpn.safetensors"
+    save_model(network("semantic_fpn", min_size=96), path)
+    for options, side in ([], 96 // 4), (["--size", "64"], 64 // 4):
+        assert main(["info", str(path), *options]) == 0
+        stage = next(row for row in capsys.readouterr().out.splitlines() if "stage 1" in row)
+        assert f"{side}x{side}" in stage

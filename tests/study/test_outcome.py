@@ -8,7 +8,7 @@ from PIL import Image
 
 from tinygmf.data.evaluation import Answer, Evaluation
 from tinygmf.study import outcome
-from tinygmf.study.outcome import draw_confusion, shortened, spread, worst, write_outcome
+from tinygmf.study.outcome import draw_confusion, shortened, spread, write_outcome
 
 NAMES = ["cat", "dog", "$cow$"]
 
@@ -58,13 +58,9 @@ def test_a_sheet_takes_pictures_of_each_class_in_turn(found):
     assert len(spread(found.answers)) == 9
 
 
-def test_the_worst_gave_their_class_the_least(found):
-    assert [one.source for one in worst(found.answers, most=3)] == [2, 5, 8]
-
-
 def test_an_answer_stands_over_its_picture_and_a_wrong_one_says_what_it_is(found):
     pytest.importorskip("matplotlib")
-    figure = outcome.draw_answers(worst(found.answers, 1), NAMES, load, "The worst")
+    figure = outcome.draw_answers(found.worst(1), NAMES, load, "The worst")
     assert texts(figure).strip() == "dog 80%\nit is \\$cow\\$"
 
 

@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
             for name, config in VARIANTS.items():
                 print(f"{name}\n{format_summary(config, (size, size))}\n")
             return 0
-        config, settings_size, model = _named(args.model, args.entry)
-        size = args.size or settings_size or PUBLISHED_SIZE
+        config, own, model = _named(args.model, args.entry)
+        size = args.size or own or PUBLISHED_SIZE
         if isinstance(config, GroupMixFormerConfig):
             print(format_summary(config, (size, size)))
             return 0
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
-    """The configuration of a listed network or of one in a file, the image size if the file names
-    one, and the network itself."""
+    """The configuration of a listed network or of one in a file, the picture size if its settings
+    name one, and the network itself."""
     from tinygmf.dense.networks import create_model, list_models, load_model
     from tinygmf.weights.reading import find_weights
 
@@ -46,10 +46,11 @@ def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
         return VARIANTS[full_name(name)], None, None
     if name in list_models():
         model = create_model(name)
-        return model.config, None, model
-    if not find_weights(name).exists():
+    elif find_weights(name).exists():
+        model = load_model(name, entry=entry)
+    else:
         raise ValueError(
             f"{name}: expected a weight file or one of {', '.join(list_models())}, found neither"
         )
-    model = load_model(name, entry=entry)
-    return model.config, getattr(model.settings, "image_size", None), model
+    settings = model.settings
+    return model.config, getattr(settings, "min_size", settings.image_size), model

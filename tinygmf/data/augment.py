@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from tinygmf.config import Settings
+from tinygmf.config import PUBLISHED_SIZE, Settings
 from tinygmf.image import PUBLISHED, normalize, preprocess
 
 ENHANCERS = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
@@ -32,7 +32,7 @@ class BatchRecipe:
     """
 
     batch_size: int = option(128, "pictures in one step")
-    size: int = option(224, "side of the pictures, in pixels")
+    size: int = option(PUBLISHED_SIZE, "side of the pictures, in pixels")
     seed: int = option(0, "of the new weights, the order and the augmentation")
 
     label_smoothing: float = option(0.1, "share of each target spread over all classes")

@@ -19,7 +19,7 @@ from tinygmf.files import printable
 from tinygmf.pixels import ImageError
 
 Sample = tuple[Any, int]  # a picture, its path say, and its class
-WORST = 20  # answers that a report lists
+WORST = 20  # wrong answers that a report lists
 
 
 class Answer(NamedTuple):
@@ -30,6 +30,10 @@ class Answer(NamedTuple):
     answer: int  # the likeliest class
     probability: float  # of that
     of_truth: float  # the probability of its class
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.label
 
 
 @dataclass
@@ -63,19 +67,9 @@ class Evaluation:
             for i in map(int, np.flatnonzero(counts))
         ]
 
-    def worst(self, names: Sequence[str], most: int = WORST) -> list[dict[str, Any]]:
-        """The wrong answers that gave the true class the least probability, the worst first."""
-        wrong = [one for one in self.answers if one.answer != one.label]
-        return [
-            {
-                "image": str(one.source),
-                "class": names[one.label],
-                "answer": names[one.answer],
-                "probability": one.probability,
-                "probability_of_class": one.of_truth,
-            }
-            for one in sorted(wrong, key=lambda one: one.of_truth)[:most]
-        ]
+    def worst(self, most: int) -> list[Answer]:
+        """Up to `most` answers, the wrong ones first, then by the true class's probability."""
+        return sorted(self.answers, key=lambda one: (one.right, one.of_truth))[:most]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
         """Everything by the classes' names, the confusion as {true class: {answer: count}}."""
@@ -93,7 +87,17 @@ class Evaluation:
             "unreadable": self.unreadable,
             "by_class": self.by_class(names),
             "confusion": rows,
-            "worst": self.worst(names),
+            "worst": [
+                {
+                    "image": str(one.source),
+                    "class": names[one.label],
+                    "answer": names[one.answer],
+                    "probability": one.probability,
+                    "probability_of_class": one.of_truth,
+                }
+                for one in self.worst(WORST)
+                if not one.right
+            ],
         }
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image
 
 from tinygmf.data.archives import fetch_cifar10, fetch_fashion_mnist, recognise
-from tinygmf.data.classes import ClassIndex, folder_classes
+from tinygmf.data.classes import ClassIndex
 from tinygmf.data.dataset import DataError, Dataset
 from tinygmf.data.digits import digits
 from tinygmf.data.folders import open_folder
 from tinygmf.data.shapes import shapes
+from tinygmf.files import printable
 
 NAMED: dict[str, Callable[[int], Dataset]] = {  # of the size that is trained on
     "digits": lambda size: digits(),
@@ -61,7 +62,18 @@ def measured_pictures(
     Raises ValueError where the network does not know one of the classes.
     """
     index = ClassIndex(names, numbers=False)  # the digit 3 is no garment, though one is number 3
-    classes = np.array(folder_classes(data.classes, index, Path(data.name)))
+    classes = np.array([_known(name, index, data.name) for name in data.classes])
     tested = bool(data.test)
     sources, labels = (data.test, data.test_labels) if tested else (data.val, data.val_labels)
     return list(enumerate(map(int, classes[labels]))), lambda number: data.load(sources[number])
+
+
+def _known(name: str, index: ClassIndex, data: str) -> int:
+    """The network's number of a data set's class."""
+    if (found := index(name)) is None:
+        raise ValueError(
+            f"{data}: expected the network's {len(index.names)} classes ({index}), found "
+            f"{printable(name)!r}: choose other weights or other data, or name the network's "
+            "classes with --classes"
+        )
+    return found

@@ -16,7 +16,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from tinygmf.config import STAGES, STRIDES, GroupMixFormerConfig
+from tinygmf.config import PUBLISHED_SIZE, STAGES, STRIDES, GroupMixFormerConfig
 from tinygmf.explore.shaders import capture_shaders
 from tinygmf.export.c import TEMPLATES, weight_offsets, weights_file
 from tinygmf.export.program import Program, capture
@@ -28,7 +28,7 @@ PAGE = files("tinygmf.explore").joinpath("page")
 PHOTOGRAPHS = files("tinygmf.explore").joinpath("pictures")
 ASSETS = files("tinygmf").joinpath("assets")
 LABELS = {"digits": "a handwritten {}", "scenes": "scene {}"}  # of the assets' pictures
-SIZES = 128, 224  # pixels, beside those of the training
+SIZES = 128, PUBLISHED_SIZE  # pixels, beside those of the training
 THREADS = 8  # at most: where a page is isolated, others' machines have more cores than this one
 BLOCK_MAPS = "cpe", "att.qkv", "att.aggregator", "att.aggregator.agg0", "att.crpe.conv_list"
 
@@ -102,7 +102,7 @@ def write_data(path: Path, name: str, value: object, content: bytes | None = Non
 
 def sizes_of(network: NetworkWeights, sizes: tuple[int, ...]) -> list[int]:
     """Pixels, the network's own size first."""
-    own = network.settings.image_size or 224
+    own = network.settings.image_size or PUBLISHED_SIZE
     return [own, *(size for size in sizes if size != own)]
 
 

@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from tinygmf.config import NUM_HEADS, STAGES, STRIDES, GroupMixFormerConfig, variant_name
+from tinygmf.config import (
+    NUM_HEADS,
+    PUBLISHED_SIZE,
+    STAGES,
+    STRIDES,
+    GroupMixFormerConfig,
+    variant_name,
+)
 from tinygmf.engine.folded import Part, scale_and_shift
 from tinygmf.files import replacing
 from tinygmf.gma import ConvRelPosEnc
@@ -31,7 +38,7 @@ Size = tuple[int, int]  # (H, W), in pixels
 def write_onnx(
     weights: NetworkWeights,
     path: str | os.PathLike[str],
-    size: Size | None = (224, 224),
+    size: Size | None = (PUBLISHED_SIZE, PUBLISHED_SIZE),
     *,
     folded: bool = False,
 ) -> None:
@@ -58,7 +65,7 @@ def run_onnx(path: str | os.PathLike[str], pictures: np.ndarray) -> np.ndarray:
 
 def build(
     weights: NetworkWeights,
-    size: Size | None = (224, 224),
+    size: Size | None = (PUBLISHED_SIZE, PUBLISHED_SIZE),
     *,
     folded: bool = False,
 ) -> Any:

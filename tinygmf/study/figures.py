@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
+from tinygmf.config import NUM_HEADS, PUBLISHED_SIZE, GroupMixFormerConfig
 from tinygmf.model import GroupMixFormer
 from tinygmf.study.observe import (
     Observation,
@@ -249,7 +249,7 @@ def _show_all(axis: Axes, picture: Image.Image, middle: tuple[float, float], sid
 
 
 def draw_architecture(
-    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
+    config: GroupMixFormerConfig, image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE)
 ) -> Figure:
     """The network from its configuration, to scale: a box for each part, as high as the side of its
     map; as wide as its channels, a stage as all its blocks beside each other; below, its costs."""

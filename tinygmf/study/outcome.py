@@ -39,7 +39,7 @@ def write_outcome(
     figures = {
         "confusion.png": draw_confusion(found.confusion, names),
         "predictions.png": draw_answers(spread(found.answers), names, load, "Answers"),
-        "worst.png": draw_answers(worst(found.answers), names, load, "The worst answers"),
+        "worst.png": draw_answers(found.worst(SHEET), names, load, "The worst answers"),
     }
     for name, figure in figures.items():
         with replacing(folder / name) as file:
@@ -65,11 +65,6 @@ def spread(answers: Sequence[Answer], most: int = SHEET) -> list[Answer]:
         turn = turns[answer.label] = turns.get(answer.label, -1) + 1
         ranked.append((turn, answer.label, place))
     return [answers[place] for *_, place in sorted(ranked)[:most]]
-
-
-def worst(answers: Sequence[Answer], most: int = SHEET) -> list[Answer]:
-    """Up to `most` of the answers, those first that gave the true class the least probability."""
-    return sorted(answers, key=lambda answer: answer.of_truth)[:most]
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Figure:
@@ -109,10 +104,9 @@ def draw_answers(
         picture = load(answer.source).copy()
         picture.thumbnail((256, 256))
         axis.imshow(picture)
-        right = answer.answer == answer.label
         told = f"{shortened(names[answer.answer])} {answer.probability:.0%}"
-        truth = "" if right else f"\nit is {shortened(names[answer.label])}"
-        axis.set_title(told + truth, fontsize=8, color="black" if right else MARK)
+        truth = "" if answer.right else f"\nit is {shortened(names[answer.label])}"
+        axis.set_title(told + truth, fontsize=8, color="black" if answer.right else MARK)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tinygrad import Tensor
 
-from tinygmf.config import NUM_HEADS, STAGES, GroupMixFormerConfig, variant_name
+from tinygmf.config import NUM_HEADS, PUBLISHED_SIZE, STAGES, GroupMixFormerConfig, variant_name
 from tinygmf.gma import ConvRelPosEnc
 from tinygmf.layers import Module, count_products, record
 from tinygmf.model import ConvStem, GMABlock, GroupMixFormer, PatchEmbedLayer, state_shapes
@@ -44,7 +44,7 @@ class StageSummary:
 
 
 def summarize(
-    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
+    config: GroupMixFormerConfig, image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE)
 ) -> list[StageSummary]:
     """Stem, four stages and head of a network at an image size (height, width) in pixels."""
     short = replace(config, serial_depths=(1,) * STAGES)  # the blocks of a stage are all alike
@@ -91,7 +91,7 @@ def _trace(
 
 
 def flops_by_part(
-    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224)
+    config: GroupMixFormerConfig, image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE)
 ) -> dict[str, float]:
     """The FLOPs of a network in its published form by the parts of its blocks, from formulas; the
     rest is stem, patch embeddings and head.
@@ -119,7 +119,9 @@ def flops_by_part(
 
 
 def format_summary(
-    config: GroupMixFormerConfig, image_size: tuple[int, int] = (224, 224), head: bool = True
+    config: GroupMixFormerConfig,
+    image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE),
+    head: bool = True,
 ) -> str:
     """The table that `tinygmf info` prints; without `head` the backbone alone."""
     rows = summarize(config, image_size)[: None if head else -1]
@@ -138,8 +140,8 @@ def format_summary(
     if name in PUBLISHED:
         millions, giga, top1 = PUBLISHED[name]
         lines.append(
-            f"published: {millions} M parameters, {giga} G FLOPs at 224x224, "
-            f"{top1} % ImageNet-1K top-1"
+            f"published: {millions} M parameters, {giga} G FLOPs at "
+            f"{PUBLISHED_SIZE}x{PUBLISHED_SIZE}, {top1} % ImageNet-1K top-1"
         )
     if name == "groupmixformer_large":
         lines.append("(the paper says 70.3 M; its published configuration has the number above)")
