@@ -26,7 +26,7 @@ ROOMS = {
     "dense": NETWORK | {"loops", "weights", "engine", "data"},
     "training": NETWORK | {"loops", "weights", "engine", "data", "dense"},
     "export": NETWORK | {"loops", "weights", "engine", "dense"},
-    "study": NETWORK | {"weights", "engine", "data", "training"},
+    "study": NETWORK | {"weights", "engine", "data", "dense", "training"},
     "explore": NETWORK | {"weights", "engine", "data", "study", "export"},
     "checks": NETWORK | {"weights", "engine", "data", "dense", "training"},
 }

@@ -13,14 +13,17 @@ from tinygrad.nn.state import get_state_dict
 
 from tinygmf import GroupMixAttention, GroupMixFormer, GroupMixFormerConfig, load_model
 from tinygmf.commands import ablate
+from tinygmf.commands.examples import EXAMPLES
 from tinygmf.config import AttentionConfig
 from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.gma import Pool, softmax_attention
+from tinygmf.model import state_shapes
 from tinygmf.study import ablation
 from tinygmf.study.ablation import (
     ABLATIONS,
     TASKS,
     Outcome,
+    chosen_ablations,
     format_outcome,
     load_outcomes,
     save_outcomes,
@@ -159,6 +162,7 @@ def test_outcomes_are_saved_and_shown(tmp_path):
     pytest.importorskip("matplotlib")
     figure = ablation.draw_outcomes([outcome])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["tokens"]
+    assert figure.axes[0].get_xlabel().startswith("top-1 on held-out pictures")
 
 
 @pytest.mark.parametrize("options", [["nonsense"], ["--seeds", "0"], ["--chart", "a.gif"]])
@@ -170,12 +174,20 @@ def test_the_command_refuses_before_it_trains(options, capsys):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("words", EXAMPLES["ablate"])
+def test_the_examples_of_the_help_name_what_can_be_trained(words):
+    parser = argparse.ArgumentParser()
+    ablate.add_arguments(parser)
+    args = parser.parse_args(words.split())
+    assert set(args.names) <= set(chosen_ablations(TASKS[args.data], args.names))
+
+
 @pytest.mark.parametrize("name", ["tokens", "kernels-3", "no-crpe"])
 def test_an_ablation_by_weights_that_are_held_is_the_published_attention_with_these(name):
-    config = replace(NANO, attention=ABLATIONS[name])
     part = "groupmixformer_backbone.0.gma_stage.0.att."
     whole = {part + k: a for k, a in state_arrays(GroupMixAttention(20)).items()}
-    arrays = {k.removeprefix(part): a for k, a in held_weights(config).apply(whole).items()}
+    held = held_weights(ABLATIONS[name], {k: a.shape for k, a in whole.items()})
+    arrays = {k.removeprefix(part): a for k, a in held.apply(whole).items()}
     published, smaller = GroupMixAttention(20), GroupMixAttention(20, config=ABLATIONS[name])
     load_state_dict(published, arrays)
     own = get_state_dict(smaller)
@@ -191,12 +203,12 @@ def middle(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def test_what_is_held_is_nothing_else_of_the_network_and_makes_no_other_ablation():
-    held = held_weights(replace(NANO, attention=ABLATIONS["no-position"]))
+    held = held_weights(ABLATIONS["no-position"], state_shapes(NANO))
     still = {name for name, free in held.free.items() if not free.all()}
     assert still == {n for n in held.free if ".cpe.proj." in n or ".crpe.conv_list." in n}
     assert not any(held.free[name].any() or held.values[name].any() for name in still)
     for name in ("softmax", "maximum", "no-branch", "kernels-5-7-9", "plain"):
-        assert held_weights(replace(NANO, attention=ABLATIONS[name])) is None
+        assert held_weights(ABLATIONS[name], state_shapes(NANO)) is None
 
 
 def test_a_task_is_as_many_pictures_of_each_class_as_of_any_other():

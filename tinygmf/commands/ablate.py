@@ -6,6 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -14,11 +15,12 @@ from tinygmf.config import VARIANTS, full_name
 from tinygmf.files import replacing, require_writable
 from tinygmf.study.ablation import (
     ABLATIONS,
-    HEADING,
     TASKS,
     ablate,
+    chosen_ablations,
     draw_outcomes,
     format_outcome,
+    heading,
     save_outcomes,
 )
 
@@ -26,11 +28,13 @@ from tinygmf.study.ablation import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tinygmf ablate`."""
     listed = ", ".join(ABLATIONS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {listed}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {listed}; by default all")
     parser.add_argument(
         "--model", type=full_name, choices=list(VARIANTS), default="groupmixformer_nano"
     )
-    parser.add_argument("--data", choices=list(TASKS), default="digits")
+    able = ", ".join(chosen_ablations(TASKS["scenes-segment"], ()))
+    text = f"scenes-segment is a Semantic FPN on each network, of {able} alone"
+    parser.add_argument("--data", choices=list(TASKS), default="digits", help=text)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, seeded 0, 1, 2, …")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training pictures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
@@ -60,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.engine.devices import device_description, open_device, set_default_device
 
     refuse_what_cannot_be(args)
-    task = TASKS[args.data]
-    task = replace(task, recipe=replace(task.recipe, epochs=args.epochs))
+    known: Any = TASKS[args.data]
+    task = replace(known, recipe=replace(known.recipe, epochs=args.epochs))
+    names, config = chosen_ablations(task, args.names), VARIANTS[args.model]
     device = open_device(args.device)
     set_default_device(device)
-    names, config = args.names or list(ABLATIONS), VARIANTS[args.model]
     what = f"{args.model}, {args.data}, {args.epochs} epochs, {args.seeds} seeds"
     print(f"{what}; {device_description(device)}")
-    print(HEADING)
+    print(heading(task.measure))
     outcomes = []
     for outcome in ablate(names, config, task, range(args.seeds), device, args.jobs):
         tqdm.write(format_outcome(outcome))  # above the bar

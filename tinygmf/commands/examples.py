@@ -12,7 +12,7 @@ EXAMPLES = {
         "photos --weights runs/photos/best.safetensors --epochs 10",
         "--resume runs/photos --epochs 40",
     ),
-    "ablate": ("all --seeds 1 --epochs 2",),
+    "ablate": ("--seeds 1 --epochs 2", "published tokens --data scenes-segment --epochs 1"),
     "evaluate": ("photos/val --weights runs/photos --out figures",),
     "tune": ("--weights runs/photos",),
     "info": ("tiny", "runs/photos/model.safetensors"),

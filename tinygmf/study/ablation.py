@@ -12,11 +12,11 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tinygrad import Tensor
@@ -30,10 +30,11 @@ from tinygmf.data.scenes import scene_photographs, scene_shapes
 from tinygmf.engine.devices import open_device, set_default_device
 from tinygmf.engine.program_cache import load_or_compile, program_key
 from tinygmf.files import replacing
-from tinygmf.model import GroupMixFormer
+from tinygmf.model import GroupMixFormer, state_shapes
+from tinygmf.study.dense_ablation import SegmentationTask
 from tinygmf.study.held import held_weights
 from tinygmf.study.summary import summarize
-from tinygmf.tensors import tensor_from_numpy, write_tensor
+from tinygmf.tensors import tensor_from_numpy
 from tinygmf.threads import limit_threads
 from tinygmf.training.programs import Programs
 from tinygmf.training.recipe import QUICK, RECIPES, Recipe
@@ -63,6 +64,17 @@ ABLATIONS = {
 }
 
 
+class AnyBench(Protocol):
+    """A network ready to be trained for one seed after another. `costs` are its parameters and the
+    FLOPs of one picture, as in `tinygmf info`."""
+
+    costs: tuple[int, int]
+
+    def run(self, seed: int, tick: Callable[[], Any]) -> tuple[float, dict[str, float]]:
+        """Train from fresh weights; what the task measures of the held-out pictures, and of each
+        class of them, where it does. `tick` is called after every epoch."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What the networks are trained on and how; `pictures` of the data, or all of them."""
@@ -70,19 +82,29 @@ class Task:
     data: Callable[[], Dataset]
     recipe: Recipe
     pictures: int | None = None
+    measure = "top-1"
+
+    def takes(self, attention: AttentionConfig) -> bool:
+        """Whether this ablation can be trained."""
+        return True
 
     def open(self) -> Dataset:
         found = self.data()
         few = slice(self.pictures)
         return replace(found, train=found.train[few], train_labels=found.train_labels[few])
 
+    def bench(self, config: GroupMixFormerConfig, data: Dataset, device: str) -> Bench:
+        return Bench(config, data, self.recipe, device)
 
+
+AnyTask = Task | SegmentationTask
 SCENES = replace(QUICK, warmup_epochs=0.5, crop=1, flip=0.5)
-TASKS = {
+TASKS: dict[str, AnyTask] = {
     "digits": Task(digits, RECIPES["digits"]),
     # which of 13 photographs a patch is from, and which shape lies in the middle of a scene
     "scenes-photograph": Task(scene_photographs, SCENES, 1950),
     "scenes-shape": Task(scene_shapes, replace(SCENES, size=64), 6000),
+    "scenes-segment": SegmentationTask(),
 }
 
 
@@ -93,8 +115,10 @@ class Outcome:
     name: str
     parameters: int
     flops: int  # for one picture, as in `tinygmf info`
-    accuracies: tuple[float, ...]  # top-1, a share of the held-out pictures, for each seed
+    accuracies: tuple[float, ...]  # for each seed, a share of 1: what `measure` says
     seconds: float  # of training and evaluating one seed, without compiling
+    measure: str = "top-1"  # of the held-out pictures
+    by_class: dict[str, tuple[float, ...]] = field(default_factory=dict)  # where it is measured
 
     @property
     def accuracy(self) -> float:
@@ -110,16 +134,18 @@ class Bench:
     """A network's compiled programs for one recipe, used for every seed.
 
     An ablation that is the published form with some weights held is trained as that: faster, and
-    compiled once for all. The rate of these weights is zero, though their gradients count where the
-    norm of all is clipped. The trained network is evaluated as it stands: not every ablation can be
+    compiled once for all. The trained network is evaluated as it stands: not every ablation can be
     folded.
     """
 
     def __init__(
         self, config: GroupMixFormerConfig, data: Dataset, recipe: Recipe, device: str
     ) -> None:
-        self.held = held_weights(config)
-        config = config if self.held is None else replace(config, attention=AttentionConfig())
+        rows = summarize(config, (recipe.size, recipe.size))
+        self.costs = sum(r.parameters for r in rows), sum(r.flops for r in rows)
+        published = replace(config, attention=AttentionConfig())
+        self.held = held_weights(config.attention, state_shapes(published))
+        config = config if self.held is None else published
         self.config, self.data, self.recipe, self.device = config, data, recipe, device
         self.state = TrainingState(
             config,
@@ -129,8 +155,7 @@ class Bench:
             recipe.layer_decay,
         )
         if self.held:
-            rates = self.state["rates"].numpy() * self.state.layout.weights.join(self.held.free)
-            write_tensor(self.state["rates"], rates)
+            self.held.stop(self.state)
         self.programs = Programs(
             config, self.state, recipe.batch_size, recipe.size, device, progress=False
         )
@@ -161,9 +186,8 @@ class Bench:
     def _network(self) -> list[Tensor]:
         return [self.state[name] for name in ("weights", "statistics", "counters")]
 
-    def run(self, seed: int, tick: Callable[[], Any] = lambda: None) -> float:
-        """Train from fresh weights; the share of held-out pictures that are then right. `tick` is
-        called after every epoch."""
+    def run(self, seed: int, tick: Callable[[], Any]) -> tuple[float, dict[str, float]]:
+        """The share of held-out pictures that are right after training."""
         recipe, step = replace(self.recipe, seed=seed), 0
         self.state.restart(self._fresh(seed))
         steps_per_epoch = len(self.data.train) // recipe.batch_size
@@ -175,7 +199,7 @@ class Bench:
                 self.programs.update(update_schedule(rate, step, recipe.clip, ema=0.0))
                 step += 1
             tick()
-        return self.evaluate()
+        return self.evaluate(), {}
 
     def evaluate(self) -> float:
         """Top-1 accuracy on the held-out pictures."""
@@ -189,22 +213,27 @@ class Bench:
         return right / count
 
 
+def chosen_ablations(task: AnyTask, asked: Sequence[str]) -> list[str]:
+    """Those asked for, or else all that the task takes. Raises ValueError for any other."""
+    known = [name for name, attention in ABLATIONS.items() if task.takes(attention)]
+    for name in asked:
+        if name not in known:
+            why = ": the others can only be trained to classify" if name in ABLATIONS else ""
+            raise ValueError(f"ablation: expected {', '.join(known)}, found {name!r}{why}")
+    return list(asked) or known
+
+
 def ablate(
     names: Sequence[str],
     config: GroupMixFormerConfig,
-    task: Task,
+    task: AnyTask,
     seeds: Sequence[int],
     device: str,
     jobs: int = 1,
 ) -> Iterator[Outcome]:
     """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done, and
     on a terminal a bar for all of it. `jobs` of them are trained side by side, each on one core.
-
-    Raises ValueError for a name that is not there.
     """
-    for name in names:
-        if name not in ABLATIONS:
-            raise ValueError(f"ablation: expected {', '.join(ABLATIONS)}, found {name!r}")
     each = len(seeds) * task.recipe.epochs
     with tqdm(total=len(names) * each, unit=" epochs", disable=None, leave=False) as bar:
         if jobs == 1:
@@ -226,7 +255,11 @@ def side_by_side(
 
 
 def alone(
-    config: GroupMixFormerConfig, task: Task, seeds: Sequence[int], device: str, name: str
+    config: GroupMixFormerConfig,
+    task: AnyTask,
+    seeds: Sequence[int],
+    device: str,
+    name: str,
 ) -> Outcome:
     """`train_ablation` in a process that has opened nothing yet."""
     set_default_device(open_device(device))
@@ -235,35 +268,35 @@ def alone(
 
 def train_ablation(
     config: GroupMixFormerConfig,
-    task: Task,
-    data: Dataset,
+    task: AnyTask,
+    data: Any,
     seeds: Sequence[int],
     device: str,
     tick: Callable[[], Any],
     name: str,
 ) -> Outcome:
     """One of `ABLATIONS`, trained for each seed; `tick` is called after every epoch."""
-    recipe = task.recipe
     changed = replace(
         config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
     )
-    bench = Bench(changed, data, recipe, device)
-    rows = summarize(changed, (recipe.size, recipe.size))
+    bench: AnyBench = task.bench(changed, data, device)
     start = time.perf_counter()
-    accuracies = tuple(bench.run(seed, tick) for seed in seeds)
+    accuracies, parts = zip(*(bench.run(seed, tick) for seed in seeds), strict=True)
     seconds = (time.perf_counter() - start) / len(seeds)
-    parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
-    return Outcome(name, parameters, flops, accuracies, seconds)
+    by_class = {kind: tuple(part[kind] for part in parts) for kind in parts[0]}
+    return Outcome(name, *bench.costs, accuracies, seconds, task.measure, by_class)
 
 
-HEADING = f"{'':14} {'parameters':>10} {'FLOPs':>8} {'top-1':>7} {'spread':>7} {'seconds':>8}"
+def heading(measure: str) -> str:
+    """The line above the rows of `format_outcome`."""
+    return f"{'':14} {'parameters':>10} {'FLOPs':>8} {measure:>8} {'spread':>7} {'seconds':>8}"
 
 
 def format_outcome(outcome: Outcome) -> str:
-    """A row of the table under `HEADING`."""
+    """A row of the table."""
     return (
         f"{outcome.name:14} {outcome.parameters:10,} {outcome.flops / 1e6:7.2f}M "
-        f"{outcome.accuracy:7.2%} {outcome.spread:7.2%} {outcome.seconds:8.1f}"
+        f"{outcome.accuracy:8.2%} {outcome.spread:7.2%} {outcome.seconds:8.1f}"
     )
 
 
@@ -277,7 +310,10 @@ def save_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
 def load_outcomes(path: Path) -> list[Outcome]:
     """The outcomes in a file of `save_outcomes`."""
     rows = json.loads(path.read_text())
-    return [Outcome(**row | {"accuracies": tuple(row["accuracies"])}) for row in rows]
+    for row in rows:
+        row["accuracies"] = tuple(row["accuracies"])
+        row["by_class"] = {kind: tuple(own) for kind, own in row.get("by_class", {}).items()}
+    return [Outcome(**row) for row in rows]
 
 
 def draw_outcomes(outcomes: Sequence[Outcome]) -> Figure:
@@ -297,6 +333,7 @@ def draw_outcomes(outcomes: Sequence[Outcome]) -> Figure:
     axis.set_yticks(range(len(outcomes)), [outcome.name for outcome in outcomes])
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("top-1 accuracy on held-out pictures, % (a dot: a seed; the line: their mean)")
+    measure = outcomes[0].measure
+    axis.set_xlabel(f"{measure} on held-out pictures, % (a dot: a seed; the line: their mean)")
     axis.set_title("Ablations of Group-Mix Attention")
     return figure

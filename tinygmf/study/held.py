@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tinygmf.config import AttentionConfig, GroupMixFormerConfig
-from tinygmf.model import state_shapes
+from tinygmf.config import AttentionConfig
+from tinygmf.tensors import write_tensor
+from tinygmf.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,31 @@ class Held:
     def apply(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: a * self.free[name] + self.values[name] for name, a in arrays.items()}
 
+    def stop(self, state: TrainingState) -> None:
+        """The rate of what is held becomes zero, though its gradient counts where the norm of all
+        is clipped."""
+        rates = state["rates"].numpy() * state.layout.weights.join(self.free)
+        write_tensor(state["rates"], rates)
 
-def held_weights(config: GroupMixFormerConfig) -> Held | None:
+
+def can_be_held(attention: AttentionConfig) -> bool:
+    """Whether the published form becomes this one where some of its weights are held."""
+    published = AttentionConfig()
+    pairs = zip(attention.kernels, published.kernels, strict=True)
+    smaller = all(own <= size for own, size in pairs)
+    whole = replace(attention, kernels=published.kernels, cpe=True, crpe=True)
+    return smaller and whole == published
+
+
+def held_weights(attention: AttentionConfig, shapes: Mapping[str, tuple[int, ...]]) -> Held | None:
     """Which weights of the published form are held, and at what, to make it this ablation; None for
-    an ablation that is more than that.
+    an ablation that is more than that. `shapes` are those of the network's whole state dict.
 
     A smaller window is the published one with a rim of zeros, a position encoding of zeros is none,
     and a segment stays tokens with a window and a matrix that change nothing.
     """
-    published, attention = AttentionConfig(), config.attention
-    sizes = published.kernels
-    if replace(attention, kernels=sizes, cpe=True, crpe=True) != published:
+    if not can_be_held(attention):
         return None
-    if any(own > size for own, size in zip(attention.kernels, sizes, strict=True)):
-        return None
-    shapes = state_shapes(replace(config, attention=published))
     free = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     values = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for name, learns in free.items():
