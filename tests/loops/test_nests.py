@@ -8,7 +8,7 @@ import pytest
 from tinygrad import Tensor
 
 from tinygmf.config import VARIANTS
-from tinygmf.loops import norms, products, values
+from tinygmf.loops import norms, products, values, windows
 from tinygmf.loops.nest import Channels
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
@@ -68,20 +68,20 @@ def test_a_depthwise_convolution_and_its_gradients_equal_those_by_hand(normal, s
     x, weight = normal(2, *size, 4), normal(5, 5, 4)
     g = normal(2, *(-(-n // stride) for n in size), 4)
     y, dx, dweight = by_hand(x, weight[..., None] * np.eye(4, dtype=np.float32), g, stride)
-    found = run(products.depthwise, np.zeros_like(g), x, weight, stride=stride)
+    found = run(windows.depthwise, np.zeros_like(g), x, weight, stride=stride)
     np.testing.assert_allclose(found, y, atol=1e-5)
-    found = run(products.depthwise, np.zeros_like(x), g, weight, back=True, stride=stride)
+    found = run(windows.depthwise, np.zeros_like(x), g, weight, back=True, stride=stride)
     np.testing.assert_allclose(found, dx, atol=1e-5)
-    found = run(products.depthwise_weight, np.zeros_like(weight), x, g, share=True, stride=stride)
+    found = run(windows.depthwise_weight, np.zeros_like(weight), x, g, share=True, stride=stride)
     np.testing.assert_allclose(found, np.einsum("ijkk->ijk", dweight), atol=1e-4)
 
 
 def test_parts_of_a_map_are_read_and_written_where_they_lie(normal):
     x, weight, out = normal(1, 3, 3, 2 * 5), normal(3, 3, 2), normal(1, 3, 3, 2 * 4)
-    found = run(products.depthwise, out, x, weight, channels=Channels(2, read=3, write=1))
+    found = run(windows.depthwise, out, x, weight, channels=Channels(2, read=3, write=1))
     for part in range(2):
         piece = np.ascontiguousarray(x[..., 5 * part + 3 : 5 * part + 5])
-        expected = run(products.depthwise, np.zeros((1, 3, 3, 2), np.float32), piece, weight)
+        expected = run(windows.depthwise, np.zeros((1, 3, 3, 2), np.float32), piece, weight)
         np.testing.assert_allclose(found[..., 4 * part + 1 : 4 * part + 3], expected, rtol=1e-6)
         np.testing.assert_array_equal(found[..., 4 * part], out[..., 4 * part])
         np.testing.assert_array_equal(found[..., 4 * part + 3], out[..., 4 * part + 3])

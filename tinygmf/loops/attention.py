@@ -45,21 +45,22 @@ def outer(
     x_channel: int = 0,
     y_channel: int = 0,
 ) -> UOp:
-    """out (B, C, C) = scale * xᵀ y, of C channels of x (B, N, …) and of y (B, N, …), from
-    `x_channel` and `y_channel` on; zero where the two channels are not of one head."""
-    batch, channels, _ = out.shape
+    """out (B, S, 1, C, C) = scale * xᵀ y, of S times C channels of x (B, N, …) and of y (B, N, …),
+    from `x_channel` and `y_channel` on; zero where the two channels are not of one head."""
+    batch, blocks, _, channels, _ = out.shape
     x, y = (seen_as(t, (batch, -1, t.shape[-1])) for t in (x, y))
     nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels, exact=True)
-    around = b, i0, j0 = nest.loops(batch, channels // m, channels // c)
+    around = b, s, i0, j0 = nest.loops(batch, blocks, channels // m, channels // c)
+    row, column = s * channels + i0 * m, s * channels + j0 * c
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)
     over = (t,) = nest.loops(x.shape[1])
     acc = nest.accumulate(
         acc,
         over,
-        lambda i, j: load(x, b, t, x_channel + i0 * m + i) * load(y, b, t, y_channel + j0 * c + j),
+        lambda i, j: load(x, b, t, x_channel + row + i) * load(y, b, t, y_channel + column + j),
     )
     i, j = nest.loops(m, c)
     one = ((i0 * m + i) // head_dim).eq((j0 * c + j) // head_dim)
     value = one.where(acc[i, j].load() * scale, ZERO)
-    stored = put(out, (b, i0 * m + i, j0 * c + j), value).end(*around, i, j)
+    stored = put(out, (b, s, 0, i0 * m + i, j0 * c + j), value).end(*around, i, j)
     return kernel(name_of("outer", out, x, numbers=(x_channel, y_channel)), stored)

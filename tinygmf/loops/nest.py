@@ -18,11 +18,12 @@ from tinygrad.dtype import AddrSpace, DType
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from tinygmf.loops.pieces import in_pieces
-from tinygmf.loops.tiles import Table, best_tile
+from tinygmf.loops.tiles import Table, best_tile, divisor
 from tinygmf.loops.values import ZERO, add
 
 Index = Any  # a UOp or an int
 MOST_CHANNELS = 40  # in a tile of sums, in training
+BLOCK = 256  # terms of a sum
 
 
 class Nest:
@@ -145,6 +146,9 @@ class Channels:
         return Channels(self.parts, self.write, self.read)
 
 
+WHOLE = Channels()
+
+
 @dataclass(frozen=True)
 class Window:
     """How one axis of a convolution maps places of its output to places of its input, or with
@@ -246,7 +250,12 @@ def load_inside(
 def total(
     nest: Nest, around: list[UOp], turns: int, width: int, of: Callable[[UOp, UOp], UOp]
 ) -> UOp:
-    """`width` sums of a function of the turn and the number of the sum."""
+    """`width` sums of a function of the turn and the number of the sum, block by block: a long row
+    of terms one by one would lose digits."""
+    few = divisor(turns, BLOCK)
     sums = nest.fill(around, (width,), lambda j: ZERO)
-    (turn,) = over = nest.loops(turns)
-    return nest.accumulate(sums, over, lambda j: of(turn, j))
+    blocks = nest.loops(turns // few)
+    part = nest.fill([*around, *blocks], (width,), lambda j: ZERO)
+    turn = nest.loops(few)
+    part = nest.accumulate(part, turn, lambda j: of(blocks[0] * few + turn[0], j))
+    return nest.accumulate(sums, blocks, lambda j: part[j].load())

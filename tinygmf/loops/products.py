@@ -15,6 +15,7 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import (
     MOST_CHANNELS,
+    WHOLE,
     Channels,
     Grid,
     Nest,
@@ -29,10 +30,9 @@ from tinygmf.loops.nest import (
     seen_as,
     total,
 )
-from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile, divisor
+from tinygmf.loops.tiles import PRODUCT, best_tile, divisor
 from tinygmf.loops.values import ZERO
 
-WHOLE = Channels()
 CACHED = 1 << 17  # numbers, 0.5 MB of them
 FEW_ROWS = 64  # no more are added up apart from others
 
@@ -51,26 +51,26 @@ def dense(
 ) -> UOp:
     """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x * factors] [+ plus].
 
-    A weight (B, 1, 1, K, E) is each picture's own; (S, K, E) means S products side by side, of K
-    channels each. The parts of `channels` share the weight. With `back` it is the gradient for the
-    input: x is that of the result, and the weight's last two axes are swapped.
+    A weight (S, K, E) means S products side by side, of K channels each; (B, S, 1, K, E) the same,
+    each picture's own. The parts of `channels` share the weight. With `back` it is the gradient for
+    the input: x is that of the result, and the weight's last two axes are swapped.
     """
     parts, channel = channels.parts, channels.read
-    pointwise = len(weight.shape) == 3 or (weight.shape[-4:-2] == (1, 1) and stride == 1)
+    blocks = {3: 0, 5: 1}.get(len(weight.shape))  # the axis of S
+    pointwise = blocks is not None or (weight.shape[:2] == (1, 1) and stride == 1)
     if pointwise:
         out, x = (rows(t, weight, parts) for t in (out, x))
         factors, plus = (t if t is None else rows(t, weight, parts) for t in (factors, plus))
-    groups = weight.shape[0] if len(weight.shape) == 3 else 1
-    size = (1, 1) if pointwise else weight.shape[-4:-2]
+    groups = 1 if blocks is None else weight.shape[blocks]
+    size = (1, 1) if pointwise else weight.shape[:2]
     depth, columns = weight.shape[-2:]
     nest = Nest()
     grid = Grid(nest, out, x, size, groups, columns, stride, back, PRODUCT)
     b, s, tile = grid.b, grid.part, (grid.tokens, grid.columns)
 
     def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
-        if len(weight.shape) == 3:
-            return load(weight, s, k, e)
-        return load(weight, *((b,) if len(weight.shape) == 5 else ()), ky, kx, k, e)
+        matrix = {3: (s,), 4: (ky, kx), 5: (b, s, 0)}[len(weight.shape)]
+        return load(weight, *matrix, k, e)
 
     def term(i: UOp, j: UOp) -> UOp:
         ky, kx, k = over
@@ -125,8 +125,8 @@ def dense_weight(
     across = Window(kw, stride, False, x.shape[2], width)
     nest, (m, c) = Nest(), best_tile(PRODUCT, depth, columns, exact=True)
     at_once = 1 if height * width >= FEW_ROWS else batch
-    around = ky, kx, s, k0, b0, e0 = nest.loops(
-        kh, kw, groups, depth // m, batch // at_once, columns // c
+    around = ky, kx, s, b0, k0, e0 = nest.loops(
+        kh, kw, groups, batch // at_once, depth // m, columns // c
     )
 
     def term(i: UOp, j: UOp) -> UOp:
@@ -173,86 +173,6 @@ def transpose(out: UOp, x: UOp) -> UOp:
     *place, i, j = loops = Nest().loops(*out.shape)
     stored = put(out, tuple(loops), load(x, *place, j, i)).end(*loops)
     return kernel(name_of("transpose", out), stored)
-
-
-def depthwise(
-    out: UOp,
-    x: UOp,
-    weight: UOp,
-    *,
-    bias: UOp | None = None,
-    plus: UOp | None = None,
-    stride: int = 1,
-    back: bool = False,
-    channels: Channels = WHOLE,
-    adding: bool = False,
-) -> UOp:
-    """out = x convolved with weight (k, k, C), or (k, k, S, C), channel by channel, [+ the bias of
-    the channels written] [+ plus]; `adding` adds that to what is there.
-
-    Both maps consist of the parts S of `channels`, (B, H, W, S * …), which share the weight unless
-    it has one for each. With `back` the gradient of that for its input.
-    """
-    parts, channel, to = channels.parts, channels.read, channels.write
-    size, columns = weight.shape[0], weight.shape[-1]
-    out_wide, x_wide = out.shape[3] // parts, x.shape[3] // parts
-    nest = Nest()
-    grid = Grid(nest, out, x, (size, size), parts, columns, stride, back, WINDOWS)
-    s, c0, tile = grid.part, grid.channel, (grid.tokens, grid.columns)
-    own = (s,) if len(weight.shape) == 4 else ()
-
-    def term(i: UOp, j: UOp) -> UOp:
-        ky, kx = over
-        value = grid.read(ky, kx, i, s * x_wide + channel + c0 + j)
-        return value * load(weight, *grid.tap(ky, kx), *own, c0 + j)
-
-    acc = nest.fill(
-        grid.around, tile, lambda i, j: ZERO if bias is None else load(bias, to + c0 + j)
-    )
-    over = nest.loops(grid.down.taps, grid.across.taps)
-    acc = nest.accumulate(acc, over, term)
-    i, j = nest.loops(*tile)
-    value, place = acc[i, j].load(), (grid.b, grid.row, grid.column(i))
-    if plus is not None:
-        value = value + load(plus, *place, c0 + j)
-    here = (*place, s * out_wide + to + c0 + j)
-    name = name_of("depthwise", out, weight, numbers=(stride, back, channel, to))
-    return kernel(name, put(out, here, value, adding).end(*grid.around, i, j))
-
-
-def depthwise_weight(
-    out: UOp,
-    x: UOp,
-    g: UOp,
-    share: UOp,
-    *,
-    stride: int = 1,
-    channels: Channels = WHOLE,
-) -> UOp:
-    """out (k, k, C) or (k, k, S, C) += the gradient of `depthwise` for its weight."""
-    parts, channel, at = channels.parts, channels.read, channels.write
-    batch, height, width, _ = g.shape
-    size, columns, own = out.shape[0], out.shape[-1], len(out.shape) == 4
-    x_wide, g_wide = x.shape[3] // parts, g.shape[3] // parts
-    down = Window(size, stride, False, x.shape[1], height)
-    across = Window(size, stride, False, x.shape[2], width)
-    nest, c = Nest(), divisor(columns, MOST_CHANNELS)
-    around = ky, s1, c0 = nest.loops(size, parts if own else 1, columns // c)
-
-    def term(kx: UOp, j: UOp) -> UOp:
-        b, h, w, s2 = over
-        s = s1 if own else s2
-        rows_in, columns_in = down.read(h, h, ky), across.read(w, w, kx)
-        value = load_inside(x, b, rows_in, columns_in, s * x_wide + channel + c0 * c + j)
-        return value * load(g, b, h, w, s * g_wide + at + c0 * c + j)
-
-    acc = nest.fill(around, (size, c), lambda i, j: ZERO)
-    over = nest.loops(batch, height, width, 1 if own else parts)
-    acc = nest.accumulate(acc, over, term)
-    kx, j = nest.loops(size, c)
-    here = (ky, kx, s1, c0 * c + j) if own else (ky, kx, c0 * c + j)
-    stored = add_gradient(out, here, acc[kx, j].load(), share).end(*around, kx, j)
-    return kernel(name_of("depthwise_weight", out, g, numbers=(stride,)), stored)
 
 
 def copy(out: UOp, x: UOp, *, count: int, channels: Channels) -> UOp:

@@ -68,6 +68,7 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
 }
 
 LANES = {"avx512": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
+VECTORS = {"avx512": (32, 16), "avx2": (16, 8), "neon": (32, 4), "simd128": (16, 4)}  # of numbers
 
 
 def best_tile(

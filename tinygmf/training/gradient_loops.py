@@ -20,7 +20,7 @@ from tinygrad.dtype import DType
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.loops import attention as attention_loops
-from tinygmf.loops import products
+from tinygmf.loops import products, windows
 from tinygmf.loops.inference import softmax_loops
 from tinygmf.loops.nest import Channels
 from tinygmf.training.gradient import cross_entropy
@@ -29,6 +29,7 @@ from tinygmf.training.tape import Map, Tape, run
 
 QKV = 3  # query, key and value lie side by side in the channels of a map
 GROUPS = 3, 5, 7  # sides of the groups that become proxies
+FULL = 32  # channels: of fewer clang makes no vectors
 
 
 class LoopGradient:
@@ -128,7 +129,7 @@ def attention(tape: Tape, y: Map, name: str) -> Map:
 def aggregate(tape: Tape, qkv: Map, name: str, segment: int) -> Map:
     """Query, key and value (B, H, W, 3 * D) -> their tokens and group proxies, each 4D/5."""
     size = qkv.value.shape[:3]
-    windows = [
+    weights = [
         tape.weights[f"{name}.agg{i}.conv1.weight"].reshape(side, side, segment)
         for i, side in enumerate(GROUPS, 1)
     ]
@@ -139,8 +140,8 @@ def aggregate(tape: Tape, qkv: Map, name: str, segment: int) -> Map:
     tokens, proxies = Channels(QKV), Channels(QKV, write=segment)
 
     around = Map(tape.new(*size, QKV * 3 * segment))
-    for w, channels in zip(windows, places, strict=True):
-        around.value = run(products.depthwise, around.value, qkv.value, w, channels=channels)
+    for w, channels in zip(weights, places, strict=True):
+        around.value = run(windows.depthwise, around.value, qkv.value, w, channels=channels)
     before = Map(tape.new(*size, QKV * 4 * segment))
     before.value = run(products.copy, before.value, qkv.value, count=segment, channels=tokens)
     before.value = run(products.dense, before.value, around.value, points, channels=proxies)
@@ -155,13 +156,13 @@ def aggregate(tape: Tape, qkv: Map, name: str, segment: int) -> Map:
         options: dict[str, Any] = {"back": True, "channels": proxies.reversed()}
         tape.add_gradient(around, products.dense, g, tape.transposed(points), **options)
         inner = around.incoming
-        for i, (w, channels) in enumerate(zip(windows, places, strict=True), 1):
+        for i, (w, channels) in enumerate(zip(weights, places, strict=True), 1):
             weight, shape = f"{name}.agg{i}.conv1.weight", tuple(map(int, w.shape))
             tape.add_weight_gradient(
-                products.depthwise_weight, weight, shape, qkv.value, inner, channels=channels
+                windows.depthwise_weight, weight, shape, qkv.value, inner, channels=channels
             )
             options = {"back": True, "channels": channels.reversed()}
-            tape.write_gradient(qkv, products.depthwise, inner, w, **options)
+            tape.write_gradient(qkv, windows.depthwise, inner, w, **options)
 
     return tape.batchnorm(before, f"{name}.norm")
 
@@ -172,16 +173,16 @@ def non_attention(tape: Tape, qkv: Map, joined: Map, name: str, segment: int) ->
     shape, channels = (3, 3, QKV, segment), Channels(QKV, read=last)
     w = tape.weights[weight].reshape(shape)
     around = Map(tape.new(*qkv.value.shape[:3], QKV * segment))
-    around.value = run(products.depthwise, around.value, qkv.value, w, channels=channels)
+    around.value = run(windows.depthwise, around.value, qkv.value, w, channels=channels)
 
     @tape.backward
     def back() -> None:
         g = around.incoming
         tape.add_weight_gradient(
-            products.depthwise_weight, weight, shape, qkv.value, g, channels=channels
+            windows.depthwise_weight, weight, shape, qkv.value, g, channels=channels
         )
         options = {"back": True, "channels": channels.reversed()}
-        tape.write_gradient(qkv, products.depthwise, g, w, **options)
+        tape.write_gradient(qkv, windows.depthwise, g, w, **options)
 
     point = tape.convolve(around, f"{name}.conv.pointwise_conv")
     tape.layernorm_into(joined, point, f"{name}.norm", eps=1e-5, to=last)
@@ -190,20 +191,21 @@ def non_attention(tape: Tape, qkv: Map, joined: Map, name: str, segment: int) ->
 def attend(tape: Tape, mixed: Map, joined: Map, name: str, segment: int) -> None:
     """Linear attention and `crpe`, to the first 4D/5 channels of `joined`.
 
-    The heads' small products are blocks of one, whose other blocks are cleared.
+    The small products of neighboring heads are blocks of one that fills a vector, whose other
+    blocks are cleared.
     """
     batch, height, width, _ = map(int, mixed.value.shape)
     wide, tokens = 4 * segment, height * width
     keys, values = wide, 2 * wide  # where they begin; the queries begin at 0
+    block = next(n * segment // 2 for n in (1, 2, 4, 8) if n * segment >= 2 * FULL or n == 8)
     flat = mixed.value.reshape(batch, tokens, QKV * wide)
     soft = run(softmax_loops, tape.new(batch, tokens, wide), flat, channel=keys)
 
     def outer(x: Tensor, y: Tensor, x_channel: int = 0, y_channel: int = 0) -> Tensor:
         head = {"head_dim": segment // 2, "scale": attention_scale(5 * segment)}
         begin = {"x_channel": x_channel, "y_channel": y_channel}
-        out = tape.new_float32(batch, wide, wide)
-        product = run(attention_loops.outer, out, x, y, **head, **begin)
-        return product.reshape(batch, 1, 1, wide, wide)
+        out = tape.new_float32(batch, wide // block, 1, block, block)
+        return run(attention_loops.outer, out, x, y, **head, **begin)
 
     around, back_through_crpe = crpe(tape, mixed, name, segment)
     context = outer(soft, mixed.value, y_channel=values)
@@ -238,7 +240,7 @@ def crpe(
         weight = f"{name}.conv_list.{i}.weight"
         w = tape.weights[weight].reshape(side, side, count)
         channels = Channels(read=values + start, write=start)
-        around = run(products.depthwise, around, mixed.value, w, bias=bias, channels=channels)
+        around = run(windows.depthwise, around, mixed.value, w, bias=bias, channels=channels)
         convolutions.append((weight, w, channels))
         start += count
 
@@ -246,10 +248,10 @@ def crpe(
         spread = run(products.product, tape.new(*shape), mixed.value, g)
         tape.add_weight_gradient(products.column_sum, f"{name}.bias", shape[3:], spread)
         for weight, w, channels in convolutions:
-            known, of_weight = (mixed.value, spread), products.depthwise_weight
+            known, of_weight = (mixed.value, spread), windows.depthwise_weight
             size = tuple(map(int, w.shape))
             tape.add_weight_gradient(of_weight, weight, size, *known, channels=channels)
             options = {"back": True, "adding": True, "channels": channels.reversed()}
-            tape.write_gradient(mixed, products.depthwise, spread, w, **options)
+            tape.write_gradient(mixed, windows.depthwise, spread, w, **options)
 
     return around, back

@@ -20,7 +20,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops import norms, products, values
+from tinygmf.loops import norms, products, values, windows
 from tinygmf.loops.inference import apply_loops
 
 Kernel = Callable[..., UOp]
@@ -154,8 +154,8 @@ class Tape:
         """The convolution of this name, with its bias if it has one, or with `size` 1 the product;
         `plus`, which may be x itself, is added to it."""
         batch, height, width, depth = map(int, x.value.shape)
-        kernel: Kernel = products.depthwise if depthwise else products.dense
-        of_weight: Kernel = products.depthwise_weight if depthwise else products.dense_weight
+        kernel: Kernel = windows.depthwise if depthwise else products.dense
+        of_weight: Kernel = windows.depthwise_weight if depthwise else products.dense_weight
         shape = (size, size, depth) if depthwise else (size, size, depth, -1)
         w = self.weights[f"{name}.weight"].reshape(shape)
         bias = self.weights.get(f"{name}.bias")
