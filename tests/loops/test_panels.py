@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import normal
-from tinygrad import Tensor, dtypes
-from tinygrad.uop.ops import UOp
+from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.engine.folded import place
 from tinygmf.loops import inference, panels, pieces, tiles
@@ -85,7 +85,8 @@ def test_while_a_panel_is_used_all_of_the_next_is_asked_for(tokens, columns):
     weight = UOp.placeholder((1, 3, 1, 1, depth, columns), dtypes.float32, 0)
     (row,) = nest.loops(depth)
     part = order.place[-1]
-    text, address = (s := panels.fetch_next(weight, part, order, row)).arg, s.src[1]
+    used = UOp.const(0)
+    text, address = (s := panels.fetch_next(weight, part, order, row, used)).arg, s.src[1]
 
     lines = set()
     for turn, k in product(range(order.turns), range(depth)):
@@ -95,3 +96,15 @@ def test_while_a_panel_is_used_all_of_the_next_is_asked_for(tokens, columns):
     whole = depth * columns
     assert lines >= set(range(2 * whole, 3 * whole, 16))  # of the third panel
     assert all(whole <= line < 3 * whole for line in lines)  # else those of the second
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_next_panel_is_asked_for_in_a_product_but_not_for_every_row_of_a_picture(size):
+    x, weight = tensor_from_numpy(normal(0, 1, 9, 31, 6)), normal(1, size, size, 6, 130)
+    matrix = place(weight, dtypes.float32, "CPU").realize()
+    product = TinyJit(lambda x: inference.dense(x, matrix, columns=130).realize())
+    for _ in range(2):  # the second is captured
+        product(x)
+    nodes = [node for call in product.captured.linear.src for node in call.src[0].src]
+    (source,) = (node.arg for node in nodes if node.op is Ops.SOURCE)
+    assert ("__builtin_prefetch" in source) == (size == 1)

@@ -242,7 +242,7 @@ def dense_loops(
             acc,
             over,
             lambda i, j: value_of(token(ky, kx, k, i)) * value_of(row(ky, kx, k, j)),
-            before=(panels.fetch_next(weight, part, order, at),) if once else (),
+            then=partial(panels.fetch_next, weight, part, order, at) if once else identity,
         )
     i, j = nest.loops(m, c)
     here = (b, h, w0 + i, e0 + j)

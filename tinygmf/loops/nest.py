@@ -47,14 +47,14 @@ class Nest:
         over: list[UOp],
         term: Callable[..., UOp],
         combine: Callable[[UOp, UOp], UOp] = add,
-        before: tuple[UOp, ...] = (),
+        then: Callable[[UOp], UOp] = lambda turn: turn,
     ) -> UOp:
-        """Adds to every register a function of its indices, once for every turn of `over`, each
-        time after the statements `before`."""
+        """Adds to every register a function of its indices, once for every turn of `over`; `then`
+        may add a statement to what a turn does."""
         loops = self.loops(*registers.shape)
-        place = registers.after(*over, *before)[tuple(loops)]
-        turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1], *over[::-1])
-        return registers.after(turn)
+        place = registers.after(*over)[tuple(loops)]
+        turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1])
+        return registers.after(then(turn).end(*over[::-1]))
 
     def mean(self, around: list[UOp], size: int, lanes: int, of: Callable[[UOp], UOp]) -> UOp:
         """The mean of a function of 0 … size - 1, in as many partial sums as there are lanes."""

@@ -70,9 +70,9 @@ def loops(nest: Nest, sizes: tuple[int, int, int, int, int], numbers: int, cut: 
     return Order(around, place, t, together)
 
 
-def fetch_next(weight: UOp, part: UOp, order: Order, row: UOp) -> UOp:
-    """Asks for this row of the next panel while that of this one is used, for some cache lines in
-    each turn: no processor fetches ahead from one page of memory to the next."""
+def fetch_next(weight: UOp, part: UOp, order: Order, row: UOp, used: UOp) -> UOp:
+    """Asks for this row of the next panel after that of this one was `used`, for some cache lines
+    in each turn: no processor fetches ahead from one page of memory to the next."""
     height, width = math.prod(weight.shape[2:5]), weight.shape[5]
     line = LINE // weight.dtype.itemsize
     lines = -(-width // line)
@@ -81,4 +81,4 @@ def fetch_next(weight: UOp, part: UOp, order: Order, row: UOp) -> UOp:
     needed = order.turn * each < lines  # else what is there already
     place = needed.where(next_one, part * (height * width)) + row * width
     text = " ".join(f"__builtin_prefetch({{0}} + {{1}} + {i * line});" for i in range(each))
-    return statement(text, weight.base, place)
+    return statement(text, weight.base, place, used)
