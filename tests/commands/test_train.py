@@ -219,7 +219,7 @@ def write_run(folder: Path, **about: object) -> None:
             ["--resume", "--model", "nano"],
             "resume: --model groupmixformer_tiny: leave it out",
         ),
-        ({}, ["--resume", "--epochs", "4"], "at least the epochs that the run has made, 5, found"),
+        ({}, ["--resume", "--epochs", "4"], "at least the epochs that are done, 5, found"),
         ({"classes": ["cat", "cow"]}, ["--resume"], "run to resume, cat, cow, found cat, dog"),
         ({"pictures": 9}, ["--resume"], "the pictures of the run to resume, 9, found 8"),
         ({}, ["--resume", "--seed", "7"], "the options of the run to resume: --seed 0"),

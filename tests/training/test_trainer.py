@@ -301,14 +301,14 @@ def test_resuming_with_other_options_names_them():
 def test_a_run_of_another_network_changes_nothing():
     running, before = trainer(), trainer().numbers.read()
     other = Run({**before, "weights": before["weights"][:16]}, running.state().about)
-    with pytest.raises(ValueError, match="the run: expected a run of this very network"):
+    with pytest.raises(ValueError, match="the run: expected a run of this network"):
         running.restore(other)
     for name, array in running.numbers.read().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 def test_weights_are_not_a_run():
-    with pytest.raises(CheckpointError, match="expected a run, found weights alone"):
+    with pytest.raises(CheckpointError, match="expected a run, found only weights"):
         load_run(DATA / "nano.pth")
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 TIMED = 3  # steps after the first, which loads or compiles
-FORWARD = 1 / 3  # of the time of a step, which computes the gradient too
+FORWARD = 1 / 3  # of a training step's time; the gradient takes the rest
 
 
 class Clock:
-    """Times the steps of a run, and tells once how many seconds are left: `tell` gets them.
+    """Times the first steps of a run, then calls `tell` once with the seconds left.
 
-    Waiting for pictures counts for the present epoch alone, as they are kept once decoded.
+    Time spent waiting for pictures counts for the current epoch only: later epochs find them
+    decoded.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class Clock:
         self.steps.append((whole - self._waited, self._waited))
 
     def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; what they keep a step waiting is noted."""
+        """Yield the same batches, recording how long each step waits for one."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -39,8 +40,8 @@ class Clock:
             yield batch
 
     def step_made(self, left: int, of_epoch: int, batches: float) -> None:
-        """Tell, after the last of the timed steps: `left` steps are to be made, `of_epoch` of them
-        in this epoch; validation measures as many pictures as `batches` steps train on."""
+        """Report the time left after the last timed step. `left` steps remain, `of_epoch` of them
+        in this epoch; validation sees as many pictures as `batches` steps train on."""
         if self.tell is None or len(self.steps) != 1 + TIMED:
             return
         computing, waiting = (sum(part) / TIMED for part in zip(*self.steps[1:], strict=True))
@@ -48,7 +49,7 @@ class Clock:
 
 
 def spoken(seconds: float) -> str:
-    """A length of time in few words: `about 40 s`, `about 3 min`, `about 5 h`."""
+    """A duration in a few words: `about 40 s`, `about 3 min`, `about 5 h`."""
     for unit, name, most in ((1, "s", 90), (60, "min", 5400), (3600, "h", 48 * 3600)):
         if seconds < most:
             return f"about {max(1, round(seconds / unit))} {name}"

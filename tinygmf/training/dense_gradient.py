@@ -1,8 +1,8 @@
 """The gradient of a dense network's losses in loop nests, for the CPU device.
 
-The backbone is that of `LoopGradient`, and its four maps take gradients from the heads. These are
-the heads of `tinygmf.dense`, forward and backward by the same tape. The losses alone are tinygrad's
-expressions: their inputs are small.
+The backbone is the one `LoopGradient` trains; its four maps receive gradients from the heads. The
+heads are those of `tinygmf.dense`, forward and backward on the same tape. Only the losses are
+tinygrad expressions, because their inputs are small.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from tinygmf.training.gradient_loops import stages
 from tinygmf.training.state import Layout
 from tinygmf.training.tape import Map
 
-AUXILIARY_WEIGHT = 0.4  # of its loss, mmsegmentation's
+AUXILIARY_WEIGHT = 0.4  # of its loss, as in mmsegmentation
 DETECTOR_BODY = "backbone.body."
 Tensors = list[Tensor]
 
 
 class DenseGradient:
-    """Forward and backward of one batch: adds to the gradient what `LoopGradient` does, and
-    returns the losses, the sum first. What a network is told of its pictures comes last.
+    """Forward and backward pass of one batch. It accumulates the gradient as `LoopGradient` does
+    and returns the losses, their sum first. A network's targets are its last arguments.
 
-    `prefix` is what the names of the backbone's weights begin with.
+    The names of the backbone's weights begin with `prefix`.
     """
 
     prefix: str
@@ -71,7 +71,7 @@ class DenseGradient:
         share: Tensor,
         factors: Tensor,
     ) -> DenseTape:
-        """An empty one; the backbone's names are those of a classification network."""
+        """An empty tape that names the backbone's weights as a classification network does."""
         pieces = self.layout.weights, self.layout.weights, self.layout.statistics
         named, gradients, running = (
             dict(zip((name.removeprefix(self.prefix) for name in part.groups), own, strict=True))
@@ -84,15 +84,15 @@ class DenseGradient:
 
 
 def ask(tape: DenseTape, loss: Tensor, *outputs: Map) -> None:
-    """Gives the outputs of the network their gradients."""
+    """Set the gradients of the network's outputs."""
     slopes = (loss * tape.share[1]).gradient(*(x.value for x in outputs))
     for x, slope in zip(outputs, slopes, strict=True):
         x.gradient = slope.contiguous()
 
 
 class SegmentationGradient(DenseGradient):
-    """Told the class of every pixel, (B, S, S) int32, and which channels dropout keeps before each
-    classification, (B, 1, 1, channels) of 0 or 1 / (1 - ratio), the auxiliary head's last."""
+    """Targets: the class of every pixel, (B, S, S) int32, then the dropout factors before each
+    classification layer, (B, 1, 1, channels) of 0 or 1 / (1 - ratio), the auxiliary head's last."""
 
     prefix = "backbone."
     config: SegmentationConfig
@@ -166,7 +166,7 @@ def feature_pyramid(tape: DenseTape, maps: list[Map]) -> list[Map]:
 
 
 class RetinaNetGradient(DenseGradient):
-    """Told `targets.AnchorTargets`: classes (B, anchors) int32, deltas (B, anchors, 4)."""
+    """Targets: `targets.AnchorTargets`, classes (B, anchors) int32, deltas (B, anchors, 4)."""
 
     prefix = DETECTOR_BODY
     config: RetinaNetConfig
@@ -199,8 +199,8 @@ class RetinaNetGradient(DenseGradient):
 
 
 class MaskRCNNGradient(DenseGradient):
-    """Told `targets.RPNTargets` (3), labels (n,) and deltas (n, 4) of the sampled proposals and
-    their `roi.Lookups` (4), then labels (m,), masks (m, 28, 28), lookups of those with a mask."""
+    """Targets: `targets.RPNTargets` (3); labels (n,), deltas (n, 4) and `roi.Lookups` (4) of the
+    sampled proposals; labels (m,), masks (m, 28, 28) and lookups of those with a mask."""
 
     prefix = DETECTOR_BODY
     config: MaskRCNNConfig
@@ -210,7 +210,7 @@ class MaskRCNNGradient(DenseGradient):
     ) -> tuple[Tensor, Tensor]:
         """Objectness (B, anchors, 1) and deltas (B, anchors, 4) as this step's losses see them.
 
-        `statistics` are moved: give a copy.
+        Updates `statistics` in place: pass a copy.
         """
         tape = self.tape(weights, weights, statistics, factors, factors)
         objectness, deltas = self.rpn(tape, self.pyramid(tape, pictures))
@@ -255,7 +255,7 @@ class MaskRCNNGradient(DenseGradient):
         """(n, 7, 7, channels) -> class logits (1, 1, n, K) and deltas (1, 1, n, 4 K)."""
         n, bins, _, channels = map(int, pooled.value.shape)
         x = tape.linear(
-            pooled,  # the first layer's rows are in the order of channels, rows, columns
+            pooled,  # the first layer expects the order channels, rows, columns
             lambda value: value.permute(0, 3, 1, 2).reshape(1, 1, n, -1),
             lambda g: g.reshape(n, channels, bins, bins).permute(0, 2, 3, 1),
         )

@@ -39,7 +39,7 @@ class DenseTape(Tape):
         return result
 
     def doubling_conv(self, x: Map, name: str) -> Map:
-        """A transposed 2x2 convolution of stride 2; its weight lies there as (2, 2, out, in)."""
+        """A transposed 2x2 convolution of stride 2; its weight is stored as (2, 2, out, in)."""
         n, height, width, depth = map(int, x.value.shape)
         stored = self.weights[f"{name}.weight"].reshape(-1, depth)  # (4 * out, in)
         columns = int(stored.shape[0])
@@ -76,7 +76,7 @@ class DenseTape(Tape):
     # Sizes
 
     def resize(self, x: Map, size: Size, plus: Map | None = None) -> Map:
-        """Bilinear, [+ plus]."""
+        """Bilinear resizing [+ plus]."""
         out, added = self.new(int(x.value.shape[0]), *size, x.channels), plus and plus.value
         result = Map(run(resampling.resize, out, x.value, plus=added))
 
@@ -89,7 +89,7 @@ class DenseTape(Tape):
         return result
 
     def side_by_side(self, maps: Sequence[Map]) -> Map:
-        """All channels, each map resized to the size of the first."""
+        """The channels of all maps side by side, each map resized to the size of the first."""
         batch, (height, width) = int(maps[0].value.shape[0]), size_of(maps[0])
         result = Map(self.new(batch, height, width, sum(x.channels for x in maps)))
         starts = [sum(x.channels for x in maps[:i]) for i in range(len(maps))]
@@ -104,7 +104,7 @@ class DenseTape(Tape):
         return result
 
     def double(self, x: Map, size: Size) -> Map:
-        """Nearest neighbour, as `pyramid.double`."""
+        """Nearest-neighbour doubling, as `pyramid.double` does it."""
         out = self.new(int(x.value.shape[0]), *size, x.channels)
         result = Map(run(sampling.double_loops, out, x.value))
 
@@ -115,7 +115,7 @@ class DenseTape(Tape):
         return result
 
     def top_down(self, lateral: str, smooth: str, maps: Sequence[Map]) -> list[Map]:
-        """A pyramid, as `pyramid.top_down`; the names hold a `{}` for the level."""
+        """A pyramid, built as `pyramid.top_down` does; `{}` in the names stands for the level."""
         last = len(maps) - 1
         sums = [self.convolve(maps[last], lateral.format(last))]
         for i in range(last - 1, -1, -1):
@@ -124,7 +124,7 @@ class DenseTape(Tape):
         return [self.convolve(x, smooth.format(i), 3) for i, x in enumerate(sums)]
 
     def adaptive_average(self, x: Map, bins: int) -> Map:
-        """As `pyramid.adaptive_average`: (B, h, w, C) -> (B, bins, bins, C)."""
+        """`pyramid.adaptive_average`: (B, h, w, C) -> (B, bins, bins, C)."""
         rows, columns = (averages(side, bins) for side in size_of(x))
 
         def between(value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class DenseTape(Tape):
         )
 
     def every_second(self, x: Map) -> Map:
-        """Row and column: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), C)."""
+        """Every second row and column: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), C)."""
         batch, height, width, channels = map(int, x.value.shape)
 
         def spread(g: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class DenseTape(Tape):
         return self.linear(x, lambda value: value[:, ::2, ::2], spread)
 
     def pool(self, flat: Map, lookups: Sequence[Tensor], bins: int) -> Map:
-        """RoIAlign of levels one after the other (B, places, C): (n, bins, bins, C)."""
+        """RoIAlign on concatenated levels (B, places, C) -> (n, bins, bins, C)."""
         channels = int(flat.value.shape[2])
         out = self.new(int(lookups[0].shape[0]), bins, bins, channels)
         values = flat.value.reshape(-1, channels)
@@ -167,7 +167,7 @@ class DenseTape(Tape):
         return result
 
     def one_after_another(self, maps: Sequence[Map], values: int) -> Map:
-        """(B, h, w, A * values) each -> (B, all h * w * A, values)."""
+        """Levels (B, h, w, A * values) -> (B, sum of h * w * A, values)."""
         batch = int(maps[0].value.shape[0])
         flat = [x.value.reshape(batch, -1, values) for x in maps]
         result = Map(Tensor.cat(*flat, dim=1).contiguous())
@@ -189,7 +189,7 @@ class DenseTape(Tape):
         forward: Callable[[Tensor], Tensor],
         backward: Callable[[Tensor], Tensor],
     ) -> Map:
-        """A linear function of a map and its transpose, in tinygrad's expressions."""
+        """A linear function of a map, and its transpose, as tinygrad expressions."""
         result = Map(forward(x.value).contiguous())
 
         @self.backward
@@ -199,11 +199,11 @@ class DenseTape(Tape):
         return result
 
     def weigh(self, x: Map, factors: Tensor) -> Map:
-        """x times factors that broadcast: dropout."""
+        """x times factors that broadcast to it: dropout."""
         return self.linear(x, lambda value: value * factors, lambda g: g * factors)
 
     def sum_gradient(self, x: Map, gradient: Tensor) -> None:
-        """Adds to a map's gradient, if there is one."""
+        """Add to a map's gradient, if it has one."""
         x.gradient = gradient if x.gradient is None else (x.gradient + gradient).contiguous()
 
 

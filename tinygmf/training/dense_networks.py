@@ -1,4 +1,4 @@
-"""Which dense network a run begins with: widths, anchors and thresholds as data."""
+"""The dense network a run starts from: its widths, anchors and thresholds as data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinygmf.dense.segmentation import AuxiliaryConfig
 
 NARROW = 32  # channels of the heads on `scenes`
 
-# Of `scenes`, whose pictures and objects are small and few; anchors suit objects of 20 to 80 pixels
+# For `scenes`: small pictures, few objects; the anchors suit objects of 20 to 80 pixels
 SCENES: dict[str, dict[str, Any]] = {
     "upernet": {"auxiliary": None},
     "semantic_fpn": {"auxiliary": None},
@@ -29,8 +29,8 @@ SCENES: dict[str, dict[str, Any]] = {
 
 
 def head_options(head: str, channels: int | None, small: bool) -> dict[str, Any]:
-    """What `create_model` is told of a head: every width in proportion to `channels`, by default
-    the libraries' own; `small` for `scenes`."""
+    """The options of a head for `create_model`. All widths follow from `channels`, by default the
+    libraries' own; `small` is for `scenes`."""
     if channels is not None and channels < 1:
         raise ValueError(f"--channels: expected at least 1, found {channels}")
     own = dict(SCENES[head]) if small else {}
@@ -50,7 +50,7 @@ def head_options(head: str, channels: int | None, small: bool) -> dict[str, Any]
 
 
 def named(model: Any, classes: list[str], size: int) -> Any:
-    """Tells the network its classes and the size of its pictures, for its checkpoint."""
+    """Record the classes and the picture size in the network's settings, for its checkpoint."""
     longest = max(size, round(size * 5 / 3))
     model.settings = replace(
         model.settings, classes=tuple(classes), min_size=size, max_size=longest

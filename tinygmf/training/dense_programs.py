@@ -21,7 +21,7 @@ Array = np.ndarray
 
 
 class DensePrograms:
-    """`gradient` and `update`, as `programs.Programs` has them, for the network `name` of
+    """`gradient` and `update`, as in `programs.Programs`, for the network `name` of
     `dense.networks.KINDS` on pictures of size x size pixels. They run on the CPU device."""
 
     def __init__(
@@ -57,7 +57,7 @@ class DensePrograms:
         self.update = Update(key, state, progress)
 
     def _proposing(self, compute: MaskRCNNGradient, key: Mapping[str, Any], progress: bool) -> Any:
-        layout, scratch = self.state.layout, self.state.like()  # the step moves the statistics
+        layout, scratch = self.state.layout, self.state.like()  # this step updates the statistics
 
         def arguments(state: TrainingState) -> list[Any]:
             weights = layout.weights.split_groups(state["weights"])
@@ -80,7 +80,7 @@ class DensePrograms:
     def gradient(
         self, share: float, pictures: Array, known: Known, factors: Array, scale: float = 1.0
     ) -> float:
-        """Adds the gradient of a batch, times `share`, to the state's; returns the loss.
+        """Add `share` times the gradient of a batch to the state's; return the loss.
 
         pictures (B, 3, S, S), factors (2 * blocks, B): `draw_factors`. `scale` as in `Programs`.
         """

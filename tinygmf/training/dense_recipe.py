@@ -21,26 +21,26 @@ SCHEDULES = "poly", "cosine"
 class DenseRecipe:
     """Everything that shapes a run, apart from the network and the pictures.
 
-    Raises ValueError, in one line, for a value that cannot be.
+    Raises ValueError, in one line, for an impossible value.
     """
 
     batch_size: int = option(16, "pictures in one step")
     size: int = option(512, "side of the pictures, in pixels")
     seed: int = option(0, "of the new weights, the order and the augmentation")
-    epochs: int = option(60, "times that every picture is seen")
+    epochs: int = option(60, "passes over the training pictures")
     accumulate: int = option(1, "batches whose gradients are added up before the weights change")
 
     learning_rate: float = option(2e-4, "peak")
     warmup_steps: int = option(500, "steps of linear warm-up")
     schedule: str = option("poly", "after the warm-up: poly (of power 1) or cosine, to zero")
     weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
-    patience: int = option(0, "epochs without a better one after which training ends; 0: never")
+    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
     clip: float = option(5.0, "largest norm of the gradient")
-    layer_decay: float = option(1.0, "factor of the rate from each backbone stage to the one below")
+    layer_decay: float = option(1.0, "learning-rate factor from each stage to the one below")
     drop_path: float | None = option(None, "stochastic depth; by default the network's own")
-    ema: float = option(0.0, "decay of the moving average of the weights, which is then the result")
+    ema: float = option(0.0, "decay of the weights' moving average, which is the result")
 
-    scale_min: float = option(0.5, "smallest random size of a picture; 1 just fits")
+    scale_min: float = option(0.5, "smallest random scale of a picture; 1 just fits the square")
     scale_max: float = option(2.0, "largest")
     flip: float = option(0.5, "how often a picture is mirrored")
     colour: float = option(0.4, "largest change of brightness, contrast and saturation")
@@ -83,8 +83,8 @@ class DenseRecipe:
 
     @property
     def whole_size(self) -> int:
-        """Side of the pictures that the trained network is shown whole, in pixels: larger than the
-        crops of training where even the smallest random size is."""
+        """Side, in pixels, at which the trained network sees whole pictures. It exceeds the
+        training crops if even the smallest random scale does."""
         return round(self.size * max(1.0, self.scale_min))
 
     @property
@@ -93,7 +93,7 @@ class DenseRecipe:
         return DenseAugment(self.size, scale, self.flip, self.colour)
 
 
-SCENES = DenseRecipe(  # drawn anew in any size and colour: only the mirror adds to them
+SCENES = DenseRecipe(  # drawn in random sizes and colours: only mirroring adds variety
     batch_size=8,
     size=128,
     epochs=4,
@@ -106,7 +106,7 @@ SCENES = DenseRecipe(  # drawn anew in any size and colour: only the mirror adds
     colour=0.0,
 )
 
-# Heads without normalization, on the backbone of a network that was trained to segment
+# For heads without normalization, on a backbone that was trained to segment
 SCENES_DETECTION = replace(SCENES, epochs=1, learning_rate=8e-4)
 
 RECIPES = {

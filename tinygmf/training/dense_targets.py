@@ -1,4 +1,4 @@
-"""What a dense network is told of a batch: arrays of fixed shapes, made in NumPy at every step."""
+"""A dense network's targets for a batch: arrays of fixed shapes, made in NumPy at every step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Array = np.ndarray
 
 
 class Known(NamedTuple):
-    """What is known of the pictures of a batch, and where its random choices come from."""
+    """The annotations of a batch, and the generator for its random choices."""
 
     pictures: list[Annotations]
     rng: np.random.Generator
 
 
 class Outputs(NamedTuple):
-    """What Mask R-CNN's first program says of a batch: objectness (B, anchors, 1) and deltas
+    """What Mask R-CNN's first program computes for a batch: objectness (B, anchors, 1) and deltas
     (B, anchors, 4)."""
 
     objectness: Array
@@ -35,13 +35,13 @@ class Outputs(NamedTuple):
 
 
 class Targets(Protocol):
-    """Makes a network's last inputs (`dense_gradient`) of what is known."""
+    """Makes a network's targets, its last inputs (`dense_gradient`), from annotations."""
 
     def arrays(self, known: Known, outputs: Outputs | None = None) -> list[Array]: ...
 
 
 def objects(known: Annotations) -> Objects:
-    """Those that count: a crowd is no example, as in torchvision's reference."""
+    """The objects to learn from: crowds are left out, as in torchvision's reference."""
     counted = known.take(~known.ignored)
     return Objects(counted.boxes, counted.labels, counted.masks)
 
@@ -76,7 +76,7 @@ class RetinaNetTargets:
 
 
 def anchors_of(settings: Any, num_anchors: int, size: int, first: int) -> list[Array]:
-    """Of square pictures: the anchors of every level, from stage `first` on."""
+    """The anchors of square pictures on every level, from stage `first` on."""
     sizes = sizes_of_levels(settings, num_anchors)
     picture = size, size
     return grid_anchors(picture, grids_of(picture, first), sizes, settings.aspect_ratios)
@@ -113,7 +113,7 @@ class MaskRCNNTargets:
         return [*rpn, *boxes, *box_lookups, *masks, *self.lookups(found.mask_boxes, MASK_BINS)]
 
     def proposed(self, outputs: Outputs | None, batch: int) -> list[Array]:
-        """The proposals (n, 4) of each picture; none without outputs."""
+        """The proposals (n, 4) of each picture; none if there are no outputs yet."""
         if outputs is None:
             return [np.zeros((0, 4), np.float32)] * batch
         return [

@@ -1,8 +1,8 @@
 """The gradient of a batch, by tinygrad's autograd: for any device and any ablation.
 
-tinygrad plans a step in time that grows with the square of its size, so the network is handed over
-part by part: each part is a `function`, planned by itself and once for all parts that are alike.
-What a part computes is kept for its gradient, as the program runs forward and backward only once.
+The time tinygrad takes to schedule a step grows with the square of its size, so it gets the network
+part by part: each part is a `function`, scheduled on its own, and once for all identical parts.
+Intermediate results are kept for the backward pass rather than computed again.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ KEPT = Linear, Conv2d, LayerNorm, BatchNorm, GELU, Hardswish
 def compile_part(
     part: Callable[..., Any], modules: Sequence[Module], *inputs: Tensor
 ) -> tuple[Any, Statistics]:
-    """`part(*inputs)` as one `function`, whose weights are those of `modules`, and its BatchNorms'
-    statistics. The part returns a tensor, or a tuple that begins with one and goes on with none."""
+    """`part(*inputs)` as one `function` with the weights of `modules`, and the statistics of its
+    BatchNorms. The part returns a tensor, or a tuple of which only the first item is a tensor."""
     statistics: Statistics = []
     others: list[Any] = []
 
@@ -53,7 +53,7 @@ def compile_part(
         def keep(module: Module, output: Any) -> Tensor | None:
             if not isinstance(module, KEPT):
                 return None
-            # tinygrad takes a parameter of shape (…, …, 4) for an image and reads float32 from it.
+            # tinygrad mistakes a parameter of shape (…, …, 4) for an image and reads it as float32.
             flat = output.ndim == 3 and output.shape[-1] == 4
             kept.append((output.flatten() if flat else output).contiguous())
             return kept[-1].reshape(output.shape).contiguous_backward()
@@ -76,9 +76,9 @@ def compile_part(
 def run_network(
     model: GroupMixFormer, pictures: Tensor, factors: Tensor
 ) -> tuple[Tensor, Statistics]:
-    """The logits (B, num_classes), part by part, and the statistics of every BatchNorm.
+    """The logits (B, num_classes), computed part by part, and the statistics of every BatchNorm.
 
-    factors (2 * blocks, B): stochastic depth's, of each block's attention and MLP.
+    factors (2 * blocks, B): stochastic depth's, for the attention and the MLP of each block.
     """
     statistics: Statistics = []
     rows = iter(range(int(factors.shape[0])))
@@ -110,13 +110,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class GradientProgram:
-    """Forward and backward of one batch, as a function of nothing but tensors.
+    """Forward and backward pass of one batch, as a function of tensors alone.
 
-    share (2,): the loss is multiplied by `share[1]` before its gradient is taken, so that float16
-    can hold the small ones; what is added to `gradient` is that times `share[0]`. BatchNorm's
-    statistics and counters are updated; the loss and the logits (B, classes) returned.
+    share (2,): the loss is multiplied by `share[1]` before differentiation, so that small gradients
+    do not underflow in float16; the result times `share[0]` is added to `gradient`. Updates
+    BatchNorm's statistics and counters; returns the loss and the logits (B, classes).
 
-    `dtype` is that of maps and products; weights, norms, softmax and loss stay float32.
+    Maps and products have `dtype`; weights, norms, softmax and loss stay float32.
     """
 
     def __init__(self, config: GroupMixFormerConfig, dtype: DType = dtypes.float32) -> None:
@@ -141,7 +141,7 @@ class GradientProgram:
             loss = cross_entropy(logits.float(), targets)
             new = self.flat_gradient(loss * share[1], masters)
             batch = self.flat_statistics(found)
-        logits = logits.float() + 0.0  # a tensor of its own: the part's result belongs to the part
+        logits = logits.float() + 0.0  # a separate tensor: the part owns its result
         Tensor.realize(loss, logits, new, batch)
         gradient.assign(gradient + share[0] * new)
         statistics.assign(0.9 * statistics + 0.1 * batch)
@@ -150,7 +150,7 @@ class GradientProgram:
         return loss, logits
 
     def lower_precision(self) -> dict[str, Tensor]:
-        """Casts the weights of products and convolutions; returns all weights as they were."""
+        """Cast the weights of products and convolutions; return all weights as they were."""
         state = get_state_dict(self.model)
         masters = {name: Tensor(state[name].uop) for name in self.layout.weights.shapes}
         norms = {id(m): m for _, m in self.model.named_modules() if isinstance(m, NORMS)}

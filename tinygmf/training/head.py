@@ -1,4 +1,4 @@
-"""Training the head alone: the rest of the network answers as it does in inference."""
+"""Training the head alone: the rest of the network runs as it does in inference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tinygmf.training.programs import Input, Update, bind
 from tinygmf.training.state import Devices, TrainingState
 from tinygmf.weights.checkpoint import NetworkWeights
 
-HEAD = "head."  # what its weights' names begin with
+HEAD = "head."  # the prefix of its weights' names
 
 
 class HeadPrograms:
-    """What `Programs` is, for the head alone, on one device.
+    """`Programs` for the head alone, on one device.
 
-    The rest of the network is the folded one of inference: BatchNorm uses its running statistics
-    and moves none of them, no branch is dropped, and nothing is computed backward. Its weights are
-    taken at the first step; they do not change.
+    The rest is the folded network of inference: BatchNorm uses its running statistics and leaves
+    them as they are, no branch is dropped, and there is no backward pass. Its weights are read at
+    the first step and never change.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class HeadPrograms:
         factors: np.ndarray,
         scale: float = 1.0,
     ) -> float:
-        """What `Programs.gradient` does, but to the gradient of the head alone."""
+        """As `Programs.gradient`, for the gradient of the head alone."""
         if self._rest is None:
             self._rest = self._predictor()
         shares = np.array([share, 1], np.float32)

@@ -1,4 +1,4 @@
-"""What a run reports: a table in JSON lines and CSV, curves as a picture, TensorBoard's files."""
+"""What a run reports: tables in JSON lines and CSV, curves as a picture, TensorBoard files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEASURES = {
 
 
 def write_tables(folder: Path, rows: Rows) -> None:
-    """`log.jsonl` and `log.csv`, whole each time: a resumed run leaves no line twice."""
+    """`log.jsonl` and `log.csv`, rewritten each time, so that a resumed run repeats no line."""
     with replacing(folder / "log.jsonl") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     text = io.StringIO()
@@ -37,12 +37,12 @@ def write_tables(folder: Path, rows: Rows) -> None:
 
 
 def measures(row: dict[str, Any]) -> dict[str, str]:
-    """What was measured on the validation pictures: its names, and as curves are labeled."""
+    """The measures on the validation pictures, and the labels of their curves."""
     return {name: label for name, label in MEASURES.items() if name in row}
 
 
 def write_tensorboard(folder: Path, rows: Rows) -> None:
-    """The same for TensorBoard, below `tensorboard`, where tensorboardX is installed."""
+    """The same for TensorBoard, in the folder `tensorboard`, if tensorboardX is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         return
     tensorboard = importlib.import_module("tensorboardX")
@@ -58,7 +58,7 @@ def write_tensorboard(folder: Path, rows: Rows) -> None:
 
 
 def write_curves(path: Path, rows: Rows) -> bool:
-    """Loss and accuracy over the epochs as a picture; False where matplotlib is not installed."""
+    """Plot loss and accuracy over the epochs; return False if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure

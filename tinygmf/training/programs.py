@@ -18,7 +18,7 @@ from tinygmf.training.update import update
 
 
 class StepPrograms(Protocol):
-    """What makes a step, whichever part of the network learns: `Programs`, `head.HeadPrograms`."""
+    """The programs of a step, whatever part is trained: `Programs` or `head.HeadPrograms`."""
 
     update: Update
 
@@ -33,11 +33,11 @@ class StepPrograms(Protocol):
 
 
 class Programs:
-    """What a run computes with, bound to the tensors of its state: `gradient` and `update`.
+    """The compiled programs of a run, bound to the tensors of its state: `gradient` and `update`.
 
-    On the CPU device the published network runs in loop nests (`gradient_loops`); any other device
-    and every ablation gets tinygrad's own kernels (`gradient`). Of several devices each takes its
-    share of every batch; BatchNorm's statistics and the gradients are those of the whole batch.
+    On the CPU device the published network runs in loop nests (`gradient_loops`); other devices and
+    ablations use tinygrad's own kernels (`gradient`). Several devices split every batch among
+    them; BatchNorm's statistics and the gradients are those of the whole batch.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Programs:
         self.update = Update(key, state, progress)
 
     def _network(self, state: TrainingState) -> list[Any]:
-        """What `gradient` reads and writes; loop nests take each group of it by itself."""
+        """What `gradient` reads and writes; the loop nests take each group as a separate tensor."""
         tensors = [state[name] for name in ("weights", "gradient", "statistics", "counters")]
         if not self.loops:
             return tensors
@@ -92,10 +92,10 @@ class Programs:
         factors: np.ndarray,
         scale: float = 1.0,
     ) -> float:
-        """Adds the gradient of a batch, times `share`, to the state's; returns the loss.
+        """Add `share` times the gradient of a batch to the state's; return the loss.
 
-        pictures (B, 3, S, S), targets (B, classes), factors (2 * blocks, B): `draw_factors`.
-        `scale` lifts the gradients out of the smallest numbers of float16 on their way.
+        pictures (B, 3, S, S), targets (B, classes), factors (2 * blocks, B): `draw_factors`. The
+        loss is scaled by `scale` in between, to keep gradients from underflowing in float16.
         """
         shares = np.array([share / scale, scale], np.float32)
         for tensor, array in zip(self.inputs, (shares, pictures, targets, factors), strict=True):
@@ -104,13 +104,13 @@ class Programs:
 
 
 def runs_in_loops(config: GroupMixFormerConfig, device: Devices) -> bool:
-    """Whether the loop nests are there for this network, and the better form on this device."""
+    """Whether loop nests exist for this network and suit this device."""
     return on_cpu(device) and config.is_published_form
 
 
 class Input:
-    """A tensor that is written anew before every run of a program; several devices cut it along
-    the axis."""
+    """A tensor that is overwritten before every run of a program; several devices split it along
+    `axis`."""
 
     def __init__(self, shape: tuple[int, ...], device: Devices, axis: int | None = None) -> None:
         self.device, self.axis = device, axis
@@ -138,8 +138,8 @@ class Update:
         )
 
     def __call__(self, schedule: np.ndarray) -> float:
-        """Makes the step with `update_schedule`'s numbers; returns the gradient's norm, and changes
-        nothing where that is no finite number."""
+        """Take a step with the numbers of `update_schedule`; return the gradient's norm. If that is
+        not finite, nothing changes."""
         self.schedule.write(schedule)
         return float(self._run().numpy())
 
@@ -151,7 +151,7 @@ def bind(
     state: TrainingState,
     progress: bool,
 ) -> Callable[[], Any]:
-    """The compiled form of `function`, bound to its arguments, which are found in the state."""
+    """`function`, compiled and bound to the arguments that `arguments` takes from the state."""
     spare = state.like()  # compiling runs the program once, and must not touch the state
     devices = state["weights"].device
     program = load_or_compile(

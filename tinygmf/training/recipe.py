@@ -12,38 +12,38 @@ from typing import Any
 from tinygmf.data.augment import BatchRecipe, option
 from tinygmf.tensors import DTYPES
 
-MOST_EPOCHS = 10_000  # as the reports of all of them fit the metadata of a run's file
-REFERENCE_BATCH = 512  # pictures: the learning rates are those of this batch size
+MOST_EPOCHS = 10_000  # whose reports still fit the metadata of a run's file
+REFERENCE_BATCH = 512  # pictures: the batch size that the learning rates are given for
 
 
 @dataclass(frozen=True)
 class Recipe(BatchRecipe):
     """Everything that shapes a run, apart from the network and the pictures.
 
-    The defaults are the published recipe, but for two things. Its configuration names RandAugment
-    (`rand-m9-mstd0.5-inc1`), in whose presence timm leaves colour jitter out: here there is colour
-    jitter, and no RandAugment. Its loop sets the learning rate after each step, and so runs one
-    step late: here it does not.
+    The defaults are the published recipe, with two exceptions. Its configuration names RandAugment
+    (`rand-m9-mstd0.5-inc1`), which makes timm skip colour jitter: here it is colour jitter without
+    RandAugment. Its loop sets the learning rate after each step, and so lags one step behind: here
+    it does not.
 
-    Raises ValueError, in one line, for a value that cannot be.
+    Raises ValueError, in one line, for an impossible value.
     """
 
-    epochs: int = option(300, "times that every picture is seen")
+    epochs: int = option(300, "passes over the training pictures")
     accumulate: int = option(1, "batches whose gradients are added up before the weights change")
     dtype: str = option("float32", "of maps and products: float32, float16 or bfloat16")
 
     learning_rate: float = option(5e-4, "peak, for a batch of 512; scaled with the batch")
-    warmup_rate: float = option(5e-7, "at the first step, scaled alike")
-    final_rate: float = option(5e-6, "at the last step, scaled alike")
+    warmup_rate: float = option(5e-7, "at the first step, scaled likewise")
+    final_rate: float = option(5e-6, "at the last step, scaled likewise")
     warmup_epochs: float = option(20.0, "epochs of linear warm-up")
     weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
-    patience: int = option(0, "epochs without a better one after which training ends; 0: never")
+    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
     clip: float = option(5.0, "largest norm of the gradient")
-    layer_decay: float = option(1.0, "factor of the learning rate from each stage to the one below")
-    head_only: bool = option(False, "train the head alone: nothing else of the network changes")
+    layer_decay: float = option(1.0, "learning-rate factor from each stage to the one below")
+    head_only: bool = option(False, "train the head alone; the rest of the network stays as it is")
 
     drop_path: float | None = option(None, "stochastic depth; by default the network's own")
-    ema: float = option(0.0, "decay of the moving average of the weights, which is then the result")
+    ema: float = option(0.0, "decay of the weights' moving average, which is the result")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +74,8 @@ class Recipe(BatchRecipe):
         return scale * (self.final_rate + (self.learning_rate - self.final_rate) * cosine)
 
     def ema_decay(self, step: int) -> float:
-        """The decay of the moving average at a step, counted from 0: small at first, as the first
-        weights would otherwise make up most of the average of a short run."""
+        """The moving average's decay at a step, counted from 0. It starts small, or the initial
+        weights would dominate the average of a short run."""
         return min(self.ema, (1 + step) / (10 + step))
 
 
@@ -111,18 +111,18 @@ FINETUNE = Recipe(
 RECIPES = {
     "published": Recipe(),
     "finetune": FINETUNE,
-    # The networks that come along are small, and drawn shapes and digits taught them little of
-    # photographs: at the rate above, which spares what a published network knows, a few hundred
-    # steps do not bring them there.
+    # The bundled networks are small, and digits and drawn shapes taught them little about
+    # photographs. The rate above preserves what a published network knows; at that rate a few
+    # hundred steps would not get these far enough.
     "finetune-small": replace(FINETUNE, learning_rate=3.2e-2),
-    # The loss of a head alone is convex, and what it learns from stands still
+    # The loss of a head alone is convex, and its input features are fixed
     "head": replace(FINETUNE, head_only=True, learning_rate=0.1, layer_decay=1),
     "quick": QUICK,
     "shapes": replace(QUICK, epochs=12, crop=1, flip=0.5),
-    # Garments fill their pictures, and their outlines tell them apart: a random crop cuts these
-    # off, and so does the published view, 7/8 of the side. Grey has no colour to vary. Enlarged to
-    # 64x64, a token of the first stage is 1.75 pixels of the garment wide, at 32x32 3.5: too coarse
-    # for collars and buttons. Ten epochs are few: a short warm-up, and twice the rate.
+    # Garments fill their pictures and differ in outline: a random crop would cut the outline off,
+    # as would the published view, 7/8 of the side. Grey pictures have no colour to vary. At 64x64 a
+    # token of the first stage covers 1.75 pixels of the original, at 32x32 it would cover 3.5: too
+    # coarse for collars and buttons. Ten epochs are few: a short warm-up, and twice the rate.
     "fashion-mnist": replace(
         QUICK,
         epochs=10,

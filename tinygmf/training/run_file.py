@@ -1,4 +1,4 @@
-"""The state of a run on disk: everything that is needed to go on as if it had never stopped."""
+"""The state of a run on disk: all that it takes to continue as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tinygmf.weights.reading import CheckpointError, read_checkpoint, read_metad
 
 ABOUT = (
     *("recipe", "classes", "pictures", "steps", "step", "scale", "losses", "seconds", "reports"),
-    "started",  # the options of the command, beside the recipe
+    "started",  # the command's other options
 )
-FREE = "epochs", "patience"  # fields of the recipe that a run may go on with otherwise
-MEASURE = 4  # where an epoch's report has the figure that the best epoch is the best by
+FREE = "epochs", "patience"  # fields of the recipe that may change when a run is resumed
+MEASURE = 4  # index, in an epoch's report, of the figure that decides which is best
 
 
 class Run(NamedTuple):
-    """A run between two steps, as `Trainer.state` gives and `Trainer.restore` takes it."""
+    """A run between two steps: what `Trainer.state` returns and `Trainer.restore` takes."""
 
     arrays: Mapping[str, np.ndarray]  # of the `TrainingState`
-    about: Mapping[str, Any]  # of each name in ABOUT, as JSON has it
+    about: Mapping[str, Any]  # a JSON value for each name in ABOUT
     source: str = "the run"  # its file
 
     def check(self, recipe: Recipe, data: Dataset) -> None:
-        """Raise ValueError, in one line, if this is a run by another recipe or with other data."""
+        """Raise ValueError, in one line, if the run had another recipe or other data."""
         then, now = self.about["recipe"], asdict(recipe)
         if changed := [name for name in now if now[name] != then.get(name) and name not in FREE]:
             options = ", ".join(_as_option(name, then.get(name)) for name in changed)
@@ -40,18 +40,18 @@ class Run(NamedTuple):
                 raise ValueError(
                     f"{self.source}: expected the {what} of the run to resume, "
                     f"{_shown(self.about[what])}, found {_shown(found)}: resume it with the data "
-                    "that it was started with"
+                    "it was started with"
                 )
         made = self.about["step"] * then["epochs"] / self.about["steps"]
         if now["epochs"] < made:
             raise ValueError(
-                f"{self.source}: expected at least the epochs that the run has made, "
+                f"{self.source}: expected at least the epochs that are done, "
                 f"{made:.3g}, found --epochs {now['epochs']}: give more"
             )
 
 
 def _as_option(name: str, value: Any) -> str:
-    """How a field of the recipe is given on the command line."""
+    """A field of the recipe as it is written on the command line."""
     option = f"--{name.replace('_', '-')}"
     if value is None or value is False:
         return f"no {option}"
@@ -63,15 +63,15 @@ def _shown(value: Any) -> str:
 
 
 def best_epoch(reports: Sequence[Sequence[float]]) -> int:
-    """The epoch, from 1, whose figure no other exceeds: of equals the last, which was trained
-    longest. 0 before there is any."""
+    """The epoch with the best figure, counted from 1; of equal ones the last, which was trained
+    longest. 0 before the first."""
     figures = [row[MEASURE] for row in reports]
     return max(range(len(figures)), key=lambda i: (figures[i], i)) + 1 if figures else 0
 
 
 def has_ended(about: Mapping[str, Any]) -> bool:
-    """Whether a run has made all its steps, or `patience` epochs in a row that are no better than
-    one before them; an equal one is not better."""
+    """Whether a run has taken all its steps, or the last `patience` epochs have not improved on the
+    best before them; an equal figure is no improvement."""
     patience, reports = about["recipe"].get("patience"), about["reports"] or ()
     figures = [row[MEASURE] for row in reports]
     waited = len(figures) - 1 - figures.index(max(figures)) if figures else 0
@@ -79,28 +79,28 @@ def has_ended(about: Mapping[str, Any]) -> bool:
 
 
 def save_run(path: str | os.PathLike[str], run: Run) -> None:
-    """Write a run; what it is about becomes the file's metadata.
+    """Write a run; `run.about` becomes the file's metadata.
 
-    The file takes its name only when it is complete. Raises CheckpointError if it cannot be
-    written; what was there stays.
+    The file gets its name only once it is complete. Raises CheckpointError if it cannot be written,
+    and leaves the previous file as it was.
     """
     write_tensors(run.arrays, path, run.about)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Read a run. Raises CheckpointError if the file cannot be read or is no run."""
+    """Read a run. Raises CheckpointError if the file cannot be read or holds no run."""
     checkpoint = read_checkpoint(path)
     return Run(checkpoint.tensors, _checked(path, checkpoint.metadata), str(path))
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a run is about, and none of its tensors. Raises CheckpointError as `load_run`."""
+    """Read `Run.about` without the tensors. Raises CheckpointError as `load_run` does."""
     return _checked(path, read_metadata(path))
 
 
 def _checked(path: str | os.PathLike[str], about: dict[str, Any]) -> dict[str, Any]:
     if any(name not in about for name in ABOUT):
         raise CheckpointError(
-            f"{path}: expected a run, found weights alone: name the folder of a run"
+            f"{path}: expected a run, found only weights: name the folder of a run"
         )
     return about

@@ -1,4 +1,4 @@
-"""Every number that training changes, in a few flat tensors: one kernel then updates them all."""
+"""Every number that training changes, in a few flat tensors, so that one kernel updates them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tinygmf.tensors import tensor_from_numpy, write_tensor
 
 COUNTER = "num_batches_tracked"
 RUNNING = "running_mean", "running_var"
-Devices = str | tuple[str, ...]  # several share every batch between them
+Devices = str | tuple[str, ...]  # several split every batch among them
 ALIGNMENT = 16  # numbers: vector instructions need a tensor to begin at a multiple of 64 bytes
 
 
 class Pieces:
-    """Many arrays, by name, one behind the other in a flat one.
+    """Many named arrays, one after another in a flat one.
 
-    Weights lie there as the loop nests read them: a product's as (in, out), a convolution's as
-    (k, k, in, out). What one kernel uses together is a group, without gaps: `together` names the
-    groups of several entries, and every other entry is one by itself. Each group has an aligned
-    start.
+    Weights are stored as the loop nests read them: a product's as (in, out), a convolution's as
+    (k, k, in, out). Arrays that one kernel uses together form a group without gaps: `together`
+    lists the groups of several, and every other array is a group of its own. The start of each
+    group is aligned.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Pieces:
         return parts
 
     def split_groups(self, flat: Tensor) -> list[Tensor]:
-        """The groups of a realized flat tensor, one-dimensional, on the same memory."""
+        """The groups of a realized flat tensor: one-dimensional tensors on the same memory."""
         memory = flat.uop.base.buffer
         return [
             Tensor(UOp.from_buffer(memory.view(size, flat.dtype, start * flat.dtype.itemsize)))
@@ -84,8 +84,8 @@ class Pieces:
         ]
 
     def join_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """`join` for tensors, some at a time: a kernel that picks each number from one of hundreds
-        of tensors would be slow."""
+        """`join` for tensors, a few at a time: one kernel that selects each number from hundreds of
+        tensors would be slow."""
         flat, end = [], 0
         for name, start in self.starts.items():
             tensor = tensors[name]
@@ -97,7 +97,7 @@ class Pieces:
         return Tensor.cat(*groups).contiguous()
 
     def fill(self, value: Callable[[str], float]) -> np.ndarray:
-        """A flat array, float32, that holds `value(name)` throughout the piece of that name."""
+        """A flat float32 array that is `value(name)` throughout each named piece."""
         shapes = self.shapes.items()
         return self.join({name: np.full(s, value(name), np.float32) for name, s in shapes})
 
@@ -108,8 +108,8 @@ def stored_axes(ndim: int) -> tuple[int, ...]:
 
 
 def norm_groups(model: GroupMixFormer, *halves: str) -> dict[str, list[str]]:
-    """The entries of each norm that are named by `halves`, weight and bias for one, where it has
-    them; of the norms of an aggregator all first halves before all second ones."""
+    """For each norm its entries named by `halves`, such as weight and bias, if it has them. The
+    norms of an aggregator form one group: first all first halves, then all second ones."""
     norms: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         parts = vars(module).items()
@@ -167,19 +167,19 @@ class Layout:
 
 
 def place(array: np.ndarray, device: Devices, axis: int | None = None) -> Tensor:
-    """A realized tensor on one device; or on several, cut along the axis, or whole on each."""
+    """A realized tensor on one device; or on several, split along `axis`, or whole on each."""
     if isinstance(device, str):
         return tensor_from_numpy(array, device)
     return tensor_from_numpy(array, device[0]).shard(device, axis).realize()
 
 
 class TrainingState:
-    """A network's numbers in training, by name, each a flat tensor.
+    """All numbers of a network in training, as flat tensors by name.
 
-    `weights`, `statistics` and `counters` are the network; `first` and `second` AdamW's averages;
-    `average` the moving average of the weights, which is evaluated and saved; `gradient` is zero
-    between steps; `decay` and `rates` are each weight's decay and factor of the learning rate.
-    They start from `arrays`, a whole state dict: `state_arrays` of a model, say.
+    `weights`, `statistics` and `counters` are the network's; `first` and `second` are AdamW's
+    averages; `average` is the moving average of the weights, which is evaluated and saved;
+    `gradient` is zero between steps; `decay` and `rates` hold each weight's decay and learning-rate
+    factor. They start from `arrays`, a complete state dict, such as `state_arrays` of a model.
     """
 
     CHANGING = "weights", "gradient", "first", "second", "average", "statistics", "counters"
@@ -210,7 +210,7 @@ class TrainingState:
         return self.tensors[name]
 
     def restart(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Begin anew from a state dict, in the same memory."""
+        """Start over from a state dict, in the same memory."""
         self.write(self._values(arrays))
 
     def read(self) -> dict[str, np.ndarray]:
@@ -218,7 +218,7 @@ class TrainingState:
         return {name: self.tensors[name].numpy() for name in self.CHANGING}
 
     def write(self, values: Mapping[str, np.ndarray]) -> None:
-        """What `read` gave, back; on one device into the same memory."""
+        """Restore what `read` returned; on a single device, into the same memory."""
         for name in self.CHANGING:
             if isinstance(self.device, str):
                 write_tensor(self.tensors[name], values[name])
@@ -226,7 +226,7 @@ class TrainingState:
                 self.tensors[name] = place(values[name], self.device)
 
     def like(self) -> TrainingState:
-        """Another state of these shapes, all zeros."""
+        """Another state of the same shapes, all zeros."""
         other = copy(self)
         other.tensors = {
             name: place(np.zeros(tensor.shape, tensor.dtype.fmt), self.device)
@@ -245,13 +245,13 @@ class TrainingState:
 
 
 def decays(weights: Pieces, decay: float) -> np.ndarray:
-    """For every weight `decay`, or none on biases and one-dimensional tensors."""
+    """`decay` for every weight, but 0 for biases and other one-dimensional tensors."""
     return weights.fill(lambda name: decay * (len(weights.shapes[name]) > 1))
 
 
 def rate_factors(weights: Pieces, layer_decay: float, head_only: bool) -> np.ndarray:
-    """For every weight the factor of its learning rate: 1 in the head and the norm before it,
-    times `layer_decay` for each stage below; with `head_only` nothing but the head learns."""
+    """Every weight's learning-rate factor: 1 for the head and the norm before it, times
+    `layer_decay` for each stage below; with `head_only`, 0 for all but the head."""
 
     def factor(name: str) -> float:
         if head_only:

@@ -26,36 +26,36 @@ from tinygmf.training.state import Devices, TrainingState
 from tinygmf.training.update import update_schedule
 from tinygmf.weights.checkpoint import NetworkWeights, load_state_dict
 
-LARGEST_SCALE, GROWTH = 2.0**14, 500  # the loss scale of float16; steps until it is tried again
+LARGEST_SCALE, GROWTH = 2.0**14, 500  # float16's loss scale; it doubles after so many steps
 
 
 class TrainingError(ValueError):
-    """A run that cannot go on; the message is one line that says what to do."""
+    """A run that cannot continue; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch came to. Accuracies are shares of the validation pictures."""
+    """The result of an epoch. Accuracies are shares of the validation pictures."""
 
     epoch: int  # from 1
-    step: int  # steps made so far
+    step: int  # steps so far
     loss: float  # mean over the epoch's steps
     learning_rate: float
     top1: float
     top5: float
-    pictures_per_second: float  # since the epoch began, or was gone on with
+    pictures_per_second: float  # since the epoch started or was resumed
     seconds: float  # of the whole epoch
 
 
 class Trainer:
-    """Trains a network by a recipe, epoch by epoch: `run_epoch()` while `step < steps`.
+    """Trains a network by a recipe, epoch by epoch: call `run_epoch()` while `step < steps`.
 
-    `model` gives the first weights and gets the trained ones (`finish`). Several devices share
-    every batch; the first of them evaluates. Raises DataError where there is too little data,
-    TrainingError where the loss is no number any more.
+    `model` provides the initial weights and receives the trained ones (`finish`). Several devices
+    split every batch among them; the first one evaluates. Raises DataError if there is too little
+    data, TrainingError if the loss is no longer finite.
     """
 
-    report: Any = EpochReport  # what `evaluate` measures stands in the middle of it
+    report: Any = EpochReport  # its middle fields are what `evaluate` measures
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ class Trainer:
         self.begin()
 
     def begin(self) -> None:
-        """What changes in the course of a run, at its beginning."""
-        self.step = 0  # steps made
+        """Set what changes during a run to its initial value."""
+        self.step = 0  # steps so far
         self.scale = LARGEST_SCALE if self.recipe.dtype == "float16" else 1.0  # of the loss
-        self.losses, self.seconds = 0.0, 0.0  # sums over the present epoch
+        self.losses, self.seconds = 0.0, 0.0  # sums over the current epoch
         self.reports: list[Any] = []  # of the epochs so far
         self.started: dict[str, Any] = {}  # the options that the run was started with
         self.clock = Clock()
-        self.stop = False  # set it, from a signal handler say, to end after the present step
+        self.stop = False  # set it, for example from a signal handler, to end after this step
         self.pause = math.inf  # seconds after which `run_epoch` returns, so that a run can be saved
 
     @property
@@ -114,14 +114,14 @@ class Trainer:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to do: all steps made, or the recipe's patience at its end."""
+        """Whether the run is over: all steps taken, or the recipe's patience exhausted."""
         return has_ended(self.about())
 
     def run_epoch(self) -> EpochReport | None:
-        """Train to the end of the present epoch and measure.
+        """Train to the end of the current epoch and evaluate.
 
-        None if it returned before the end, because `stop` was set or `pause` seconds had passed:
-        the next call goes on where it stopped.
+        Returns None if it stopped early, because `stop` was set or `pause` seconds had passed; the
+        next call continues from there.
         """
         epoch, done = divmod(self.step, self.steps_per_epoch)
         if not done:
@@ -152,7 +152,7 @@ class Trainer:
         return report
 
     def progress_bar(self, epoch: int) -> tqdm:
-        """The steps of the whole run, named after the present epoch."""
+        """A bar of all the run's steps, labeled with the current epoch."""
         return tqdm(
             total=self.steps,
             initial=self.step,
@@ -163,13 +163,13 @@ class Trainer:
         )
 
     def tell_clock(self, of_epoch: int) -> None:
-        """A step is made, `of_epoch` are left of the present epoch."""
+        """Tell the clock that a step is done and `of_epoch` are left in this epoch."""
         measured = len(self.data.val) / (self.recipe.batch_size * self.recipe.accumulate)
         epochs = self.recipe.epochs - len(self.reports)
         self.clock.step_made(self.steps - self.step, of_epoch, measured * epochs)
 
     def run_step(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], rate: float) -> float:
-        """One step: the gradients of `accumulate` batches, and the update. Returns the loss."""
+        """Take a step: the gradients of `accumulate` batches, then the update. Return the loss."""
         recipe, total = self.recipe, 0.0
         for turn in range(recipe.accumulate):
             rng = np.random.default_rng([recipe.seed, BRANCHES, self.step, turn])
@@ -183,7 +183,7 @@ class Trainer:
             if recipe.dtype == "float16" and self.step % GROWTH == 0:
                 self.scale = min(2 * self.scale, LARGEST_SCALE)
         elif math.isfinite(total) and self.scale > 1:
-            self.scale /= 2  # float16 was too small for the gradient: the step changed nothing
+            self.scale /= 2  # the gradient overflowed float16, and the step changed nothing
         else:
             with_loss = math.isfinite(total)
             wrong = f"the gradient's norm is {norm}" if with_loss else f"the loss is {total}"
@@ -209,11 +209,11 @@ class Trainer:
         return best / count, five / count
 
     def state(self) -> Run:
-        """Everything that is needed to go on from here; `restore` takes it."""
+        """All that it takes to continue from here; `restore` reads it."""
         return Run(self.numbers.read(), self.about())
 
     def about(self) -> dict[str, Any]:
-        """What the file of the run says of it."""
+        """What the run's file records about it."""
         return {
             "recipe": asdict(self.recipe),
             "classes": self.data.classes,
@@ -228,15 +228,15 @@ class Trainer:
         }
 
     def restore(self, run: Run) -> None:
-        """Go on where a run stopped.
+        """Continue where a run stopped.
 
-        Raises ValueError, and changes nothing, if its recipe, data or network is another.
+        Raises ValueError, and changes nothing, if the run had another recipe, data or network.
         """
         run.check(self.recipe, self.data)
         expected = {name: self.numbers[name].shape for name in self.numbers.CHANGING}
         if {name: array.shape for name, array in run.arrays.items()} != expected:
             raise ValueError(
-                f"{run.source}: expected a run of this very network, found another one's: resume "
+                f"{run.source}: expected a run of this network, found another network's: resume "
                 "with the options that the run was started with"
             )
         self.numbers.write(run.arrays)
@@ -245,15 +245,15 @@ class Trainer:
         self.reports = [self.report(*row) for row in run.about["reports"]]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The present state dict, its weights averaged if the recipe says so."""
+        """The current state dict, with averaged weights if the recipe says so."""
         arrays = self.numbers.network("average")
-        if self.recipe.head_only:  # averaging would round even what stands still
+        if self.recipe.head_only:  # averaging would round even the weights that do not change
             head = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
             arrays = self.numbers.network() | head
         return arrays
 
     def finish(self) -> GroupMixFormer:
-        """The model, given its present weights."""
+        """Load the current weights into the model and return it."""
         load_state_dict(self.model, self.arrays())
         return self.model
 
@@ -271,14 +271,14 @@ def step_programs(
 
 
 def training_config(config: GroupMixFormerConfig, drop_path: float | None) -> GroupMixFormerConfig:
-    """The network's configuration with this stochastic depth; None: with its own.
+    """The network's configuration with this stochastic depth, or its own if that is None.
 
-    Raises ValueError for dropout, because a compiled step draws no random numbers of its own, and
-    for other pictures than RGB.
+    Raises ValueError for dropout, because a compiled step draws no random numbers, and for pictures
+    other than RGB.
     """
     config.require_colour("training")
     if config.drop_rate:
         raise ValueError(
-            f"drop_rate: expected 0 in training, found {config.drop_rate}: take --drop-path instead"
+            f"drop_rate: expected 0 in training, found {config.drop_rate}: use --drop-path instead"
         )
     return config if drop_path is None else replace(config, drop_path_rate=drop_path)

@@ -11,7 +11,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 def update_schedule(rate: float, step: int, clip: float, ema: float) -> np.ndarray:
-    """The numbers that `update` takes for a step, counted from 0."""
+    """The numbers that `update` needs for a step, counted from 0."""
     corrections = 1 / (1 - BETA1 ** (step + 1)), 1 / (1 - BETA2 ** (step + 1))
     return np.array([rate, *corrections, clip, ema], np.float32)
 
@@ -26,16 +26,16 @@ def update(
     rates: Tensor,
     schedule: Tensor,
 ) -> Tensor:
-    """Clips the gradient, makes AdamW's step in place and clears the gradient for the next one.
+    """Clip the gradient, take AdamW's step in place and clear the gradient for the next one.
 
-    All but `schedule` are flat, one number for each weight: `first` and `second` are AdamW's
-    averages, `average` the moving average of the weights, `decay` the weight decay, `rates` the
-    factor of the learning rate. Returns the gradient's norm before clipping; where that is no
-    finite number, nothing else changes.
+    All but `schedule` are flat, one number per weight: `first` and `second` are AdamW's averages,
+    `average` is the moving average of the weights, `decay` the weight decay, `rates` the
+    learning-rate factors. Returns the gradient's norm before clipping; if that is not
+    finite, weights and averages stay as they are.
     """
     rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
     norm = gradient.square().sum().sqrt().contiguous()
-    good = norm < math.inf  # not so for NaN either
+    good = norm < math.inf  # False for NaN too
     clipped = good.where(gradient * (clip / (norm + 1e-6)).minimum(1), 0.0)
     first.assign(good.where(BETA1 * first + (1 - BETA1) * clipped, first))
     second.assign(good.where(BETA2 * second + (1 - BETA2) * clipped.square(), second))
