@@ -96,9 +96,7 @@ def test_one_line_says_what_is_about_to_happen(tmp_path, capsys, monkeypatch):
     for i in range(3):
         (folder / "cat" / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypxxxx")
     data, model = folder_pictures(folder), create_model("nano", 2)
-    assert "in HEIC, which pip install pillow-heif makes readable (3: IMG_0.HEIC" in str(
-        data.passed
-    )
+    assert "in HEIC, readable after pip install pillow-heif (3: IMG_0.HEIC" in str(data.passed)
     tell_plan(model, data, RECIPES["quick"], ("CUDA:0", "CUDA:1"), Path("runs/data"))
     assert capsys.readouterr().err == (
         "2 classes, 16 pictures to train on, 4 held out, 3 passed over (.heic); nano, 32x32, "

@@ -144,8 +144,8 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        (IMAGES, lambda content: b"", "a head of 16 bytes, found 0 bytes"),
-        (IMAGES, lambda content: content[:10], "a head of 16 bytes, found 10 bytes"),
+        (IMAGES, lambda content: b"", "a header of 16 bytes, found 0 bytes"),
+        (IMAGES, lambda content: content[:10], "a header of 16 bytes, found 10 bytes"),
         (IMAGES, lambda content: content[:-1], "20 entries in 15696 bytes, found 15695 bytes"),
         (IMAGES, lambda content: content + b"x", "found 15697 bytes"),
         (IMAGES, lambda content: idx(2049, np.zeros(9, np.uint8)), "number 2051, found 2049"),
@@ -174,7 +174,7 @@ def test_a_packed_file_that_is_damaged_is_named(tmp_path, damage):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
     path = tmp_path / f"{IMAGES}.gz"
     path.write_bytes(path.read_bytes()[damage])
-    assert str(path) in (message := line(tmp_path)) and "whole gzip file" in message
+    assert str(path) in (message := line(tmp_path)) and "complete gzip file" in message
 
 
 def test_a_packed_file_whose_inside_is_damaged_is_named(tmp_path):

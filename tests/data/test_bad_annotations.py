@@ -52,7 +52,7 @@ BAD_NOTES = [
     ({"category_id": []}, "expected"),
     ({"image_id": 4711}, "an image's id, found 4711"),
     ({"area": "large"}, "expected"),
-    ({"segmentation": None}, "expected a mask, found a box alone"),
+    ({"segmentation": None}, "expected a mask, found only a box"),
     ({"segmentation": [[1, 2, 3]]}, "expected a polygon"),
     ({"segmentation": {"size": [10, 10], "counts": [100]}}, "expected a mask of height, width"),
     ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [1, 2]}}, "expected runs of 1200"),

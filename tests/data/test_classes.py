@@ -152,7 +152,7 @@ def test_a_class_may_be_named_with_blanks_and_commas(tmp_path):
     [
         ("x.png 1\ny.png 10\n", "line 2: .* found 'y.png 10'"),
         ("x.png cat\n", "line 1: "),
-        ("1,x.png\n", "line 1: expected a picture and then its class"),
+        ("1,x.png\n", "line 1: expected a picture, then its class"),
         ("0\n1\n", "line 1: .* found '0'"),
         ("x.png,0 10 20 110 120\n", "line 1: "),
         ("x.png 1\n\nx.png 2\n", "line 3: expected each picture once, found x.png in line 1"),
@@ -228,7 +228,7 @@ def test_what_is_passed_over_is_counted(tmp_path):
     assert {kind: len(names) for kind, names in passed.names.items()} == {
         "hidden or system names": 3,
         "pictures beside the class folders": 1,
-        "files that are no pictures": 1,
+        "files that are not pictures": 1,
     }
-    assert "files that are no pictures (1: notes.txt)" in str(passed)
+    assert "files that are not pictures (1: notes.txt)" in str(passed)
     assert not PassedOver() and np.all(bool(passed))

@@ -129,7 +129,7 @@ def write_pictures(folder: Path, counts: dict[str, int]) -> Path:
         ({"cat": 10, "dog": 0}, "found none of 'dog'"),
         ({"cat": 2, "dog": 2}, "at least one batch of 64 .* found 2: give a smaller --batch-size"),
         ({}, "expected one folder for each class"),
-        ({"train/cat": 2, "train/dog": 2}, "expected train and val, found train alone"),
+        ({"train/cat": 2, "train/dog": 2}, "expected train and val, found only train"),
         ({"train/cat": 2, "val/dog": 2}, "to train on, found none of 'dog'"),
     ],
 )

@@ -150,8 +150,8 @@ REFUSED = {
     "a part within a class": (
         ["cat/1.png", "dog/1.png", "dog/test/2.png"], "found test in it, which looks like a part"
     ),
-    "no part to train on": (["val/cat/1.png", "test/cat/1.png"], "found test alone"),
-    "unlabelled pictures to test": (["cat/1.png", "dog/1.png", "test/1.png"], "found test alone"),
+    "no part to train on": (["val/cat/1.png", "test/cat/1.png"], "found only test"),
+    "unlabelled pictures to test": (["cat/1.png", "dog/1.png", "test/1.png"], "found only test"),
     "one part twice": (["train/a/1.png", "Train/a/1.png", "val/a/1.png"], "found Train and train"),
     "two kinds of one part": (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], "val and valid"),
 }  # fmt: skip

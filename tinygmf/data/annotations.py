@@ -1,4 +1,4 @@
-"""What is known of one picture.
+"""The annotations of one picture.
 
 Boxes are (x0, y0, x1, y1) in pixels: the picture's left upper corner is (0, 0), its right lower
 one (W, H), and the pixel in row y, column x reaches from (x, y) to (x + 1, y + 1).
@@ -16,15 +16,15 @@ IGNORE = 255  # in a class map: a pixel that counts neither way
 
 
 class AnnotationError(ValueError):
-    """An annotation of no use; the message says what was expected and found."""
+    """An annotation that cannot be used; the message says what was expected and what was found."""
 
 
 @dataclass
 class Annotations:
-    """The n objects of a picture, or the class of each of its pixels, as the task asks.
+    """The n objects of a picture, or the class of each of its pixels, depending on the task.
 
-    boxes (n, 4) float32; labels (n,) int64, places among the classes, of which 0 is the background;
-    ignored (n,) bool: a crowd, or too difficult: neither to be found nor wrong where it is found;
+    boxes (n, 4) float32; labels (n,) int64, indices of the classes, 0 being the background;
+    ignored (n,) bool: crowds and difficult objects, which count neither as misses nor as errors;
     areas (n,) float32 in pixels, by which COCO tells small from large; masks (n, H, W) bool for
     instances; class_map (H, W) uint8, `IGNORE` where unknown, for semantic segmentation.
     """
@@ -37,7 +37,7 @@ class Annotations:
     class_map: np.ndarray | None = None
 
     def take(self, chosen: np.ndarray) -> Annotations:
-        """Those of the objects that are chosen, by places or by a mask (n,)."""
+        """The chosen objects, by indices or by a mask (n,)."""
         return replace(
             self,
             boxes=self.boxes[chosen],

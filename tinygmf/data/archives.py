@@ -1,7 +1,7 @@
 """CIFAR-10 and Fashion-MNIST: from files in their own formats, or fetched by tinygrad.
 
-Every tenth of their training pictures, class by class, is held out to validate on: recipes and
-epochs are chosen by those. Their test pictures are for the figure that is reported.
+Every tenth training picture of each class is held out for validation: recipes and epochs are chosen
+on those. The test pictures are only for the figure that is reported.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def fashion_mnist(folder: Path) -> Dataset:
 
 
 def _idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The entries of an IDX file, (N, *shape): its head is the magic number, N and the shape, as
-    numbers of four bytes, the highest first. A packed file beside it is taken instead."""
+    """The entries of an IDX file, (N, *shape). Its header holds the magic number, N and the shape
+    as big-endian numbers of four bytes. A packed file beside it takes precedence."""
     packed = path.with_name(f"{path.name}.gz")
     path = packed if packed.exists() else path
     content = _unpacked(path) if path == packed else _content(path, FASHION_SOURCE)
@@ -92,7 +92,7 @@ def _idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
     head = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(sizes)]
     length = 4 * sizes + head[1] * math.prod(shape)
     if len(content) < 4 * sizes:
-        expected, found = f"a head of {4 * sizes} bytes", f"{len(content)} bytes"
+        expected, found = f"a header of {4 * sizes} bytes", f"{len(content)} bytes"
     elif head[0] != magic:
         expected, found = f"the magic number {magic}", str(head[0])
     elif tuple(head[2:]) != shape:
@@ -107,7 +107,7 @@ def _idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _unpacked(path: Path) -> bytes:
-    """A packed IDX file, never more of it than its own head declares and a byte beyond."""
+    """Unpack an IDX file, but at most one byte more than its header declares."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(_content(path, FASHION_SOURCE))) as file:
             head = file.read(16)
@@ -115,7 +115,7 @@ def _unpacked(path: Path) -> bytes:
             return head + file.read(count * 28 * 28 + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path}: expected a whole gzip file, found one that cannot be unpacked ({error}): "
+            f"{path}: expected a complete gzip file, found one that cannot be unpacked ({error}): "
             f"fetch it from {FASHION_SOURCE} again"
         ) from None
 
@@ -140,7 +140,7 @@ def _check_labels(path: Path, labels: np.ndarray, source: str) -> None:
 
 
 def fetch_cifar10() -> Dataset:
-    """CIFAR-10 as tinygrad's loader fetches it, once; it keeps the files in its own cache.
+    """CIFAR-10, which tinygrad's loader fetches once and keeps in its own cache.
 
     Raises DataError where it cannot be fetched.
     """
@@ -150,7 +150,7 @@ def fetch_cifar10() -> Dataset:
 
 
 def fetch_fashion_mnist() -> Dataset:
-    """Fashion-MNIST as tinygrad's loader fetches it, once; it keeps the files in its own cache.
+    """Fashion-MNIST, which tinygrad's loader fetches once and keeps in its own cache.
 
     Raises DataError where it cannot be fetched.
     """
@@ -160,10 +160,10 @@ def fetch_fashion_mnist() -> Dataset:
 
 
 def _fetch(name: str, classes: list[str], source: str, loader: Callable[[], tuple]) -> Dataset:
-    """The data set of a loader that returns tensors: pictures (N, C, H, W), classes, twice."""
+    """The data set of a loader that returns tensors: pictures (N, C, H, W) and classes, twice."""
     try:
         tensors = loader()
-    except Exception as error:  # whatever the network, the disk or half a file provokes
+    except Exception as error:  # whatever goes wrong with the network, the disk or a partial file
         raise DataError(
             f"{name}: expected to fetch it, found {one_line(str(error)) or type(error).__name__}: "
             f"check the network, or fetch {source} yourself, unpack it and name its folder"
@@ -179,7 +179,7 @@ def _dataset(
     test: np.ndarray,
     test_labels: np.ndarray,
 ) -> Dataset:
-    """A data set of arrays of bytes: pictures (N, 3, H, W), or grey (N, 1, H, W) or (N, H, W)."""
+    """A data set from byte arrays: pictures (N, 3, H, W), or grey (N, 1, H, W) or (N, H, W)."""
     held_out = every_nth(labels, HELD_OUT)
     return Dataset(
         name,
@@ -206,7 +206,7 @@ READERS: dict[str, Callable[[Path], Dataset]] = {
 
 
 def recognise(folder: Path) -> str | None:
-    """The name of the data set whose files the folder holds; None for a folder of pictures.
+    """The name of the data set whose files are in the folder; None for a folder of pictures.
 
     Raises DataError for CIFAR-10's Python version, whose files are programs.
     """

@@ -1,7 +1,7 @@
-"""What happens to a picture, and to a batch, before the network sees it.
+"""Augmentation of pictures and of batches.
 
-Every function draws from the generator it is given and from nothing else, so the same seed gives
-the same pictures in any process and on any number of threads.
+Every function draws only from the generator it is given, so the same seed gives the same pictures
+in any process and on any number of threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENHANCERS = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of a recipe, which is an option of `tinygmf train` too."""
+    """A field of a recipe, and so an option of `tinygmf train`."""
     return field(default=default, metadata={"help": text})
 
 
@@ -35,7 +35,7 @@ class BatchRecipe:
     size: int = option(PUBLISHED_SIZE, "side of the pictures, in pixels")
     seed: int = option(0, "of the new weights, the order and the augmentation")
 
-    label_smoothing: float = option(0.1, "share of each target spread over all classes")
+    label_smoothing: float = option(0.1, "share of each target that is spread over all classes")
     mixup: float = option(0.8, "alpha of mixup; 0 for none")
     cutmix: float = option(1.0, "alpha of cutmix; 0 for none")
     mix_probability: float = option(1.0, "how often a batch is mixed")
@@ -43,14 +43,14 @@ class BatchRecipe:
 
     crop: float = option(0.08, "smallest share of the area in a random crop; 1 for none")
     centre: float | None = option(
-        None, "share of the side that is seen without a random crop; by default the network's own"
+        None, "share of the side seen without a random crop; by default the network's own"
     )
     flip: float = option(0.5, "how often a picture is mirrored")
     colour: float = option(0.4, "largest change of brightness, contrast and saturation")
     erase: float = option(0.25, "how often a rectangle is replaced by noise")
-    rotate: float = option(0.0, "largest turn, in degrees")
+    rotate: float = option(0.0, "largest rotation, in degrees")
     stretch: float = option(0.0, "largest change of width and of height, as a share")
-    shift: float = option(0.0, "largest move, as a share of the side")
+    shift: float = option(0.0, "largest shift, as a share of the side")
 
     def __post_init__(self) -> None:
         self._require("batch_size", self.batch_size >= 1, "at least 1")
@@ -77,7 +77,7 @@ def training_picture(
     rng: np.random.Generator,
     settings: Settings = PUBLISHED,
 ) -> np.ndarray:
-    """RGB picture -> (3, size, size) float32, augmented and normalised."""
+    """RGB picture -> (3, size, size) float32, augmented and normalized."""
     if recipe.rotate or recipe.stretch or recipe.shift:
         picture = random_affine(picture, recipe, rng)
     if recipe.crop < 1:
@@ -98,7 +98,7 @@ def training_picture(
 def random_affine(
     picture: Image.Image, recipe: BatchRecipe, rng: np.random.Generator
 ) -> Image.Image:
-    """Turned, sheared, stretched and moved about its centre; black comes in from outside."""
+    """Rotate, shear, stretch and shift a picture about its centre; the new border is black."""
     width, height = picture.size
     turn = math.radians(rng.uniform(-recipe.rotate, recipe.rotate))
     shear = math.radians(rng.uniform(-recipe.rotate, recipe.rotate)) * 2 / 3
@@ -116,7 +116,7 @@ def random_affine(
 def random_crop(
     picture: Image.Image, size: int, smallest: float, rng: np.random.Generator
 ) -> Image.Image:
-    """A part of at least `smallest` of the area, of a shape between 3:4 and 4:3, made square."""
+    """A random crop of at least `smallest` of the area, of 3:4 to 4:3, resized to a square."""
     width, height = picture.size
     for _ in range(10):
         area = width * height * rng.uniform(smallest, 1)
@@ -125,7 +125,7 @@ def random_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             break
-    else:  # no part of such a shape fits: the middle
+    else:  # no crop of such a shape fits: take the centre
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
         left, top = (width - w) // 2, (height - h) // 2
     box = (left, top, left + w, top + h)
@@ -133,14 +133,14 @@ def random_crop(
 
 
 def colour_jitter(picture: Image.Image, most: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation, in random order, each times 1 - most to 1 + most."""
+    """Scale brightness, contrast and saturation, in random order, by 1 - most to 1 + most."""
     for i in rng.permutation(len(ENHANCERS)):
         picture = ENHANCERS[i](picture).enhance(rng.uniform(1 - most, 1 + most))
     return picture
 
 
 def erase(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Normal noise in a rectangle of 2 to 33 % of the area (arXiv 1708.04896)."""
+    """Fill a rectangle of 2 to 33 % of the area with normal noise (arXiv 1708.04896)."""
     _, height, width = array.shape
     for _ in range(10):
         area = height * width * rng.uniform(0.02, 1 / 3)
@@ -165,15 +165,15 @@ def targets(labels: np.ndarray, classes: int, smoothing: float) -> np.ndarray:
 def mix(
     pictures: np.ndarray, rows: np.ndarray, recipe: BatchRecipe, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of the batch with its own reverse.
+    """Mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899) of a batch with its own reverse.
 
-    pictures (B, 3, H, W) and target rows (B, classes), and the same again.
+    Takes and returns pictures (B, 3, H, W) and target rows (B, classes).
     """
     if not (recipe.mixup or recipe.cutmix) or rng.random() >= recipe.mix_probability:
         return pictures, rows
     cut = bool(recipe.cutmix) and (not recipe.mixup or rng.random() < recipe.mix_switch)
     alpha = recipe.cutmix if cut else recipe.mixup
-    share = float(rng.beta(alpha, alpha))  # what stays of each picture
+    share = float(rng.beta(alpha, alpha))  # of each picture that stays
     if not cut:
         return blend(pictures, share), blend(rows, share)
     height, width = pictures.shape[2:]
@@ -185,14 +185,14 @@ def mix(
 
 
 def blend(values: np.ndarray, share: float) -> np.ndarray:
-    """`share` of each row, and the rest of its mirror image in the batch."""
+    """`share` of each row plus the rest of the row at the mirrored place in the batch."""
     return (share * values + (1 - share) * values[::-1]).astype(np.float32)
 
 
 def cut_box(
     height: int, width: int, share: float, centre: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of the rectangle of area 1 - share about `centre`, cut to fit."""
+    """Top, bottom, left, right of a rectangle of area 1 - share about `centre`, clipped to fit."""
     side = math.sqrt(1 - share)
     half = int(height * side) // 2, int(width * side) // 2
     rows = np.clip([centre[0] - half[0], centre[0] + half[0]], 0, height)

@@ -1,4 +1,4 @@
-"""Classes by name: a network's names, the folders and the lines of files that name them."""
+"""Classes by name: those of networks, of folders and of lines in files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tinygmf.config import Settings
 from tinygmf.files import lines_of, one_line, printable, read_text
 from tinygmf.image import picture_suffixes, usual_names
 
-CLASSES = "classes.txt"  # beside the weights, as training leaves it
+CLASSES = "classes.txt"  # beside the weights, where training writes it
 IMAGENET = 1000  # classes
-SYNSET = re.compile(r"n\d{8}")  # WordNet's number of a class of ImageNet
+SYNSET = re.compile(r"n\d{8}")  # WordNet's number of an ImageNet class
 SEPARATORS = re.compile(r"[ \t,;]")
 SHOWN = 5  # classes that a message lists
 
@@ -25,8 +25,8 @@ def names_of(
 ) -> list[str]:
     """The names of a network's classes, in their order.
 
-    From `file`, if one is named; else those in the file of weights; else classes.txt beside it;
-    else ImageNet's for 1,000 classes, or the classes' numbers. Raises ValueError where a file
+    They come from `file`, if given; else from the weight file; else from classes.txt beside it;
+    else they are ImageNet's for 1,000 classes, or the classes' numbers. Raises ValueError if a file
     names more or fewer classes than the network has.
     """
     known = known_names(settings, weights, file)
@@ -44,7 +44,7 @@ def names_of(
 def known_names(
     settings: Settings, weights: str | os.PathLike[str], file: Path | None = None
 ) -> tuple[Path, list[str]] | None:
-    """Where the names stand, and the names; None where nothing names the classes."""
+    """The file that names the classes, and the names; None if there is no such file."""
     beside = Path(weights).with_name(CLASSES)
     if file is not None:
         return file, read_names(file)
@@ -54,9 +54,9 @@ def known_names(
 
 
 def read_names(path: Path) -> list[str]:
-    """The names in a file: one a line, or JSON: a list, or an object by number or of numbers.
+    """The names in a file: one per line, or JSON: a list, names by number or numbers by name.
 
-    Raises ValueError, which names file and line.
+    Raises ValueError with the file and the line.
     """
     text = _text(path, strict=True)
     if path.suffix.lower() == ".json":
@@ -81,7 +81,7 @@ def _json_names(path: Path, text: str) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"{path}: expected JSON, a list of names or an object by class number, found another "
-            "text: write one name a line"
+            "text: write one name per line"
         )
     return names
 
@@ -94,11 +94,11 @@ def _text(path: Path, strict: bool) -> str:
 
 
 class ClassIndex:
-    """Class numbers by name. Where no name is a number, a number is a class's number, unless
-    `numbers` says that it is the name of a class that is not among them.
+    """Class numbers by name. If no class is named by a number, a number means the class with that
+    number, unless `numbers` is false.
 
-    Names are compared as written, or else in Unicode's composed form, as systems differ in that.
-    Names that are all numbers are compared as numbers: "07" is "7".
+    Names are compared as written, then in Unicode's composed form, because systems differ there.
+    Numeric names are compared as numbers: "07" is "7".
     """
 
     def __init__(self, names: Sequence[str], numbers: bool = True) -> None:
@@ -111,12 +111,12 @@ class ClassIndex:
         self._numbered = numbers and not any(map(_is_number, names))
 
     def __call__(self, name: str) -> int | None:
-        """The number of the class of this name; None for no class. ValueError where two have it."""
+        """The number of the class with this name, or None; ValueError if two have it."""
         found = self._exact.get(name) or self._alike.get(_key(name), [])
         if len(found) > 1:
             raise ValueError(
                 f"{one_line(name)}: expected the name of one class, found that classes "
-                f"{', '.join(map(str, found))} all have it: give names of their own with --classes"
+                f"{', '.join(map(str, found))} all have it: give them other names with --classes"
             )
         if found:
             return found[0]
@@ -138,9 +138,9 @@ def _key(name: str) -> str:
 
 
 def folder_classes(folders: Sequence[str], index: ClassIndex, root: Path) -> list[int]:
-    """The class of each folder, by its name. Raises ValueError, which names one that is none.
+    """The class of each folder, by its name. Raises ValueError for a folder that is no class.
 
-    ImageNet's folders may have WordNet's numbers: all of them in order are the classes in order.
+    ImageNet's folders may be named by WordNet's numbers: sorted, they are the classes in order.
     """
     if len(folders) == len(index.names) and all(SYNSET.fullmatch(name) for name in folders):
         known = [index(name) for name in folders]
@@ -149,10 +149,10 @@ def folder_classes(folders: Sequence[str], index: ClassIndex, root: Path) -> lis
     for name in folders:
         found = index(name)
         if found is None or found in classes:
-            what = "no class" if found is None else f"the class of {classes[found]} again"
+            what = "no class" if found is None else f"the same class as {classes[found]}"
             raise ValueError(
                 f"{root}: expected folders named like the network's {len(index.names)} classes "
-                f"({index}), found {printable(name)!r}, {what}: rename it, take it away, or give "
+                f"({index}), found {printable(name)!r}, {what}: rename it, remove it, or give "
                 "other names with --classes"
             )
         classes[found] = name
@@ -162,9 +162,9 @@ def folder_classes(folders: Sequence[str], index: ClassIndex, root: Path) -> lis
 def read_labels(folder: Path, index: ClassIndex, labels: Path) -> Iterator[tuple[Path, int]]:
     """The pictures and classes of a file of lines PICTURE CLASS, the name or number of a class.
 
-    A line is cut at a comma, semicolon, tab or blank, the last that leaves a class behind it and
-    a picture before it. A line of comment and a first line of headings are passed over. Pictures
-    stand relative to the folder or to the file. Raises ValueError, which names file and line.
+    A line is split at a comma, semicolon, tab or blank: the last one that has a picture before it
+    and a class after it. Comment lines and a first line of headings are skipped. Pictures are
+    relative to the folder or to the file. Raises ValueError with the file and the line.
     """
     lines, seen, first = lines_of(_text(labels, strict=False)), dict[Path, int](), True
     for number, line in enumerate(lines, start=1):
@@ -176,7 +176,7 @@ def read_labels(folder: Path, index: ClassIndex, labels: Path) -> Iterator[tuple
                 first = first and line.startswith("#")
                 continue
             raise ValueError(
-                f"{labels}, line {number}: expected a picture and then its class, one of the "
+                f"{labels}, line {number}: expected a picture, then its class, one of the "
                 f"network's {len(index.names)} ({index}), found {one_line(line[:80])!r}"
             )
         (path, label), first = found, False
@@ -190,14 +190,14 @@ def read_labels(folder: Path, index: ClassIndex, labels: Path) -> Iterator[tuple
 
 
 def _is_heading(line: str) -> bool:
-    """Whether a line has words, and none of them ends as a picture's name does."""
+    """Whether a line has words, none of which ends like a picture's name."""
     words = [word.strip("\"' ") for word in SEPARATORS.split(line)]
     pictures = any(Path(word).suffix.lower() in picture_suffixes() for word in words)
     return bool(re.search(r"[^\W\d]", line)) and not pictures
 
 
 def _sample(line: str, folder: Path, index: ClassIndex, labels: Path) -> tuple[Path, int] | None:
-    """The picture and class of a line: the last cut at which the picture exists, else the last."""
+    """A line's picture and class: the last split at which the picture exists, or else the last."""
     likely = None
     for cut in reversed([match.start() for match in SEPARATORS.finditer(line)]):
         label = index(_unquoted(line[cut + 1 :].strip()))
@@ -212,8 +212,8 @@ def _sample(line: str, folder: Path, index: ClassIndex, labels: Path) -> tuple[P
 
 
 def _places(name: str, *roots: Path) -> Iterator[Path]:
-    """Where the picture of this name may be: as written, in either form of Unicode, or with the
-    slashes of the other system."""
+    """Where a picture of this name may be: as written, in either Unicode form, or with the other
+    system's slashes."""
     for written in dict.fromkeys((name, name.rstrip(" \t"), _unquoted(name.strip()))):
         for slashes in dict.fromkeys((written, written.replace("\\", "/"))):
             forms = unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)

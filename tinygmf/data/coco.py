@@ -1,6 +1,6 @@
 """COCO's JSON: annotations of objects read, and annotations and results written.
 
-Boxes are x, y, width, height in pixels; masks polygons or run-length codes; a crowd is ignored.
+Boxes are x, y, width, height in pixels; masks are polygons or run-length codes; crowds are ignored.
 Source: https://cocodataset.org/#format-data and #format-results.
 """
 
@@ -22,7 +22,7 @@ from tinygmf.data.outlines import encode, read_outline
 from tinygmf.data.things import Sample, Thing, things_dataset
 from tinygmf.image import MAX_PIXELS
 
-MOST_BYTES = 2**30  # COCO's own largest file has 0.45 GB
+MOST_BYTES = 2**30  # COCO's own largest file is 0.45 GB
 
 
 def coco_files(path: Path) -> list[Path]:
@@ -34,7 +34,7 @@ def coco_files(path: Path) -> list[Path]:
 
 
 def _is_coco(file: Path) -> bool:
-    """Whether a file has the words of COCO's, and not one's captions or settings."""
+    """Whether a file has the keys of COCO's annotations, rather than of captions or settings."""
     if not file.is_file() or file.stat().st_size > MOST_BYTES:
         return False
     content = file.read_bytes()
@@ -43,16 +43,16 @@ def _is_coco(file: Path) -> bool:
 
 def coco_dataset(path: Path, files: list[Path], task: str, seed: int = 0) -> DenseDataset:
     """`annotations/instances_train2017.json` and `…_val2017.json` with `train2017/`, `val2017/`;
-    `train/_annotations.coco.json` and `valid/…`; or one file, of which a fifth is held out.
+    `train/_annotations.coco.json` and `valid/…`; or a single file, a fifth of which is held out.
 
-    Raises DataError for a file that is not COCO's, or where all annotations are bad.
+    Raises DataError for a file that is not COCO's, or if all annotations are bad.
     """
     root = path if path.is_dir() else path.parent
     train_files, val_files = by_parts(files, [part_of(file, root) for file in files])
     if not (len(train_files) == len(val_files) == 1 or len(files) == 1):
         raise DataError(
-            f"{path}: expected one annotation file, or one with train and one with val in its "
-            f"name, found {', '.join(file.name for file in files)}: rename them, or name one file"
+            f"{path}: expected one annotation file, or two with train and val in their "
+            f"names, found {', '.join(file.name for file in files)}: rename them, or name one file"
         )
     broken: dict[str, str] = {}
     train_file = files[0] if len(files) == 1 else train_files[0]
@@ -68,7 +68,7 @@ def coco_dataset(path: Path, files: list[Path], task: str, seed: int = 0) -> Den
 
 
 def _read(file: Path) -> dict[str, list]:
-    """The three lists of a file, of whatever is in them."""
+    """The three lists of a file; their items are not checked yet."""
     try:
         size = file.stat().st_size
         if size > MOST_BYTES:
@@ -83,7 +83,7 @@ def _read(file: Path) -> dict[str, list]:
 
 
 def _categories(file: Path, content: dict[str, list]) -> dict[str, int]:
-    """Names and ids, in the order of the ids."""
+    """Ids by name, in the order of the ids."""
     names: dict[str, int] = {}
     for category in content["categories"]:
         found = category if isinstance(category, dict) else {}
@@ -99,7 +99,7 @@ def _categories(file: Path, content: dict[str, list]) -> dict[str, int]:
 def _samples(
     file: Path, content: dict[str, list], names: dict[str, int], broken: dict[str, str]
 ) -> list[Sample]:
-    """A sample for each image, with those of its annotations that can be read."""
+    """A sample for each image, with the annotations that can be read."""
     places = {name: place for place, name in enumerate(names, 1)}
     labels = {id: places.get(name, 0) for name, id in _categories(file, content).items()}
     folder = _folder(file, content["images"])
@@ -107,7 +107,7 @@ def _samples(
     for place, image in enumerate(content["images"], 1):
         try:
             if image["id"] in samples:
-                raise ValueError(f"id {image['id']} once more")
+                raise ValueError(f"id {image['id']} a second time")
             samples[image["id"]] = _sample(file, folder, image)
         except (KeyError, TypeError, ValueError) as error:
             why = f"expected id, file_name, width and height, found {error!r}"
@@ -121,7 +121,7 @@ def _samples(
 
 
 def _add(name: str, note: dict, labels: dict[int, int], samples: dict[Any, Sample]) -> str:
-    """Adds an annotation to its image's sample; returns why not, or nothing."""
+    """Add an annotation to its image's sample; return why that failed, or an empty string."""
     try:
         sample = samples.get(note["image_id"])
         if sample is None:
@@ -132,12 +132,12 @@ def _add(name: str, note: dict, labels: dict[int, int], samples: dict[Any, Sampl
     except AnnotationError as error:
         return str(error)
     except (TypeError, ValueError, OverflowError) as error:
-        return f"expected COCO's annotation, found another: {error}"
+        return f"expected a COCO annotation, found something else: {error}"
     return ""
 
 
 def _sample(file: Path, folder: Path, image: dict) -> Sample:
-    """Without things yet. Raises KeyError, TypeError or ValueError for what is no image."""
+    """A sample without things. Raises KeyError, TypeError or ValueError for an invalid image."""
     width, height = image["width"], image["height"]
     if type(width) is not int or type(height) is not int or not 0 < width * height <= MAX_PIXELS:
         raise ValueError(f"size {width}x{height}")
@@ -145,7 +145,7 @@ def _sample(file: Path, folder: Path, image: dict) -> Sample:
 
 
 def _thing(name: str, note: dict, labels: dict[int, int], size: tuple[int, int] | None) -> Thing:
-    """Raises KeyError, TypeError, OverflowError or ValueError for what is no object."""
+    """An object. Raises KeyError, TypeError, OverflowError or ValueError for an invalid one."""
     label = labels.get(note["category_id"], 0)
     if not label:
         raise AnnotationError(f"expected a known class, found category_id {note['category_id']}")
@@ -160,7 +160,7 @@ def _thing(name: str, note: dict, labels: dict[int, int], size: tuple[int, int] 
 
 
 def _folder(file: Path, images: list) -> Path:
-    """Where the pictures are: the first place that holds one of the first hundred."""
+    """Where the pictures are: the first folder that holds one of the first hundred."""
     names = [image.get("file_name") for image in images[:100] if isinstance(image, dict)]
     part = file.stem.rpartition("_")[2]  # instances_train2017
     parent = file.parent
@@ -177,9 +177,9 @@ def _folder(file: Path, images: list) -> Path:
 
 
 def coco_truth(data: DenseDataset) -> dict[str, list]:
-    """What is held out, as COCO's annotation file has it: with masks for instances.
+    """The held-out part as a COCO annotation file, with masks for instances.
 
-    Pictures that cannot be read are left out. A box alone has its own area.
+    Unreadable pictures are left out. An object without a mask has its box's area.
     """
     images: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
@@ -198,10 +198,10 @@ def coco_truth(data: DenseDataset) -> dict[str, list]:
 
 
 def coco_results(image_id: Any, found: Any, category_ids: list[int]) -> list[dict[str, Any]]:
-    """What was found in a picture, as COCO's server takes it, one entry an object.
+    """What was found in a picture, in the form that COCO's server takes: one entry per object.
 
-    `found` has `boxes` (n, 4), `labels` (n,), and where there are any `scores` (n,) and `masks`
-    (n, H, W) bool; `category_ids` gives COCO's number of each label.
+    `found` has `boxes` (n, 4), `labels` (n,) and, if there are any, `scores` (n,) and `masks`
+    (n, H, W) bool; `category_ids` maps labels to COCO's numbers.
     """
     results = []
     scores, masks = (getattr(found, name, None) for name in ("scores", "masks"))

@@ -1,4 +1,4 @@
-"""Pictures with their classes: what can be trained on, and batches of it in a fixed order."""
+"""Pictures with their classes, to train on, and batches of them in a fixed order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinygmf.files import one_line
 from tinygmf.image import PUBLISHED, normalize, resize_and_crop
 from tinygmf.pixels import ImageError
 
-# The uses of random numbers, each with a generator of its own
+# What random numbers are used for: each has its own generator
 ORDER, PICTURE, MIX, BRANCHES = range(4)
 
 
@@ -33,10 +33,10 @@ class DataError(ValueError):
 
 @dataclass
 class Dataset:
-    """Pictures to train and to validate on, and where the data set has them, to test on at last.
+    """Pictures for training and validation and, if the data set has them, for a final test.
 
-    `load(source)` gives an RGB picture, or raises ImageError; a source may be a path, an array,
-    or anything else that the function knows.
+    `load(source)` returns an RGB picture, or raises ImageError; a source may be a path, an array,
+    or anything else that the function accepts.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Dataset:
     val_labels: np.ndarray
     load: Callable[[Any], Image.Image]
     broken: dict[str, str] = field(default_factory=dict)  # passed over: source -> why
-    passed: PassedOver = field(default_factory=PassedOver)  # where the pictures were looked for
-    settings: Settings = PUBLISHED  # how the network wants its pictures
+    passed: PassedOver = field(default_factory=PassedOver)  # while looking for pictures
+    settings: Settings = PUBLISHED  # how pictures are prepared for the network
     kept: KeptPictures = field(default_factory=KeptPictures)
-    test: list[Any] = field(default_factory=list)  # neither training nor a choice looks at these
+    test: list[Any] = field(default_factory=list)  # neither trained on nor used for any choice
     test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def counts(self) -> np.ndarray:
-        """Pictures of each class to train on."""
+        """The number of training pictures of each class."""
         return np.bincount(self.train_labels, minlength=len(self.classes))
 
     def typical_side(self, most: int = 16) -> int:
@@ -67,7 +67,7 @@ class Dataset:
         return int(np.median(sides)) if sides else 0
 
     def check(self, batch_size: int) -> None:
-        """Raises DataError where there is too little to train on."""
+        """Raise DataError if there is too little to train on."""
         if len(self.classes) < 2:
             raise DataError(
                 f"{self.name}: expected at least two classes, found {self.classes}: "
@@ -91,7 +91,7 @@ class Dataset:
             self._check_readable(sources, part)
 
     def _check_readable(self, sources: list[Any], part: str) -> None:
-        """Raises DataError if not one of the pictures can be read."""
+        """Raise DataError if none of the pictures can be read."""
         reason = ""
         for source in sources:
             try:
@@ -111,7 +111,7 @@ class Dataset:
     def read(
         self, index: int, rng: np.random.Generator, recipe: BatchRecipe
     ) -> tuple[np.ndarray, int]:
-        """An augmented picture (3, size, size) and its class; for a broken one the next."""
+        """An augmented picture (3, size, size) and its class; the next one if it is broken."""
         for i in range(len(self.train)):
             place = (index + i) % len(self.train)
             try:
@@ -121,19 +121,19 @@ class Dataset:
             except ImageError as error:
                 self.broken[str(self.train[place])] = str(error)
         raise DataError(
-            f"{self.name}: expected pictures to train on, found none that can be read any more: "
-            "see that they are still there"
+            f"{self.name}: expected pictures to train on, found that none can be read any more: "
+            "check that they are still there"
         )
 
     def _decoded(self, source: Any, recipe: BatchRecipe) -> Image.Image:
-        """A picture to train on; what comes from a file is kept."""
+        """A training picture; one that comes from a file is kept."""
         if not isinstance(source, str | os.PathLike):
             return self.load(source)
         key = "train", source, recipe.size, recipe.crop
         return self.kept.get(key, lambda: reduced(self.load(source), recipe))
 
     def _cut(self, source: Any, size: int) -> Image.Image:
-        """A picture to validate on, as the network sees it."""
+        """A validation picture as the network sees it."""
 
         def cut() -> Image.Image:
             return resize_and_crop(self.load(source), size, self.settings)
@@ -146,7 +146,7 @@ class Dataset:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of an epoch from number `first` on: pictures (B, 3, S, S), targets (B, C).
 
-        They depend on the recipe, its seed and the epoch alone. Threads decode them a little ahead.
+        They depend only on the recipe, its seed and the epoch. Threads decode a little ahead.
         """
         size, seed = recipe.batch_size, recipe.seed
         order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(self.train))
@@ -178,8 +178,8 @@ class Dataset:
 
 
 def every_nth(labels: np.ndarray, n: int) -> np.ndarray:
-    """What to hold out: the first entry of each class, and every n-th of it after that, but never
-    the only one, which is trained on: booleans (N,)."""
+    """What to hold out, booleans (N,): of each class the first entry and every n-th after it, but
+    never its only entry, which is kept for training."""
     chosen = np.zeros(len(labels), bool)
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count > 1:

@@ -1,8 +1,8 @@
 """Augmentations that keep boxes, masks and class maps in step with their picture.
 
-Resized by a random factor and cropped or padded to one size (large-scale jitter, arXiv 2012.07177,
-section 3), mirrored, recoloured. Boxes as in `annotations`; every function draws from the generator
-that it is given and from nothing else.
+Pictures are resized by a random factor and cropped or padded to one size (large-scale jitter, arXiv
+2012.07177, section 3), mirrored and recoloured. Boxes are as in `annotations`; every function draws
+only from the generator that it is given.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from tinygmf.data.augment import colour_jitter
 from tinygmf.data.outlines import mask_boxes
 from tinygmf.image import MEAN
 
-PADDING = tuple(round(255 * mean) for mean in MEAN.tolist())  # zero, once normalised
+PADDING = tuple(round(255 * mean) for mean in MEAN.tolist())  # zero, once normalized
 Pair = tuple[Image.Image, Annotations]
 
 
 @dataclass(frozen=True)
 class DenseAugment:
-    """What happens to a picture in training.
+    """The augmentation of a training picture.
 
-    `size`: the side of the square that comes out, in pixels; `scale`: least and greatest factor,
-    of which 1 makes the picture just fit into the square; `flip`: how often it is mirrored;
-    `colour`: the most by which brightness, contrast and saturation change, as a share.
+    `size`: side of the resulting square, in pixels; `scale`: smallest and largest factor, where 1
+    makes the picture just fit into the square; `flip`: how often it is mirrored; `colour`: the
+    largest change of brightness, contrast and saturation, as a share.
     """
 
     size: int
@@ -36,7 +36,7 @@ class DenseAugment:
     colour: float = 0.4
 
     def __call__(self, picture: Image.Image, known: Annotations, rng: np.random.Generator) -> Pair:
-        """An RGB picture and what is known of it -> the same of size x size pixels."""
+        """An RGB picture and its annotations -> both for size x size pixels."""
         factor = rng.uniform(*self.scale) * self.size / max(picture.size)
         width, height = (max(1, round(side * factor)) for side in picture.size)
         picture, known = resize(picture, known, width, height)
@@ -53,7 +53,7 @@ class DenseAugment:
 
 
 def flip(picture: Image.Image, known: Annotations) -> Pair:
-    """Left to right."""
+    """Mirror left and right."""
     x0, y0, x1, y1 = known.boxes.T
     mirrored = replace(
         known,
@@ -65,8 +65,8 @@ def flip(picture: Image.Image, known: Annotations) -> Pair:
 
 
 def resize(picture: Image.Image, known: Annotations, width: int, height: int) -> Pair:
-    """To width x height pixels: the picture bilinear, over all pixels that a new one covers; of
-    masks and class maps the pixel in which the new one's middle lies."""
+    """Resize to width x height pixels: the picture bilinearly and antialiased, masks and class maps
+    by the pixel that the new one's centre lies in."""
     across, down = width / picture.width, height / picture.height
     rows, columns = (
         ((np.arange(new) + 0.5) * (old / new)).astype(int)
@@ -85,8 +85,8 @@ def resize(picture: Image.Image, known: Annotations, width: int, height: int) ->
 
 
 def crop(picture: Image.Image, known: Annotations, part: tuple[int, int, int, int]) -> Pair:
-    """The part (x0, y0, x1, y1), which may reach outside: there come ImageNet's mean colour,
-    `IGNORE` and no object. Objects of which nothing is left are dropped."""
+    """Crop to (x0, y0, x1, y1), which may reach outside: there the picture gets ImageNet's mean
+    colour, the class map `IGNORE`. Objects that fall outside entirely are dropped."""
     x0, y0, x1, y1 = part
     width, height = x1 - x0, y1 - y0
     cut = Image.new("RGB", (width, height), PADDING)
@@ -102,7 +102,7 @@ def crop(picture: Image.Image, known: Annotations, part: tuple[int, int, int, in
 
 
 def _cut(planes: np.ndarray, part: tuple[int, int, int, int], outside: int) -> np.ndarray:
-    """A part of (…, H, W), filled where it reaches outside."""
+    """Crop (…, H, W), filling what lies outside."""
     x0, y0, x1, y1 = part
     height, width = planes.shape[-2:]
     found = np.full((*planes.shape[:-2], y1 - y0, x1 - x0), outside, planes.dtype)
@@ -113,9 +113,9 @@ def _cut(planes: np.ndarray, part: tuple[int, int, int, int], outside: int) -> n
 
 
 def fitted(known: Annotations, width: int, height: int) -> Annotations:
-    """Objects cut to a picture of width x height; those of which nothing is left are dropped.
+    """Clip objects to a picture of width x height; those entirely outside are dropped.
 
-    Where there are masks, a box becomes the least one about its mask.
+    If there are masks, each box becomes the smallest one around its mask.
     """
     if known.masks is not None:
         boxes = mask_boxes(known.masks)

@@ -1,4 +1,4 @@
-"""Data sets for segmentation and detection: pictures with what is known of them, and batches."""
+"""Data sets for segmentation and detection: pictures with annotations, and batches of them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tinygmf.data.dense_augment import DenseAugment
 from tinygmf.engine.predictor import chunks, read_ahead
 from tinygmf.image import ImageError, normalize
 
-SHOWN = 5  # of what is broken, in a report
+SHOWN = 5  # broken entries that a report lists
 
 
 @dataclass
 class DenseDataset:
-    """Pictures to train and to validate on, with what is known of them.
+    """Pictures for training and validation, with their annotations.
 
-    `classes[0]` is the background where objects are annotated. `load(source)` gives an RGB picture
-    and its annotations, or raises ImageError. `broken` says what was passed over, when the data
-    set was opened or since, and why: file and id -> reason.
+    If objects are annotated, `classes[0]` is the background. `load(source)` returns an RGB picture
+    and its annotations, or raises ImageError. `broken` records what was passed over, when the data
+    set was opened or later, and why: file and id -> reason.
     """
 
     name: str
@@ -34,25 +34,25 @@ class DenseDataset:
     val: list[Any]
     load: Callable[[Any], tuple[Image.Image, Annotations]]
     broken: dict[str, str] = field(default_factory=dict)
-    category_ids: list[int] = field(default_factory=list)  # of COCO, one a class
+    category_ids: list[int] = field(default_factory=list)  # COCO's, one per class
 
     def __post_init__(self) -> None:
         self.category_ids = self.category_ids or list(range(len(self.classes)))
 
     def check(self) -> None:
-        """Raises DataError where nothing is left to train or to validate on."""
+        """Raise DataError if nothing is left for training or for validation."""
         if len(self.classes) < 2:
             raise DataError(f"{self.name}: expected two classes or more, found {self.classes}")
         for sources, part in ((self.train, "train"), (self.val, "validate")):
             if not any(True for _ in self._readable(sources)):
                 found = next(reversed(self.broken.items()), ("the folder", "it is empty"))
                 raise DataError(
-                    f"{self.name}: expected pictures to {part} on, found none that is whole; the "
+                    f"{self.name}: expected pictures to {part} on, found none that is intact; the "
                     f"last: {found[0]}: {found[1]}"
                 )
 
     def report(self) -> list[str]:
-        """Lines that count and name what is broken; none where nothing is."""
+        """Lines that count and name what is broken; none if nothing is."""
         if not self.broken:
             return []
         first = list(self.broken.items())[:SHOWN]
@@ -68,8 +68,8 @@ class DenseDataset:
                 self.broken[str(source)] = str(error)
 
     def read(self, index: int, augment: DenseAugment, rng: np.random.Generator) -> tuple:
-        """Picture `index`, augmented, (3, S, S) normalised, and its annotations; for a broken one
-        the next. Raises DataError where all are broken."""
+        """Picture `index`, augmented and normalized, (3, S, S), and its annotations; the next one
+        if it is broken. Raises DataError if all are broken."""
         count = len(self.train)
         sources = (self.train[(index + i) % count] for i in range(count))
         for _, picture, known in self._readable(sources):
@@ -82,7 +82,7 @@ class DenseDataset:
     ) -> Iterator[tuple[np.ndarray, list[Annotations]]]:
         """The batches of an epoch from number `first` on: pictures (B, 3, S, S), annotations.
 
-        They depend on the arguments alone. Threads decode them a little ahead.
+        They depend only on the arguments. Threads decode a little ahead.
         """
         order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(self.train))
         wanted = order[first * batch_size : len(order) // batch_size * batch_size]
@@ -94,5 +94,5 @@ class DenseDataset:
             yield np.stack([picture for picture, _ in batch]), [known for _, known in batch]
 
     def validation(self) -> Iterator[tuple[Any, Image.Image, Annotations]]:
-        """Source, picture and annotations, as they are, of what is held out and whole."""
+        """Source, picture and annotations, unchanged, of every intact held-out picture."""
         yield from self._readable(self.val)

@@ -1,4 +1,4 @@
-"""Finding files as annotated data sets lay them out: pictures, what belongs to them, the split."""
+"""Finding the files of annotated data sets: pictures, the files that belong to them, the split."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PARTS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 NAME_FILES = "classes.txt", "labels.txt", "class_names.txt", "obj.names", "objectInfo150.txt"
-MOST_BYTES = 2**24  # of a file of text about one picture, or of names
-HELD_OUT = 5  # where nothing says what to validate on, every fifth picture is held out
+MOST_BYTES = 2**24  # of a text file about one picture, or of class names
+HELD_OUT = 5  # if nothing defines a validation part, every fifth picture is held out
 Item = TypeVar("Item")
 
 
 def read_bytes(file: Path) -> bytes:
-    """A small file. Raises DataError, which names it."""
+    """Read a small file. Raises DataError, which names it."""
     try:
         if not os.path.isfile(file):
             raise OSError("none")
@@ -39,7 +39,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_text(file: Path) -> str:
-    """A small file of text. Raises DataError, which names it."""
+    """Read a small text file. Raises DataError, which names it."""
     try:
         return read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -47,16 +47,16 @@ def read_text(file: Path) -> str:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """In natural order of their names."""
+    """The pictures below a folder, in natural order of their names."""
     return list(pictures.pictures_below(folder, pictures.PassedOver()))
 
 
 def partners(
     file: Path, own: Collection[str], others: Sequence[str], endings: Sequence[str]
 ) -> list[Path]:
-    """Where the file that belongs to another may be: `a/images/train/x.jpg`, whose folder is one
-    of its `own`, has its mask at `a/masks/train/x.png`, if that is one of the `others`, or beside
-    it."""
+    """Where the file that belongs to another may be. If `images` is one of its `own` folders and
+    `masks` one of the `others`, the mask of `a/images/train/x.jpg` is `a/masks/train/x.png`, or
+    lies beside it."""
     ways = [file.parent]
     for place in range(len(file.parts) - 2, -1, -1):
         if file.parts[place].lower() in own:
@@ -67,32 +67,32 @@ def partners(
 
 
 def class_names(root: Path) -> list[str]:
-    """The names in a file of classes, one a line, or ADE20K's table of them; none without it.
+    """The class names in a file, one per line or in ADE20K's table; none if there is no file.
 
-    The file is in the folder itself, or as labelling tools write it, beside the labels.
+    The file is in the folder itself or, as labeling tools write it, beside the labels.
     """
     for name in NAME_FILES:
         for file in (*root.glob(name), *root.glob(f"*/{name}"), *root.glob(f"*/*/{name}")):
             lines = [line.strip() for line in read_text(file).splitlines()]
-            if name == "objectInfo150.txt":  # its last column, below a head
+            if name == "objectInfo150.txt":  # the last column, below a heading
                 lines = [line.rpartition("\t")[2] for line in lines[1:]]
             return [line for line in lines if line]
     return []
 
 
 def with_background(names: list[str]) -> list[str]:
-    """The background, under one name, and then the classes of objects."""
+    """The background, always under the same name, then the classes of objects."""
     return [BACKGROUND, *names[int(names[:1] in ([BACKGROUND], ["__background__"])) :]]
 
 
 def part_of(path: Path, root: Path) -> str | None:
-    """Whether a path below `root` says train, val or test; the last such word counts."""
+    """The part that a path below `root` names, train, val or test; the last such word counts."""
     words = re.findall("[a-z]+", str(path.relative_to(root)).lower())
     return next((PARTS[word] for word in reversed(words) if word in PARTS), None)
 
 
 def by_parts(items: Iterable[Item], parts: Iterable[str | None]) -> tuple[list[Item], list[Item]]:
-    """What says train, and what says val, or test where none says val."""
+    """The items of train, and those of val, or of test if there is no val."""
     found: dict[str | None, list[Item]] = {}
     for item, part in zip(items, parts, strict=True):
         found.setdefault(part, []).append(item)
@@ -102,7 +102,7 @@ def by_parts(items: Iterable[Item], parts: Iterable[str | None]) -> tuple[list[I
 def split_by_folder(
     items: Sequence[Item], paths: Sequence[Path], root: Path, seed: int
 ) -> tuple[list[Item], list[Item]]:
-    """Items as the folders of their paths say, else a fifth is held out."""
+    """Split items by the folders of their paths, or else hold out a fifth."""
     train, val = by_parts(items, [part_of(path.parent, root) for path in paths])
     return (train, val) if train and val else split(items, seed)
 
@@ -119,7 +119,7 @@ def listed(root: Path, kind: str) -> dict[str, str]:
 
 
 def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
-    """Every fifth, in an order of the seed's, is held out."""
+    """Hold out every fifth, in an order that the seed decides."""
     order = np.random.RandomState(seed).permutation(len(items))
     chosen = np.zeros(len(items), bool)
     chosen[order[::HELD_OUT]] = True

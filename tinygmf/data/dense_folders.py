@@ -1,4 +1,4 @@
-"""Which format annotated pictures are in, told by what lies in their folder."""
+"""Recognizes the format of annotated pictures by what lies in their folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FORMATS = (
 def open_dense(data: str | Path, task: str, seed: int = 0) -> DenseDataset:
     """The data set `scenes`, a folder, or an annotation file (JSON or YAML), for a task of `TASKS`.
 
-    What to validate on is as the format has it, or else a fifth by the seed. Raises DataError,
-    one line, where nothing can be recognised or all of it is bad.
+    The validation part is the format's, or else a fifth chosen by the seed. Raises DataError, in
+    one line, if nothing is recognized or all of it is bad.
     """
     if task not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
@@ -58,6 +58,6 @@ def _open(path: Path, task: str, seed: int) -> DenseDataset:
     if find_masks(path):
         raise DataError(
             f"{path}: expected single objects to {task}, found masks of classes, which do not tell "
-            "one object from the next: use --task segment"
+            "objects apart: use --task segment"
         )
     raise DataError(f"{path}: expected {FORMATS}, found none of them: check the folder's name")

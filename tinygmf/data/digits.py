@@ -20,9 +20,9 @@ def digits_split(
     """Return train_images (1437, 8, 8) uint8, train_labels, test_images (360, 8, 8), test_labels,
     and test_indices, the held-out digits' places in scikit-learn's order.
 
-    Values go from 0 to 16. The split is fixed and stratified: every fifth digit, class by class,
-    from number `fold`, 0 to 4, on. The recipe was chosen by fold 0, which the package's network was
-    not trained on either; the held-out digits of the others were part of no choice.
+    Values go from 0 to 16. The split is fixed and stratified: every fifth digit of each class is
+    held out, starting at number `fold`, 0 to 4. The recipe was chosen on fold 0, which the
+    package's network was not trained on either; no choice was made on the other folds.
     Raises DataError without scikit-learn.
     """
     try:
@@ -45,7 +45,7 @@ def digit_picture(digit: np.ndarray) -> Image.Image:
 
 
 def digits(fold: int = 0) -> Dataset:
-    """The digits as a data set, a fifth of them held out: see `digits_split`."""
+    """The digits as a data set, with a fifth held out: see `digits_split`."""
     train, train_labels, test, test_labels, _ = digits_split(fold)
     names = [str(digit) for digit in range(10)]
     pictures, held_out = [[digit_picture(digit) for digit in part] for part in (train, test)]

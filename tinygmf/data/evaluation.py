@@ -18,18 +18,18 @@ from tinygmf.engine.predictor import Predictor, chunks, probabilities, ranking, 
 from tinygmf.files import printable
 from tinygmf.pixels import ImageError
 
-Sample = tuple[Any, int]  # a picture, its path say, and its class
+Sample = tuple[Any, int]  # a picture, such as its path, and its class
 WORST = 20  # wrong answers that a report lists
 
 
 class Answer(NamedTuple):
-    """What a network said of one picture."""
+    """A network's answer for one picture."""
 
-    source: Any  # of the picture
+    source: Any  # where the picture comes from
     label: int  # its class
     answer: int  # the likeliest class
-    probability: float  # of that
-    of_truth: float  # the probability of its class
+    probability: float  # of that class
+    of_truth: float  # the probability of the true class
 
     @property
     def right(self) -> bool:
@@ -38,12 +38,12 @@ class Answer(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """What was counted. `confusion[t, p]` pictures of class t were taken for class p."""
+    """The counts. `confusion[t, p]` pictures of class t were classified as p."""
 
     confusion: np.ndarray
-    top5: int = 0  # pictures whose class is among the five likeliest
+    top5: int = 0  # pictures whose class was among the five likeliest
     seconds: float = 0.0
-    unreadable: list[str] = field(default_factory=list)  # one line for each
+    unreadable: list[str] = field(default_factory=list)  # one line each
     answers: list[Answer] = field(default_factory=list)
 
     @property
@@ -55,7 +55,7 @@ class Evaluation:
         return int(np.trace(self.confusion))
 
     def by_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Of each class with pictures its name, their number, how many were right, the share."""
+        """For each class with pictures: name, pictures, how many were right, their share."""
         counts, right = self.confusion.sum(1), np.diag(self.confusion)
         return [
             {
@@ -72,7 +72,7 @@ class Evaluation:
         return sorted(self.answers, key=lambda one: (one.right, one.of_truth))[:most]
 
     def as_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """Everything by the classes' names, the confusion as {true class: {answer: count}}."""
+        """Everything by class name, the confusion as {true class: {answer: count}}."""
         names = distinct(names)
         rows = {
             names[t]: {names[p]: int(row[p]) for p in np.flatnonzero(row)}
@@ -102,7 +102,7 @@ class Evaluation:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, a class's number behind those that several have: ImageNet's two cranes."""
+    """The names; those that occur twice, as ImageNet's cranes do, are followed by their numbers."""
     times = Counter(names)
     return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
 
@@ -110,11 +110,12 @@ def distinct(names: Sequence[str]) -> list[str]:
 def find_pictures(
     folder: Path, names: Sequence[str], labels: Path | None = None, passed: PassedOver | None = None
 ) -> list[Sample]:
-    """The pictures below a folder with their classes; `names` are the network's, in their order.
+    """The pictures below a folder with their classes; `names` are the network's, in its order.
 
-    With `labels`, a file of lines `PICTURE CLASS`: those pictures. Without, one folder for each
-    class, named as it is; classes may lack one. What is passed over is noted in `passed`. Raises
-    ValueError where that gives no classes of this network, or no pictures.
+    With `labels`, a file of lines `PICTURE CLASS`, they are the pictures listed there. Without,
+    there is one folder for each class, named like it; some may be missing. `passed` records what
+    is passed over. Raises ValueError if these are not classes of the network, or there are no
+    pictures.
     """
     passed = PassedOver() if passed is None else passed
     if not folder.is_dir():
@@ -138,7 +139,7 @@ def find_pictures(
 def _nothing(passed: PassedOver, labels: Path | None) -> str:
     expected = "pictures and their classes" if labels else "pictures in a folder for each class"
     nested = passed.names.get(NESTED, [])
-    way = f"name one of those, {printable(nested[0])} say" if nested else "check the name"
+    way = f"name one of those, such as {printable(nested[0])}" if nested else "check the name"
     return f"expected {expected}, found none of them, but {passed or 'nothing'}: {way}"
 
 
@@ -148,10 +149,10 @@ def evaluate(
     progress: bool = True,
     load: Callable[[Any], Any] | None = None,
 ) -> Evaluation:
-    """Runs every picture through the network; the unreadable are named and passed over.
+    """Run every picture through the network; unreadable ones are named and passed over.
 
-    `load(source)` gives a picture where the source is none that the predictor reads. Raises
-    ValueError where none could be read: there is no accuracy to speak of.
+    `load(source)` returns a picture, for sources that the predictor cannot read itself. Raises
+    ValueError if no picture can be read.
     """
 
     def read(sample: Sample) -> tuple[Sample, np.ndarray | ImageError]:
@@ -180,7 +181,7 @@ def evaluate(
 
 
 def count_correct(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> int:
-    """How many rows of logits (N, classes) have their label (N,) among the k likeliest classes."""
+    """How many rows of logits (N, classes) rank their label (N,) among the k likeliest classes."""
     return int((ranking(logits)[:, :k] == np.asarray(labels)[:, None]).any(1).sum())
 
 
@@ -197,5 +198,6 @@ def _count(
     np.add.at(result.confusion, (labels, best), 1)
     result.top5 += count_correct(logits, labels, 5)
     for (sample, _), row, answer in zip(readable, probabilities(logits), best, strict=True):
-        told = float(row[answer]), float(row[sample[1]])
-        result.answers.append(Answer(*sample, int(answer), *told))
+        result.answers.append(
+            Answer(*sample, int(answer), float(row[answer]), float(row[sample[1]]))
+        )

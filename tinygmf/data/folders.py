@@ -1,4 +1,4 @@
-"""Data sets of people's folders: one folder for each class, in two parts or to be split."""
+"""Data sets from people's folders: one folder per class, in two parts or to be split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinygmf.data.pictures import (
 from tinygmf.files import printable
 from tinygmf.image import load_image
 
-HELD_OUT = 5  # without a folder to validate on, every fifth picture of each class is held out
+HELD_OUT = 5  # without a validation folder, every fifth picture of each class
 ASIDE = "folders left aside"
 # `train2017`, `Training_Set`, `val-images`, `seg_test`: what people call the parts of a data set
 PART = re.compile(
@@ -41,8 +41,8 @@ def part_of(name: str) -> str | None:
 def folder_pictures(folder: Path, seed: int = 0, exclude: Collection[Path] = ()) -> Dataset:
     """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `CLASS/*.jpg`, split by the seed.
 
-    `exclude` has folders to leave out, as the present run's. Raises DataError where the folders do
-    not say what the classes are, or which part is which.
+    `exclude` lists folders to leave out, such as the current run's. Raises DataError if the folders
+    do not show what the classes are, or which part is which.
     """
     if not folder.is_dir():
         what = "a file: unpack it and name" if folder.exists() else "none: check the name of"
@@ -67,16 +67,16 @@ def _no_classes(passed: PassedOver) -> str:
     if nested:
         return (
             f"expected one folder of pictures for each class, found {printable(nested[0])}, which "
-            "holds only folders: name the folder that the classes lie in"
+            "holds only folders: name the folder that holds the classes"
         )
     return f"expected one folder for each class, found {passed or 'none'}: make them"
 
 
 def find_parts(folder: Path, passed: PassedOver) -> list[Path]:
-    """The folders to train and to validate on; none where the folder has no parts.
+    """The folders for training and for validation; none if the folder has no parts.
 
-    Without one to validate on, `test` is taken. Raises DataError where that is not plain: nobody
-    wants to train on what is to be tested on.
+    Without a validation folder, `test` takes its place. Raises DataError if the parts are
+    ambiguous, since test pictures must not end up in training.
     """
     parts: dict[str, Path] = {}
     others, inside = [], [path for path in entries(folder, PassedOver()) if path.is_dir()]
@@ -85,20 +85,20 @@ def find_parts(folder: Path, passed: PassedOver) -> list[Path]:
         if part in parts:
             raise DataError(
                 f"{folder}: expected one folder for each part, found {parts[part].name} and "
-                f"{path.name}: name one of them, or take one away"
+                f"{path.name}: name one of them, or remove one"
             )
         if part is None:
             others.append(path)
         else:
             parts[part] = path
     if not parts or (set(parts) == {"train"} and others and holds_pictures(parts["train"])):
-        return []  # railways: a class of pictures called train, beside others
+        return []  # pictures of railways: a class called train, among others
     held_out = parts.get("val", parts.get("test"))
     if "train" not in parts or held_out is None:
         first, *_ = parts.values()
         raise DataError(
-            f"{folder}: expected train and val, found {printable(first.name)} alone: add the "
-            f"other, or name {first}, to have part of it held out; call a class something else"
+            f"{folder}: expected train and val, found only {printable(first.name)}: add the "
+            f"other, or name {first} to have part of it held out; if it is a class, rename it"
         )
     for path in [*others, *(p for name, p in parts.items() if name == "test" and p != held_out)]:
         passed.note(ASIDE, path)
@@ -106,7 +106,7 @@ def find_parts(folder: Path, passed: PassedOver) -> list[Path]:
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether pictures lie in this very folder."""
+    """Whether the folder itself, not one inside it, holds pictures."""
     return any(not path.is_dir() and is_picture(path) for path in entries(folder, PassedOver()))
 
 
@@ -126,7 +126,7 @@ def _find(
 
 
 def _check_no_part(path: Path, place: Path) -> None:
-    """Raises DataError for `CLASS/test/1.jpg`: a part inside a class."""
+    """Raise DataError for `CLASS/test/1.jpg`, a part inside a class."""
     for name in path.relative_to(place).parts[:-1]:
         if part_of(name):
             raise DataError(
@@ -146,9 +146,9 @@ def _split(paths: list[Path], labels: np.ndarray, seed: int) -> list[tuple[list[
 
 
 def open_folder(folder: Path, seed: int = 0, exclude: Collection[Path] = ()) -> Dataset:
-    """Whatever the folder holds: pictures, or the files of CIFAR-10 or Fashion-MNIST.
+    """The folder's pictures, or the data set whose files it holds, CIFAR-10 or Fashion-MNIST.
 
-    Raises DataError where it is none of these.
+    Raises DataError if it is none of these.
     """
     name = recognise(folder)
     return READERS[name](folder) if name else folder_pictures(folder, seed, exclude)

@@ -1,4 +1,4 @@
-"""Decoded pictures, kept in memory: a photograph of 12 megapixels takes a tenth of a second."""
+"""Decoded pictures, kept in memory: decoding 12 megapixels takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_BYTES = 2**29
 
 
 class KeptPictures:
-    """RGB pictures by key, until they fill `most` bytes; what finds no room is made each time."""
+    """RGB pictures by key, up to `most` bytes; those beyond are made again each time."""
 
     def __init__(self, most: int = MOST_BYTES) -> None:
         self.left = most
@@ -23,7 +23,7 @@ class KeptPictures:
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], Image.Image]) -> Image.Image:
-        """The picture of this key, made unless it is kept."""
+        """The picture with this key, made if it is not there."""
         if (kept := self._pictures.get(key)) is not None:
             return kept
         picture = make()
@@ -36,8 +36,8 @@ class KeptPictures:
 
 
 def reduced(picture: Image.Image, recipe: BatchRecipe) -> Image.Image:
-    """The picture, no larger than training has a use for: its smallest random crop, and its
-    centre, still have the pixels that the network takes."""
+    """The picture, reduced as far as training allows: its smallest random crop and its centre must
+    still have as many pixels as the network's input."""
     side = math.ceil(recipe.size / min(math.sqrt(recipe.crop), PUBLISHED.crop))
     if (short := min(picture.size)) <= side:
         return picture

@@ -1,4 +1,4 @@
-"""Folders of masks: for each picture one of class numbers, grey or with a palette.
+"""Folders of masks: for each picture a file of class numbers, grey or with a palette.
 
 `images/…/x.jpg` with `masks/…/x.png` (or `annotations`, `labels`), Pascal VOC's
 `SegmentationClass`, ADE20K's and Cityscapes' own layouts. 255 is ignored everywhere.
@@ -38,7 +38,7 @@ VOC = [
     *("sheep", "sofa", "train", "tvmonitor"),
 ]
 UNKNOWN = -1  # in a table of classes by value
-CITYSCAPES = {  # the number in `labelIds`: the class that is trained
+CITYSCAPES = {  # number in `labelIds`: class to train on
     **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole"},
     **{19: "traffic light", 20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky"},
     **{24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train"},
@@ -48,7 +48,7 @@ CITYSCAPES = {  # the number in `labelIds`: the class that is trained
 
 @dataclass(frozen=True)
 class MaskSample:
-    """A picture's file and its mask's."""
+    """The files of a picture and its mask."""
 
     picture: Path
     mask: Path
@@ -58,7 +58,7 @@ class MaskSample:
 
 
 def find_masks(root: Path) -> list[MaskSample]:
-    """Pictures below a folder that have a mask, or should: others of their folder have one."""
+    """Pictures below a folder that have a mask, or should have, as others in their folder do."""
     pairs, missing = [], []
     for picture in pictures_below(root):
         places = [place for place in _mask_places(picture, root) if place != picture]
@@ -84,8 +84,8 @@ def _mask_places(picture: Path, root: Path) -> list[Path]:
 
 def mask_dataset(root: Path, samples: list[MaskSample], seed: int = 0) -> DenseDataset:
     """Class names come from Cityscapes, `classes.txt` or ADE20K's `objectInfo150.txt`; without
-    them all masks are read, to see how many classes there are. Raises DataError where masks say
-    nothing that can be trained on."""
+    them, all masks are read to count the classes. Raises DataError if there is nothing in the
+    masks to train on."""
     parts = listed(root, "Segmentation")
     samples = [sample for sample in samples if not parts or sample.picture.stem in parts]
     if not samples:
@@ -119,7 +119,7 @@ def _classes(root: Path, samples: list[MaskSample]) -> tuple[list[str], np.ndarr
     elif mask.parent.name == "SegmentationClass":
         names = with_background(names or VOC)
     elif (root / "annotations" / "training").is_dir() and not (root / "classes.txt").is_file():
-        first, table[0] = 1, IGNORE  # ADE20K: 0 is what has no label
+        first, table[0] = 1, IGNORE  # ADE20K: 0 means unlabeled
     if not names:
         values = _values(samples)
         if values == {0, IGNORE}:  # black and white
@@ -133,7 +133,7 @@ def _classes(root: Path, samples: list[MaskSample]) -> tuple[list[str], np.ndarr
 
 
 def _values(samples: list[MaskSample]) -> set[int]:
-    """All that are found in masks; those that cannot be read say nothing."""
+    """All values that occur in the masks; unreadable ones are ignored."""
 
     def read(sample: MaskSample) -> set[int]:
         try:
@@ -145,7 +145,7 @@ def _values(samples: list[MaskSample]) -> set[int]:
 
 
 def load_masked(sample: MaskSample, table: np.ndarray) -> tuple[Image.Image, Annotations]:
-    """The picture and its class map. Raises ImageError where one cannot be read or does not fit."""
+    """The picture and its class map. Raises ImageError if one is unreadable or does not fit."""
     picture = load_image(sample.picture)
     values = read_mask(sample.mask, picture.size)
     if values.min() < 0 or values.max() >= len(table) or (table[values] == UNKNOWN).any():
@@ -156,10 +156,10 @@ def load_masked(sample: MaskSample, table: np.ndarray) -> tuple[Image.Image, Ann
 
 
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The numbers in a picture of one channel or with a palette, (H, W); the palette's colours do
-    not matter. Raises ImageError, also where it has not `size` (width, height)."""
+    """The numbers (H, W) in a picture with one channel or a palette; the palette's colours do not
+    matter. Raises ImageError, also if its size is not `size` (width, height)."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block forever
             raise ImageError(f"{path}: expected a mask, found a folder or device")
         with Image.open(path, formats=["PNG", "BMP", "GIF", "TIFF"]) as image:
             expected = size or image.size
@@ -171,10 +171,10 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: expected the picture's mask, found none") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
         raise ImageError(f"{path}: expected a mask, found {error}") from None
-    if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():  # grey, saved as colours
+    if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():  # grey, saved in colour
         values = values[..., 0]
     if values.ndim != 2:
-        raise ImageError(f"{path}: expected one number a pixel, found colours: write a palette PNG")
+        raise ImageError(f"{path}: expected a number per pixel, found colours: write a palette PNG")
     return values.astype(np.uint8) if values.dtype == bool else values

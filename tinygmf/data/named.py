@@ -1,4 +1,4 @@
-"""What DATA of a command means: the name of a data set, or a folder."""
+"""What a command's DATA means: the name of a data set, or a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinygmf.data.folders import open_folder
 from tinygmf.data.shapes import shapes
 from tinygmf.files import printable
 
-NAMED: dict[str, Callable[[int], Dataset]] = {  # of the size that is trained on
+NAMED: dict[str, Callable[[int], Dataset]] = {  # by the size to train on
     "digits": lambda size: digits(),
     "shapes": shapes,
     "cifar10": lambda size: fetch_cifar10(),
@@ -25,7 +25,7 @@ NAMED: dict[str, Callable[[int], Dataset]] = {  # of the size that is trained on
 
 
 def known_as(data: str) -> str | None:
-    """The name of the data set that this names, or whose files the folder holds.
+    """The name of the data set that this is, or whose files the folder holds.
 
     Raises DataError for a folder with files of CIFAR-10's Python version.
     """
@@ -33,7 +33,7 @@ def known_as(data: str) -> str | None:
 
 
 def is_data_set(path: Path) -> bool:
-    """Whether this is no folder of pictures but a data set's files, or its name and no folder's."""
+    """Whether this is a folder of a data set's files, or a data set's name and no folder."""
     return bool(recognise(path) if path.is_dir() else str(path) in NAMED)
 
 
@@ -56,10 +56,11 @@ def open_data(data: str, size: int, seed: int = 0, exclude: Collection[Path] = (
 def measured_pictures(
     data: Dataset, names: Sequence[str]
 ) -> tuple[list[tuple[int, int]], Callable[[int], Image.Image]]:
-    """What a network is measured on: the pictures to test on, or where there are none those held
-    out. Returns their numbers and classes, those of the network's `names`, and what reads a number.
+    """What a network is measured on: the test pictures, or without them the held-out ones. Returns
+    their numbers with their classes, numbered as in the network's `names`, and a function that
+    loads a picture by its number.
 
-    Raises ValueError where the network does not know one of the classes.
+    Raises ValueError if the network does not know one of the classes.
     """
     index = ClassIndex(names, numbers=False)  # the digit 3 is no garment, though one is number 3
     classes = np.array([_known(name, index, data.name) for name in data.classes])

@@ -1,8 +1,8 @@
-"""Outlines of objects as files hold them: polygons and run-length codes, to masks and back.
+"""Outlines of objects in files: polygons and run-length codes, to masks and back.
 
 A mask is (H, W) bool. The run-length code is COCO's: the lengths of runs of pixels, column by
 column from the left, of background and object in turn, background first; its compressed form
-writes each length less the one two before, in chunks of five bits, as printable characters.
+writes each length minus the one before the last, in chunks of five bits, as printable characters.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from tinygmf.data.annotations import AnnotationError
 
-EDGES = 256  # of a polygon, taken at a time
+EDGES = 256  # of a polygon, processed at a time
 MOST_CHUNKS = 7  # of five bits, for one length: more than any picture needs
 
 
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
-    """Masks (n, H, W) -> (n, 4) float32: the least box (x0, y0, x1, y1) about each, in pixels.
+    """Masks (n, H, W) -> (n, 4) float32: the smallest box (x0, y0, x1, y1) around each, in pixels.
 
     Pixel (row y, column x) reaches from (x, y) to (x + 1, y + 1). An empty mask gives zeros.
     """
@@ -32,9 +32,9 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def polygon_mask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Polygons, each (k, 2) of x, y in pixels -> (H, W) bool: those whose middle lies inside one.
+    """Polygons, each (k, 2) of x, y in pixels -> (H, W) bool: the pixels whose centre is in one.
 
-    Inside is what a ray leaves through an odd number of edges; polygons are united.
+    A point is inside if a ray from it crosses an odd number of edges; the result is the union.
     """
     mask = np.zeros((height, width), bool)
     for polygon in polygons:
@@ -48,7 +48,7 @@ def _inside(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     crossed = np.zeros((height, width + 1), bool)
     for start in range(0, len(edges), EDGES):
         (x0, y0), (x1, y1) = edges[start : start + EDGES].transpose(1, 2, 0)
-        # Rows whose middle is at or below the upper end and above the lower one
+        # Rows whose centre is at or below the upper end and above the lower one
         first, last = (np.clip(np.ceil(y - 0.5), 0, height).astype(int) for y in (y0, y1))
         edge = np.repeat(np.arange(len(first)), last - first)
         rows = np.arange(len(edge)) - np.searchsorted(edge, edge) + first[edge]
@@ -87,7 +87,7 @@ def compress(counts: list[int]) -> str:
 
 
 def uncompress(text: str) -> list[int]:
-    """COCO's compressed form -> run lengths, which are still to be checked."""
+    """COCO's compressed form -> run lengths, not checked yet."""
     counts: list[int] = []
     value = chunks = 0
     for character in text.encode("ascii", "replace"):
@@ -101,7 +101,7 @@ def uncompress(text: str) -> list[int]:
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = chunks = 0
     if chunks:
-        raise AnnotationError("expected a run-length code, found one that is cut off")
+        raise AnnotationError("expected a run-length code, found a truncated one")
     return counts
 
 
@@ -128,7 +128,7 @@ def read_polygon(numbers: Any) -> np.ndarray:
             f"expected a polygon of 3 or more points, found {polygon.size} numbers"
         )
     if not (np.abs(polygon) < 1e6).all():  # NaN fails too
-        raise AnnotationError("expected a polygon in pixels, found a number beyond all pictures")
+        raise AnnotationError("expected a polygon in pixels, found a number beyond any picture")
     return polygon.reshape(-1, 2).astype(np.float32)
 
 

@@ -1,6 +1,6 @@
-"""Which files of people's folders are pictures, and which folders are classes: in one place.
+"""Which files in people's folders are pictures, and which folders are classes.
 
-What is passed over is counted, so that it can be said.
+Whatever is passed over is counted and reported.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 from tinygmf.files import printable
 from tinygmf.image import looks_like_picture, picture_suffixes
 
-# Names that systems and programs leave among people's files; so do those that begin with a dot.
+# Names that systems and programs leave among people's files, besides those with a leading dot.
 SYSTEM = {
     *("__macosx", "@eadir", "@tmp", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "system volume information"),
     *("lost+found", "__pycache__"),
 }
-LOCK = ".run.lock"  # that a training run holds in its folder
+LOCK = ".run.lock"  # held by a training run in its folder
 RUN_MARKS = LOCK, "run.safetensors", "log.jsonl"
 SHOWN = 3  # names of each kind that a message lists
 
-NOT_PICTURES = "files that are no pictures"
-HEIC = "photographs in HEIC, which pip install pillow-heif makes readable"
+NOT_PICTURES = "files that are not pictures"
+HEIC = "photographs in HEIC, readable after pip install pillow-heif"
 SYSTEM_NAMES = "hidden or system names"
 RUNS = "folders of runs"
-LOOPS = "links into folders seen already"
+LOOPS = "links to folders already seen"
 CLOSED = "folders that cannot be read"
 BESIDE = "pictures beside the class folders"
 NESTED = "folders that hold only folders"
@@ -36,7 +36,7 @@ NESTED = "folders that hold only folders"
 
 @dataclass
 class PassedOver:
-    """Names that were passed over, by what they are."""
+    """Names that were passed over, grouped by what they are."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class PassedOver:
         return bool(self.names)
 
     def __str__(self) -> str:
-        """`files that are no pictures (4: a.txt, b.txt, c.md, …), …`; empty for nothing."""
+        """`files that are not pictures (4: a.txt, b.txt, c.md, …), …`; empty for nothing."""
         parts = []
         for kind, names in self.names.items():
             dots = ", …" if len(names) > SHOWN else ""
@@ -64,12 +64,12 @@ class PassedOver:
 
 
 def kind_of_file(path: Path) -> str:
-    """What to call a file that is no picture here."""
+    """The group of a file that is not a picture."""
     return HEIC if path.suffix.lower() in (".heic", ".heif", ".hif") else NOT_PICTURES
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """A key to sort names by: the numbers in them count as numbers, 9 before 10."""
+    """A sort key for names that compares the numbers in them as numbers: 9 before 10."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -84,12 +84,12 @@ def is_run(folder: Path) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """By a format's suffix, else by the content. A broken picture is one: reading names it."""
+    """By suffix, else by content. A broken picture counts: reading it will name it."""
     return path.suffix.lower() in picture_suffixes() or looks_like_picture(path)
 
 
 def entries(folder: Path, passed: PassedOver) -> list[Path]:
-    """What a folder holds, without the system's names, in natural order."""
+    """The contents of a folder without system names, in natural order."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -107,8 +107,8 @@ def pictures_below(
 ) -> Iterator[Path]:
     """The pictures in a folder and the folders in it, in natural order.
 
-    Links are followed, but no folder is entered twice, nor one that this one lies in. `exclude`
-    has folders, resolved, to be left out, as runs are.
+    Links are followed, but no folder is entered twice, nor any that contains this one. `exclude`
+    lists resolved folders to leave out; runs are always left out.
     """
     whole = folder.resolve()
     yield from _below(folder, passed, {*exclude}, {whole, *whole.parents})
@@ -133,9 +133,9 @@ def _below(folder: Path, passed: PassedOver, exclude: set[Path], seen: set[Path]
 def class_folders(
     root: Path, passed: PassedOver, exclude: Collection[Path] = ()
 ) -> dict[str, Path]:
-    """The folders of classes in a folder, by name, in natural order.
+    """The class folders in a folder, by name, in natural order.
 
-    A class's folder may be empty. Runs, links back and folders that hold only folders are none.
+    A class folder may be empty. Runs, links back and folders that hold only folders do not count.
     """
     found, above = {}, {root.resolve(), *root.resolve().parents}
     for path in entries(root, passed):

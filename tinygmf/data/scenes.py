@@ -1,8 +1,8 @@
-"""Scenes: shapes cut from photographs, lying on other photographs, drawn on demand.
+"""Scenes: shapes cut from photographs and laid on other photographs, drawn on demand.
 
 Every object's mask, box and class are exact, so one generator serves classification, segmentation
-and detection. The photographs are those inside scikit-image's wheel; pictures to train on and
-held-out ones are made of different photographs.
+and detection. The photographs come with scikit-image; training and held-out pictures are made from
+different photographs.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ SHAPES = "circle", "ring", "triangle", "square", "star", "cross"
 SIZE = 128  # pixels
 TRAIN, VALIDATE = 16000, 500  # pictures
 SCALE = 4  # drawn larger and then reduced: smooth edges
-UPRIGHT = {"triangle": -90, "square": 45, "star": -90}  # degrees: turned so, they stand
-TILT = math.radians(20)  # the most by which an object leans to a side
-SEEN = 0.6  # the least part of an object that others and the border leave to be seen
-PATCH = 96  # pixels of a photograph, for telling which one it is
+UPRIGHT = {"triangle": -90, "square": 45, "star": -90}  # degrees that make them stand
+TILT = math.radians(20)  # the most an object leans to either side
+SEEN = 0.6  # the least part of an object that must be visible
+PATCH = 96  # pixels: side of the patch that identifies a photograph
 
 TRAINING_PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "coffee.png", "grass.png"),
     *("hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png"),
 )
 HELD_OUT_PHOTOGRAPHS = "chelsea.png", "gravel.png", "moon.png", "retina.jpg", "rocket.jpg"
-PARTS = {"retina.jpg": (220, 220, 1190, 1190)}  # left, top, right, bottom: around it all is black
+PARTS = {"retina.jpg": (220, 220, 1190, 1190)}  # left, top, right, bottom: outside, all is black
 
 
 @dataclass
 class Scene:
     """A picture (H, W, 3) uint8 and its n objects, the farthest first.
 
-    masks (n, H, W) bool are what is seen of each; labels (n,) from 1, places in
+    masks (n, H, W) bool show the visible part of each; labels (n,) from 1, indices into
     ("background", *SHAPES).
     """
 
@@ -56,7 +56,7 @@ class Scene:
 
 @cache
 def photographs(held_out: bool) -> list[list[np.ndarray]]:
-    """The photographs, each (H, W, 3) uint8, at its own size and ever smaller ones.
+    """The photographs, each (H, W, 3) uint8, at full size and at smaller and smaller ones.
 
     Raises DataError without scikit-image.
     """
@@ -72,7 +72,7 @@ def photographs(held_out: bool) -> list[list[np.ndarray]]:
 
 
 def smaller(photo: Image.Image) -> list[np.ndarray]:
-    """A photograph and smaller ones of it, each four fifths of the last, that can fill a scene."""
+    """A photograph and reductions of it, each 4/5 of the last, as long as they fill a scene."""
     levels = [np.asarray(photo)]
     while 0.8 * min(levels[-1].shape[:2]) >= SIZE:
         height, width = (round(0.8 * side) for side in levels[-1].shape[:2])
@@ -82,24 +82,24 @@ def smaller(photo: Image.Image) -> list[np.ndarray]:
 
 @cache
 def noise() -> np.ndarray:
-    """Normal noise, somewhat larger than a scene: making it anew takes longer than painting."""
+    """Normal noise, somewhat larger than a scene, made once: it takes longer than painting does."""
     return np.random.default_rng(0).standard_normal((2 * SIZE, 2 * SIZE, 3), np.float32)
 
 
 def scenes(task: str, seed: int = 0) -> DenseDataset:
-    """The scenes as a data set to segment or to detect in; see `TASKS`."""
+    """The scenes as a data set for segmentation or detection; see `TASKS`."""
 
     def load(number: int) -> tuple[Image.Image, Annotations]:
         found = scene(number, seed, number >= TRAIN)
         return Image.fromarray(found.picture), annotated(found, task)
 
-    photographs(False), photographs(True)  # so that what is missing is said at once
+    photographs(False), photographs(True)  # report anything missing right away
     train, val = list(range(TRAIN)), list(range(TRAIN, TRAIN + VALIDATE))
     return DenseDataset("scenes", task, [BACKGROUND, *SHAPES], train, val, load)
 
 
 def annotated(found: Scene, task: str) -> Annotations:
-    """What a task is told of a scene."""
+    """The annotations of a scene for a task."""
     masks, labels = found.masks, found.labels
     if task == "segment":
         return Annotations(class_map=paint_classes(masks, labels))
@@ -110,7 +110,7 @@ def annotated(found: Scene, task: str) -> Annotations:
 
 
 def scene_shapes(seed: int = 0) -> Dataset:
-    """The scenes as a data set to classify: which shape lies in the middle?"""
+    """The scenes as a classification data set: which shape lies in the middle?"""
 
     def load(number: int) -> Image.Image:
         found = scene(number, seed, number >= TRAIN, number % len(SHAPES))
@@ -120,9 +120,9 @@ def scene_shapes(seed: int = 0) -> Dataset:
 
 
 def scene_photographs(seed: int = 0) -> Dataset:
-    """Patches of all photographs to classify: which one is it from?
+    """Patches of photographs as a classification data set: which photograph is it from?
 
-    Those to train on are of its left three fifths, held-out ones of its right third.
+    Training patches come from its left three fifths, held-out ones from its right third.
     """
     photos = [levels[0] for held_out in (False, True) for levels in photographs(held_out)]
     names = [Path(name).stem for name in (*TRAINING_PHOTOGRAPHS, *HELD_OUT_PHOTOGRAPHS)]
@@ -156,19 +156,19 @@ class Shape:
 
     @property
     def place(self) -> tuple[slice, ...]:
-        """Rows and columns of the picture."""
+        """The rows and columns of the picture that the coverage lies on."""
         side, firsts = len(self.coverage), (self.row, self.column)
         return tuple(slice(max(0, first), min(first + side, SIZE)) for first in firsts)
 
     @property
     def part(self) -> tuple[slice, ...]:
-        """Rows and columns of the coverage that lie inside the picture."""
+        """The rows and columns of the coverage that lie inside the picture."""
         firsts = self.row, self.column
         pairs = zip(self.place, firsts, strict=True)
         return tuple(slice(inside.start - first, inside.stop - first) for inside, first in pairs)
 
     def mask(self) -> np.ndarray:
-        """(H, W) bool: the pixels of the picture that it covers by half or more."""
+        """(H, W) bool: the pixels of the picture that are at least half covered."""
         mask = np.zeros((SIZE, SIZE), bool)
         mask[self.place] = self.coverage[self.part] >= 0.5
         return mask
@@ -177,13 +177,13 @@ class Shape:
 def scene(number: int, seed: int = 0, held_out: bool = False, middle: int | None = None) -> Scene:
     """Scene `number` of a seed, always the same: up to five objects, the nearest last.
 
-    With `middle` that nearest one is of this shape and lies in the middle of the picture.
+    With `middle`, the nearest one has this shape and lies in the middle of the picture.
     """
     rng = np.random.default_rng([seed, held_out, middle is not None, number])
     photos = photographs(held_out)
     ground, *others = (photos[i] for i in rng.permutation(len(photos)))
     things = layout(rng, middle)
-    light = complex(np.exp(1j * rng.uniform(0, 2 * math.pi)))  # where it comes from: x + iy
+    light = complex(np.exp(1j * rng.uniform(0, 2 * math.pi)))  # the direction it comes from: x + iy
     far = blurred(Image.fromarray(crop(ground, SIZE, rng)), rng.uniform(0.4, 1.4))
     canvas = toned(np.asarray(far), rng) * np.float32(rng.uniform(0.6, 1))
     for thing in things:
@@ -194,7 +194,7 @@ def scene(number: int, seed: int = 0, held_out: bool = False, middle: int | None
 
 
 def layout(rng: np.random.Generator, middle: int | None) -> list[Shape]:
-    """Up to five shapes, the nearest last, at least `SEEN` of each to be seen."""
+    """Up to five shapes, the nearest last, with at least `SEEN` of each visible."""
     things: list[Shape] = []
     wanted = int(rng.integers(2, 6))
     for _ in range(6 * wanted):
@@ -209,12 +209,12 @@ def layout(rng: np.random.Generator, middle: int | None) -> list[Shape]:
 
 
 def random_shape(rng: np.random.Generator, middle: int | None) -> Shape:
-    """Of any class, size, turn and place; or a large one of class `middle` in the middle."""
+    """A shape of any class, size, rotation and place; or a large one of class `middle` there."""
     anywhere = middle is None
     kind = int(rng.integers(len(SHAPES))) if middle is None else middle
     radius = SIZE * math.exp(rng.uniform(math.log(0.15 if anywhere else 0.2), math.log(0.3)))
     at = SIZE * (rng.uniform(0.05, 0.95, 2) if anywhere else rng.uniform(0.45, 0.55, 2))
-    side = 2 * math.ceil(1.1 * radius + 0.06 * SIZE)  # the star's reach, and room for its shadow
+    side = 2 * math.ceil(1.1 * radius + 0.06 * SIZE)  # the reach of a star, and room for its shadow
     column, row = np.floor(at - side / 2).astype(int)
     drawn = Image.new("L", (side * SCALE, side * SCALE))
     centre = (at - (column, row)) * SCALE
@@ -225,7 +225,7 @@ def random_shape(rng: np.random.Generator, middle: int | None) -> Shape:
 
 
 def seen(masks: list[np.ndarray]) -> np.ndarray:
-    """Masks (H, W), the nearest last -> (n, H, W): each without what nearer ones hide of it."""
+    """Masks (H, W), the nearest last -> (n, H, W): each without the part that nearer ones hide."""
     shown, nearer = [], np.zeros_like(masks[0])
     for mask in reversed(masks):
         shown.append(mask & ~nearer)
@@ -240,7 +240,7 @@ def paint(
     light: complex,
     rng: np.random.Generator,
 ) -> None:
-    """Draws a shape cut from a photograph on the canvas (H, W, 3), in place, with its shadow."""
+    """Draw a shape cut from a photograph, and its shadow, on the canvas (H, W, 3), in place."""
     patch, alpha = canvas[thing.place], thing.coverage[thing.part][..., None]
     behind = colour(patch)
     side = len(thing.coverage)
@@ -255,7 +255,7 @@ def paint(
 
 
 def shading(drawn: Image.Image, light: complex, rng: np.random.Generator) -> np.ndarray:
-    """How bright a shape is, (side, side) about 1: rounded rims, and lighter towards the light."""
+    """A shape's brightness, (side, side), about 1: rounded rims, lighter towards the light."""
     down, right = np.gradient(as_floats(blurred(drawn, rng.uniform(1, 2))))
     facing = -(right * light.real + down * light.imag)
     across = np.linspace(-1, 1, len(facing), dtype=np.float32)
@@ -272,7 +272,7 @@ def crop(photo: list[np.ndarray], side: int, rng: np.random.Generator) -> np.nda
 
 
 def toned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float32 from 0 to 1, in other colours: grey takes one, dark is lightened."""
+    """(H, W, 3) float32 from 0 to 1 in new colours: grey gets one, dark is lightened."""
     pixels = as_floats(picture)
     red, green, blue = colour(pixels)
     gains = rng.uniform(0.55, 1.1, 3) if red == green == blue else rng.uniform(0.8, 1.2, 3)
@@ -281,7 +281,7 @@ def toned(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def colour(pixels: np.ndarray) -> np.ndarray:
-    """The mean colour of (H, W, 3), about."""
+    """The approximate mean colour of (H, W, 3)."""
     return pixels[::4, ::4].reshape(-1, 3).mean(0)
 
 
@@ -290,12 +290,12 @@ def blurred(picture: Image.Image, radius: float) -> Image.Image:
 
 
 def as_floats(picture: Image.Image | np.ndarray) -> np.ndarray:
-    """From 0 to 1, float32."""
+    """Values from 0 to 1, float32."""
     return np.asarray(picture, np.float32) / 255
 
 
 def finished(canvas: np.ndarray, light: complex, rng: np.random.Generator) -> np.ndarray:
-    """As a camera sees it: light that falls off, a blur, noise; (H, W, 3) uint8."""
+    """The picture as a camera would take it: light falloff, blur, noise; (H, W, 3) uint8."""
     across = np.linspace(-1, 1, len(canvas), dtype=np.float32)
     fall = 1 + rng.uniform(0, 0.2) * (across * light.real + across[:, None] * light.imag)
     top, left = rng.integers(SIZE + 1, size=2)

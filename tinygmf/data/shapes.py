@@ -21,18 +21,18 @@ SHAPES = (
     "bar",
     "moon",
 )
-Corners = list[tuple[float, float]]  # each by its angle in turns and its distance in radii
+Corners = list[tuple[float, float]]  # each an angle, in turns, and a distance, in radii
 TRAIN, VALIDATE = 16000, 1000  # pictures
 SCALE = 4  # drawn larger and then reduced: smooth edges
 
 
 def regular(corners: int, *distances: float) -> Corners:
-    """At even angles, the distances in turn."""
+    """Corners at equal angles, with the given distances in turn."""
     return [(i / corners, distances[i % len(distances)]) for i in range(corners)]
 
 
 def rectangle(length: float, width: float, turn: float = 0) -> Corners:
-    """Half a length and half a width, in radii."""
+    """A rectangle of half a length and half a width, in radii."""
     angle = math.atan2(width, length) / (2 * math.pi)
     reach = math.hypot(length, width)
     return [(a + turn, reach) for a in (angle, 0.5 - angle, 0.5 + angle, -angle)]
@@ -50,7 +50,7 @@ POLYGONS = {
 
 
 def shapes(size: int = 32, seed: int = 0) -> Dataset:
-    """Pictures of one shape each, of any colour, place, size and turn, on a noisy ground."""
+    """Pictures of one shape each, of random colour, place, size and rotation, on a noisy ground."""
 
     def load(number: int) -> Image.Image:
         return shape_picture(number % len(SHAPES), size, np.random.default_rng([seed, number]))
@@ -76,7 +76,7 @@ def shape_picture(kind: int, size: int, rng: np.random.Generator) -> Image.Image
 
 
 def contrasting_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours that differ clearly."""
+    """Two clearly different colours."""
     while True:
         ground, colour = rng.uniform(0, 255, (2, 3))
         if np.abs(ground - colour).max() > 110:
@@ -86,7 +86,7 @@ def contrasting_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 def draw_shape(
     draw: ImageDraw.ImageDraw, name: str, centre: np.ndarray, radius: float, turn: float
 ) -> None:
-    """One shape in white; `turn` in radians."""
+    """Draw a shape in white, rotated by `turn` radians."""
 
     def disc(middle: np.ndarray, r: float, fill: int = 255) -> None:
         draw.ellipse((*(middle - r), *(middle + r)), fill=fill)

@@ -1,7 +1,7 @@
-"""Objects as annotation files name them: checked, read with their pictures, split for validation.
+"""Objects from annotation files: checked, loaded with their pictures, split for validation.
 
-The readers of COCO's, Pascal VOC's and YOLO's files give samples of things; what becomes of these
-is the same for all.
+The readers of COCO's, Pascal VOC's and YOLO's files produce samples of things, which are handled
+alike from then on.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tinygmf.data.outlines import decode, polygon_mask
 from tinygmf.image import ImageError, load_image
 
 MOST_MASKS = 2**31  # bytes of one picture's masks
-PIXEL, SHARE = 1, 0.01  # how far a box may reach outside unnamed: files round, or count from 1
+PIXEL, SHARE = 1, 0.01  # how far a box may stick out unreported: files round, or count from 1
 Outline = list[np.ndarray] | np.ndarray | int | None  # see Thing
 
 
 class Thing(NamedTuple):
-    """An object; `name` says where its file has it. `outline`: polygons (k, 2), run lengths, its
-    value in the sample's mask file, or none. Without `area` it is the mask's, or the box's."""
+    """An object; `name` says where it is in its file. `outline`: polygons (k, 2), run lengths, its
+    value in the sample's mask file, or None. If `area` is None, the mask's or the box's is used."""
 
     name: str
     label: int
@@ -42,9 +42,9 @@ class Thing(NamedTuple):
 
 @dataclass
 class Sample:
-    """A picture's file and what is in it, as `file` says. `size`: the width and height that the
-    annotations are made for, None where they are shares of the picture's sides; `id` is COCO's, or
-    else the picture's name."""
+    """A picture and the things in it, according to `file`. `size`: the width and height that the
+    annotations refer to, None if they are shares of the picture's sides; `id` is COCO's, or else
+    the picture's name."""
 
     file: Path
     picture: Path
@@ -61,8 +61,8 @@ class Sample:
 
 
 def usable(samples: list[Sample], task: str, broken: dict[str, str]) -> list[Sample]:
-    """The samples whose picture exists, with those of their things that can be; `broken` gets the
-    rest. A box that reaches outside is cut to its picture, and named."""
+    """The samples whose picture exists, with their valid things; `broken` records the rest. A box
+    that sticks out is clipped to its picture and recorded too."""
     kept = []
     for sample in samples:
         if not os.path.isfile(sample.picture):
@@ -85,11 +85,11 @@ def _checked(thing: Thing, sample: Sample, task: str, broken: dict[str, str]) ->
     elif cut[2] <= cut[0] or cut[3] <= cut[1]:
         broken[where] = f"expected a box inside the picture of {width}x{height}, found {corners}"
     elif task != "detect" and thing.outline is None:
-        broken[where] = "expected a mask, found a box alone"
+        broken[where] = "expected a mask, found only a box"
     else:
         slack = PIXEL if sample.size else SHARE
         if max(abs(a - b) for a, b in zip(cut, thing.box, strict=True)) > slack:
-            broken[where] = f"cut to the picture of {width}x{height}: its box was {corners}"
+            broken[where] = f"clipped to the picture of {width}x{height}: its box was {corners}"
         return thing._replace(box=cut)
     return None
 
@@ -102,13 +102,13 @@ def things_dataset(
     broken: dict[str, str],
     category_ids: list[int] | None = None,
 ) -> DenseDataset:
-    """A data set of samples to train and to validate on. Raises DataError where all are bad."""
+    """A data set from samples for training and validation. Raises DataError if all are bad."""
     train, val = (usable(samples, task, broken) for samples in parts)
     for samples, part in ((train, "train"), (val, "validate")):
         if not any(sample.things for sample in samples):
             bad = [f"{where}: {why}" for where, why in broken.items()]
-            told = f" that can be used; {len(bad)} are bad, the first: {bad[0]}" if bad else ""
-            raise DataError(f"{name}: expected annotated objects to {part} on, found none{told}")
+            more = f" that can be used; {len(bad)} are bad, the first: {bad[0]}" if bad else ""
+            raise DataError(f"{name}: expected annotated objects to {part} on, found none{more}")
     load = partial(load_sample, task=task, broken=broken)
     return DenseDataset(name, task, classes, train, val, load, broken, category_ids or [])
 
@@ -116,8 +116,8 @@ def things_dataset(
 def load_sample(
     sample: Sample, task: str, broken: dict[str, str]
 ) -> tuple[Image.Image, Annotations]:
-    """A sample's picture, and its things as the task wants them. Raises ImageError where the
-    picture or its masks cannot be read, or are of another size."""
+    """A sample's picture, and its things in the form that the task needs. Raises ImageError if the
+    picture or its masks cannot be read or have another size."""
     picture = load_image(sample.picture)
     if sample.size not in (None, picture.size):
         expected, found = (f"{width}x{height}" for width, height in (sample.size, picture.size))
@@ -135,12 +135,12 @@ def load_sample(
     known.areas = np.where([thing.area is None for thing in sample.things], pixels, known.areas)
     for place in np.flatnonzero(pixels == 0):
         where = f"{sample.file}: {sample.things[place].name}"
-        broken[where] = "expected a mask, found one of no pixel"
+        broken[where] = "expected a mask, found an empty one"
     return picture, known.take(pixels > 0)
 
 
 def _boxes(things: list[Thing], scale: np.ndarray) -> Annotations:
-    """All but their masks."""
+    """Everything but the masks."""
     boxes = np.array([thing.box for thing in things], np.float32).reshape(-1, 4) * np.tile(scale, 2)
     pairs = zip(things, np.prod(boxes[:, 2:] - boxes[:, :2], 1), strict=True)
     return Annotations(
@@ -163,7 +163,7 @@ def _masks(sample: Sample, picture: Image.Image, scale: np.ndarray) -> np.ndarra
             return polygon_mask([polygon * scale for polygon in outline], height, width)
         if isinstance(outline, np.ndarray):
             return decode(outline, height, width)
-        assert outline is not None  # `usable` kept no thing without
+        assert outline is not None  # `usable` drops things without one
         return np.equal(values, outline)
 
     masks = [draw(thing.outline) for thing in sample.things]

@@ -1,8 +1,8 @@
-"""Pascal VOC's XML: for each picture a file of boxes.
+"""Pascal VOC's XML: a file of boxes for each picture.
 
-Corners are pixels counted from 1, both inside the box: (1, 1, W, H) is the whole picture. What is
-marked difficult is ignored. Masks of instances are in `SegmentationObject`, where the pixels of a
-file's third object are 3. Files with a document type or entities are refused.
+Corners are pixels counted from 1, both inside the box: (1, 1, W, H) is the whole picture. Objects
+marked difficult are ignored. Instance masks are in `SegmentationObject`, where the pixels of a
+file's third object have the value 3. Files with a document type or entities are refused.
 Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/, section 2.3.
 """
 
@@ -36,8 +36,8 @@ PLACES = "JPEGImages", "images", "imgs"  # of their pictures
 def voc_dataset(root: Path, files: list[Path], task: str, seed: int = 0) -> DenseDataset:
     """`Annotations/*.xml` with `JPEGImages/` and the lists in `ImageSets/`, or XML beside pictures.
 
-    Classes are those of `classes.txt`, or else all that the files name. Raises DataError where
-    all annotations are bad.
+    The classes are those in `classes.txt`, or else all that the files name. Raises DataError if all
+    annotations are bad.
     """
     lists = listed(root, "Segmentation" if task == "instance" else "Main")
     files = [file for file in files if not lists or file.stem in lists]
@@ -65,7 +65,7 @@ def voc_dataset(root: Path, files: list[Path], task: str, seed: int = 0) -> Dens
 
 
 def parse(content: bytes) -> Element:
-    """The root element. Raises DataError for what is no XML, or declares more than elements."""
+    """The root element. Raises DataError for invalid XML, or if it declares more than elements."""
 
     def refuse(*_: object) -> NoReturn:
         raise DataError("expected plain XML, found a document type or entities: remove them")
@@ -97,7 +97,7 @@ def _sample(file: Path, root: Element, labels: dict[str, int], broken: dict[str,
 
 
 def _thing(name: str, element: Element, labels: dict[str, int], outline: int | None) -> Thing:
-    """Raises AnnotationError for what is no object."""
+    """An object. Raises AnnotationError for an invalid one."""
     label = labels.get(_text(element, "name"))
     if label is None:
         raise AnnotationError(f"expected a known class, found {_text(element, 'name')!r}")
@@ -115,8 +115,8 @@ def _text(element: Element, path: str) -> str:
 
 
 def _picture(file: Path, name: str) -> Path:
-    """The picture of an XML file, of its own stem or as `filename` says, in the usual places."""
-    name = PureWindowsPath(name).name  # it may be a whole path, of any system
+    """The picture of an XML file, named by its stem or its `filename`, in the usual folders."""
+    name = PureWindowsPath(name).name  # it may be a full path, of any system
     endings = (Path(name).suffix or ".jpg", *sorted(picture_suffixes()))
     stems = file, file.parent / (name or file.name)
     ways = [way for stem in stems for way in partners(stem, XML_FOLDERS, PLACES, endings)]
@@ -124,7 +124,7 @@ def _picture(file: Path, name: str) -> Path:
 
 
 def _size(root: Element, picture: Path) -> tuple[int, int]:
-    """Width and height as the file has them, or else the picture's. Raises ImageError."""
+    """Width and height from the file, or else from the picture. Raises ImageError."""
     sides = [_text(root, f"size/{side}") for side in ("width", "height")]
     if all(side.isascii() and side.isdecimal() and 0 < len(side) < 9 for side in sides):
         width, height = map(int, sides)

@@ -1,8 +1,8 @@
-"""YOLO's text labels: for each picture a file with a line for each object.
+"""YOLO's text labels: a file for each picture, a line for each object.
 
-A line is the class, counted from 0, and either the middle x, y, width and height of a box, or the
-x, y of three or more corners of a polygon; all are shares of the picture's sides. A picture without
-a file has no object. Names are in `data.yaml` or `classes.txt`.
+A line has the class, counted from 0, and either centre x, y, width and height of a box, or x, y of
+three or more corners of a polygon; all are shares of the picture's sides. A picture without a file
+has no objects. Names are in `data.yaml` or `classes.txt`.
 Source: https://docs.ultralytics.com/datasets/detect/ and /segment/.
 """
 
@@ -49,7 +49,7 @@ def yolo_dataset(path: Path, task: str, seed: int = 0) -> DenseDataset:
     if not names:
         raise DataError(
             f"{path}: expected the names of the classes, found neither data.yaml nor classes.txt: "
-            "write one of them, a name a line"
+            "write one of them, one name per line"
         )
     broken: dict[str, str] = {}
     train, val = ([_sample(picture, len(names), broken) for picture in part] for part in parts)
@@ -57,7 +57,7 @@ def yolo_dataset(path: Path, task: str, seed: int = 0) -> DenseDataset:
 
 
 def find_settings(path: Path) -> Path | None:
-    """The YAML file that is named, or the first in a folder that has names and pictures."""
+    """The given YAML file, or the first in the folder that has names and pictures."""
     if path.is_file():
         return path
     files = sorted(
@@ -67,7 +67,7 @@ def find_settings(path: Path) -> Path | None:
 
 
 def _from_settings(file: Path, seed: int) -> tuple[list[str], tuple[list[Path], list[Path]]]:
-    """Names of the classes; pictures to train and to validate on."""
+    """The names of the classes; the pictures for training and for validation."""
     settings = parse_yaml(read_text(file))
     base = file.parent / (settings.get("path") or [("", "")])[0][1]
     bases = [base, file.parent] if base.is_dir() else [file.parent]
@@ -82,10 +82,10 @@ def _from_settings(file: Path, seed: int) -> tuple[list[str], tuple[list[Path], 
 
 
 def _pictures(file: Path, bases: list[Path], places: list[tuple[str, str]]) -> list[Path]:
-    """All below the folders, or in the lists, that a YAML file names."""
+    """All pictures below the folders, or in the lists, that a YAML file names."""
     pictures: list[Path] = []
     for _, place in places:
-        # Some exports write ../train/images for the folder beside the YAML file
+        # Some exports write ../train/images when the folder is beside the YAML file
         ways = [base / way for way in (place, place.removeprefix("../")) for base in bases]
         found = next((way for way in ways if os.path.exists(way)), None)
         if found is None:
@@ -99,8 +99,8 @@ def _pictures(file: Path, bases: list[Path], places: list[tuple[str, str]]) -> l
 
 
 def parse_yaml(text: str) -> dict[str, list[tuple[str, str]]]:
-    """What `data.yaml` may hold, no more of YAML: for each key on the left edge its value, or its
-    list's values, as pairs of a key, "" for a value without one, and a text."""
+    """The subset of YAML that `data.yaml` uses: for each unindented key its value, or the values of
+    its list, as pairs of a key, "" for a value without one, and a text."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -142,7 +142,7 @@ def _sample(picture: Path, classes: int, broken: dict[str, str]) -> Sample:
 
 
 def _thing(name: str, line: str, classes: int) -> Thing:
-    """Raises AnnotationError for a line that is no object."""
+    """An object. Raises AnnotationError for an invalid line."""
     try:
         label, *numbers = map(float, line.split())
     except ValueError:
