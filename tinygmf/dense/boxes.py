@@ -1,8 +1,8 @@
-"""Boxes in NumPy: anchors, their encoding, overlap, suppression, matching; no loop over anchors.
+"""Boxes in NumPy: anchors, encoding, overlap, suppression, matching, without loops over anchors.
 
-A box is (x0, y0, x1, y1) in pixels, float32: x0, y0 its upper left corner, x1, y1 its lower right
-one, both as points between pixels, so that its width is x1 - x0 and a picture's own box is
-(0, 0, W, H). Arithmetic and order are torchvision 0.28's.
+A box is (x0, y0, x1, y1) in pixels, float32, the upper left and the lower right corner. Corners are
+points between pixels, so the width is x1 - x0 and the box of a whole picture is (0, 0, W, H).
+Arithmetic and order are torchvision 0.28's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 Array = np.ndarray
 Size = tuple[int, int]  # (H, W)
 
-MAX_GROWTH = math.log(1000 / 16)  # of a box's side in one decoding, as a logarithm
-BACKGROUND, BETWEEN = -1, -2  # what `match` gives in place of an object's index
-BY_CLASS_ABOVE = 1000  # boxes: above it torchvision suppresses class by class
+MAX_GROWTH = math.log(1000 / 16)  # the most a side can grow in one decoding, as a logarithm
+BACKGROUND, BETWEEN = -1, -2  # what `match` returns instead of an object's index
+BY_CLASS_ABOVE = 1000  # boxes; with more, torchvision suppresses class by class
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Array:
     """The anchors of one place, centred on (0, 0): (ratios * sizes, 4), ratio by ratio, rounded to
-    whole pixels (halves to even). `sizes` are square roots of areas, `ratios` height / width."""
+    whole pixels (halves to even). A size is the square root of an area, a ratio height / width."""
     tall = np.sqrt(np.asarray(ratios, np.float32))
     scales = np.asarray(sizes, np.float32)
     widths = ((1 / tall)[:, None] * scales).ravel()
@@ -38,7 +38,7 @@ def grid_anchors(
 ) -> list[Array]:
     """The anchors of every level, each (H_l * W_l * A, 4): row by row, place by place.
 
-    Centres stand at multiples of picture side // grid side, from 0; nothing is clipped.
+    Centres are multiples of picture side // grid side, from 0; nothing is clipped.
     """
     levels = []
     for (rows, columns), own in zip(grids, sizes, strict=True):
@@ -51,8 +51,8 @@ def grid_anchors(
 
 
 def encode(boxes: Array, anchors: Array, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
-    """What `decode` turns back into `boxes`: centre's offsets in anchor sides, logarithms of the
-    sides' ratios, times `weights`. Both (n, 4) -> (n, 4)."""
+    """The inverse of `decode`: offsets of the centre in units of the anchor's sides and logarithms
+    of the ratios of sides, times `weights`. Both (n, 4) -> (n, 4)."""
     size, own = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
     offset = (boxes[:, :2] + 0.5 * size - anchors[:, :2] - 0.5 * own) / own
     growth = np.log(size / own)
@@ -60,9 +60,9 @@ def encode(boxes: Array, anchors: Array, weights: Sequence[float] = (1, 1, 1, 1)
 
 
 def decode(deltas: Array, anchors: Array, weights: Sequence[float] = (1, 1, 1, 1)) -> Array:
-    """Deltas (…, 4) applied to anchors (…, 4), which broadcast -> boxes (…, 4), not clipped.
+    """Apply deltas (…, 4) to anchors (…, 4), which broadcast -> boxes (…, 4), not clipped.
 
-    A side grows at most 62.5 times.
+    A side grows at most by a factor of 62.5.
     """
     deltas = deltas / np.asarray(weights, np.float32)
     size = anchors[..., 2:] - anchors[..., :2]
@@ -72,7 +72,7 @@ def decode(deltas: Array, anchors: Array, weights: Sequence[float] = (1, 1, 1, 1
 
 
 def clip(boxes: Array, picture: Size) -> Array:
-    """Boxes (…, 4) cut to the picture's own (0, 0, W, H)."""
+    """Clip boxes (…, 4) to the picture, (0, 0, W, H)."""
     height, width = picture
     return boxes.clip(0, np.array([width, height, width, height], np.float32))
 
@@ -96,10 +96,11 @@ def area(boxes: Array) -> Array:
 
 
 def suppress(boxes: Array, scores: Array, nms_thresh: float, at_most: int | None = None) -> Array:
-    """Indices of the boxes that no better kept box overlaps by more than `nms_thresh`, best first.
+    """Non-maximum suppression: indices of the boxes that overlap no better kept box by more than
+    `nms_thresh`, best first, at most `at_most`.
 
-    Equal scores keep their order. An overlap of exactly `nms_thresh` stays. It stops at `at_most`.
-    The loop is over the boxes kept.
+    Equal scores keep their order, and an overlap of exactly `nms_thresh` is kept. The loop runs
+    over the kept boxes.
     """
     order = np.argsort(-scores, kind="stable")
     keep: list[int] = []
@@ -114,10 +115,10 @@ def suppress(boxes: Array, scores: Array, nms_thresh: float, at_most: int | None
 def suppress_by_class(
     boxes: Array, scores: Array, classes: Array, nms_thresh: float, at_most: int | None = None
 ) -> Array:
-    """`suppress` among the boxes of each class alone: indices, best first.
+    """`suppress` within each class: indices, best first.
 
-    As torchvision: up to 1,000 boxes are moved apart by their class, which rounds their corners;
-    above, each class is suppressed by itself.
+    As in torchvision, up to 1,000 boxes are shifted apart by class, which rounds their corners; if
+    there are more, each class is suppressed separately.
     """
     if not len(boxes):
         return np.zeros(0, np.int64)
@@ -136,11 +137,11 @@ def suppress_by_class(
 
 def match(objects: Array, boxes: Array, high: float, low: float, keep_best: bool = False) -> Array:
     """For each of `boxes` (n, 4) the index of the object (m, 4) that it overlaps most, if by at
-    least `high`; BACKGROUND if by less than `low`, else BETWEEN: (n,) int64.
+    least `high`; BACKGROUND if by less than `low`; else BETWEEN: (n,) int64.
 
-    With `keep_best` the boxes that overlap an object more than any other box does, ties among
-    them, are matched however small their overlap; each to the object that it itself overlaps
-    most. Without objects all are BACKGROUND.
+    With `keep_best`, the boxes that overlap an object most, including ties, are matched however
+    small the overlap; each to the object that it itself overlaps most. Without objects, all are
+    BACKGROUND.
     """
     if not len(objects):
         return np.full(len(boxes), BACKGROUND, np.int64)

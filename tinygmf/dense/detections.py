@@ -1,6 +1,6 @@
 """From a program's candidates to detections, in NumPy, in torchvision 0.28's order.
 
-The number of candidates is fixed by the settings; nothing here grows with the number of anchors.
+The settings fix the number of candidates; nothing here grows with the number of anchors.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in a picture, best first; of nothing, arrays of length 0.
+    """What was found in a picture, best first; the arrays are empty if nothing was.
 
     boxes: (n, 4) float32, (x0, y0, x1, y1) in pixels, as in `boxes.py`, inside the picture.
     scores: (n,) float32, from 0 to 1.
-    labels: (n,) int64, as the network was trained; Mask R-CNN's begin at 1.
-    masks: (n, H, W) bool, the pixels with a probability above 0.5; None from a network without.
+    labels: (n,) int64, as in training; Mask R-CNN's start at 1.
+    masks: (n, H, W) bool, pixels with a probability above 0.5; None if the network has no masks.
     """
 
     boxes: Array
@@ -37,22 +37,22 @@ class Detections:
         return len(self.scores)
 
     def above(self, score: float) -> Detections:
-        """Those with at least this score."""
+        """The detections with at least this score."""
         chosen = self.scores >= score
         masks = None if self.masks is None else self.masks[chosen]
         return Detections(self.boxes[chosen], self.scores[chosen], self.labels[chosen], masks)
 
 
 class Candidates(NamedTuple):
-    """Of one level and picture: which anchors (k,), their scores (k, K) before a sigmoid, their
-    deltas (k, 4)."""
+    """The candidates of one level and picture: indices of anchors (k,), their scores (k, K) before
+    the sigmoid, their deltas (k, 4)."""
 
     places: Array
     logits: Array
     deltas: Array
 
     def in_order(self) -> Candidates:
-        """By place: equal scores are then taken in the order of the anchors."""
+        """Sort by place, so that equal scores are taken in the order of the anchors."""
         order = np.argsort(self.places, kind="stable")
         return Candidates(*(array[order] for array in self))
 
@@ -68,8 +68,8 @@ def retinanet_detections(
     picture: Size,
     settings: RetinaNetSettings,
 ) -> Detections:
-    """Of each level the best `topk_candidates` pairs of anchor and class over `score_thresh`,
-    decoded and clipped; then suppression within each class, and the best `detections_per_img`."""
+    """Decode and clip the best `topk_candidates` pairs of anchor and class above `score_thresh` on
+    each level; suppress within each class; keep the best `detections_per_img`."""
     found = []
     for candidates, own in zip(levels, anchors, strict=True):
         places, logits, deltas = candidates.in_order()
@@ -96,8 +96,8 @@ def proposals(
     settings: MaskRCNNSettings,
     training: bool = False,
 ) -> Array:
-    """Boxes (n, 4), best first: of each level the best `rpn_pre_nms_top_n`, decoded, clipped, at
-    least 0.001 pixels wide and high, suppressed level by level; `rpn_post_nms_top_n` in all."""
+    """Boxes (n, 4), best first: the best `rpn_pre_nms_top_n` of each level, decoded, clipped, at
+    least 0.001 pixels wide and high, suppressed by level; at most `rpn_post_nms_top_n` in all."""
     when = "train" if training else "test"
     most = getattr(settings, f"rpn_pre_nms_top_n_{when}")
     found = []
@@ -116,8 +116,8 @@ def proposals(
 def box_detections(
     logits: Array, deltas: Array, own: Array, picture: Size, settings: MaskRCNNSettings
 ) -> Detections:
-    """Proposals (n, 4) with class logits (n, K) and deltas (n, 4 K): every class but 0 of every
-    proposal over `box_score_thresh`, at least 0.01 pixels wide and high, suppressed class by
+    """From proposals (n, 4), class logits (n, K) and deltas (n, 4 K): every class but 0 of every
+    proposal, if above `box_score_thresh` and at least 0.01 pixels wide and high, suppressed by
     class; the best `box_detections_per_img`."""
     n, classes = logits.shape
     power = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
@@ -138,8 +138,8 @@ def box_detections(
 def in_picture(
     found: Detections, probabilities: Array | None, network: Size, picture: Size
 ) -> Detections:
-    """The detections in a picture of another size; with the probabilities (n, 28, 28) of a mask
-    head, pasted."""
+    """The detections, moved to a picture of another size; given a mask head's probabilities
+    (n, 28, 28), with masks pasted into it."""
     ratio = np.array(picture, np.float32) / np.array(network, np.float32)
     boxes = found.boxes * ratio[[1, 0, 1, 0]]
     if probabilities is None:

@@ -35,13 +35,13 @@ Array = np.ndarray
 class Detector:
     """Runs a detector on pictures: `Detector(model, score_thresh=0.5)(["street.jpg"])`.
 
-    Pictures are resized as torchvision does it: the shorter side to `min_size` pixels, unless the
-    longer would exceed `max_size`; bilinear, sides rounded down; then padded on the right and below
-    to multiples of 32. Boxes and masks come back in the user's picture. `thresholds` replace the
-    model's settings under torchvision's names (`settings.py`): `score_thresh`, `nms_thresh`,
+    Pictures are resized as in torchvision: the shorter side to `min_size` pixels, unless the longer
+    would exceed `max_size`; bilinear, sides rounded down; then padded on the right and below to
+    multiples of 32. Boxes and masks refer to the original picture. `thresholds` replace the model's
+    settings under torchvision's names (`settings.py`): `score_thresh`, `nms_thresh`,
     `detections_per_img`, `topk_candidates`, `rpn_pre_nms_top_n_test`, `anchor_sizes`, `min_size`, …
-    There is one set of programs for each padded size, compiled once and kept. `device` as in
-    `Predictor`. Raises ValueError for a name or value that cannot be.
+    Each padded size has its own set of programs, compiled once and kept. `device` is as in
+    `Predictor`. Raises ValueError for an unknown name or an impossible value.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Detector:
         return [self._one(pixels) for pixels in each(pictures)]
 
     def run(self, x: Tensor | Array) -> list[Detections]:
-        """Normalised pictures (B, 3, H, W) as they are -> what is in each, in its own pixels."""
+        """Normalized pictures (B, 3, H, W), not resized -> the detections in each picture."""
         batch = as_batch(x)
         size = batch.shape[2], batch.shape[3]
         return [in_picture(*found, size, size) for found in self._run(batch, size)]
@@ -85,14 +85,14 @@ class Detector:
         return in_picture(*found, size, picture)
 
     def size(self, picture: Size) -> Size:
-        """What a picture (H, W) is resized to."""
+        """The size that a picture (H, W) is resized to."""
         short, long = (np.float32(side) for side in sorted(picture))
         scale = min(self.settings.min_size / short, self.settings.max_size / long)
         height, width = (max(int(side * float(scale)), 1) for side in picture)
         return height, width
 
     def _run(self, x: Array, size: Size) -> list[tuple[Detections, Array | None]]:
-        """What is in each picture, whose own part is `size`; and the masks' probabilities."""
+        """The detections in pictures of `size` before padding, and the masks' probabilities."""
         with self._lock:
             if x.shape not in self._runs:
                 kind = _Boxes if isinstance(self.network, FoldedRetinaNet) else _Masks
@@ -102,7 +102,7 @@ class Detector:
     def program(
         self, what: str, inputs: Array | list[Array], *fixed: Tensor, topk: bool = False
     ) -> Program:
-        """The network's function of this name as a program."""
+        """The network's function of this name, as a program."""
         key: dict[str, Any] = {"network": asdict(self.network.config), "output": what}
         key |= {"topk": self.network.topk} if topk else {}
         key |= {"fixed": [list(map(int, tensor.shape)) for tensor in fixed]}
@@ -118,7 +118,7 @@ class Detector:
 
 
 def grids_of(picture: Size, first: int, levels: int = 5) -> list[Size]:
-    """The pyramid's sizes: stage `first` and on, each half the one before, rounded up."""
+    """The pyramid's sizes, from stage `first` on: each half the one before, rounded up."""
     height, width = picture
     sizes = []
     for _ in range(first + 2 + levels):
@@ -135,7 +135,7 @@ def by_picture(outputs: Sequence[Tensor], batch: int) -> list[list[Candidates]]:
 
 
 class _Boxes:
-    """RetinaNet at one shape of input."""
+    """RetinaNet for one input shape."""
 
     def __init__(self, detector: Detector, x: Array) -> None:
         self.settings = detector.settings
@@ -150,7 +150,7 @@ class _Boxes:
 
 
 class _Masks:
-    """Mask R-CNN at one shape of input."""
+    """Mask R-CNN for one input shape."""
 
     def __init__(self, detector: Detector, x: Array) -> None:
         self.settings, self.detector = detector.settings, detector
@@ -173,8 +173,8 @@ class _Masks:
         return self.detector.program(what, inputs, self.flat)
 
     def _lookups(self, boxes: Sequence[Array], places: int, what: str, size: Size) -> list[Array]:
-        """What the program reads of the boxes of each picture, filled up to `places` with boxes of
-        no area."""
+        """The program's inputs for the boxes of each picture, padded to `places` with boxes without
+        area."""
         filled = [np.pad(own, ((0, places - len(own)), (0, 0))) for own in boxes]
         pictures = np.repeat(np.arange(self.batch), places)
         bins = self.detector.network.config.box_bins if what == "boxes" else MASK_BINS
@@ -197,5 +197,5 @@ class _Masks:
 
 
 def own_masks(masks: Array, labels: Array) -> Array:
-    """Of masks (places, 28, 28, K) those of the first n labels' own classes: (n, 28, 28)."""
+    """From masks (places, 28, 28, K) those of the n labels' own classes: (n, 28, 28)."""
     return masks[np.arange(len(labels)), :, :, labels]

@@ -1,8 +1,8 @@
 """Class maps and detections drawn over their picture, for people to look at.
 
-Colours are Okabe and Ito's, which people with every kind of colour vision tell apart; further
-classes get lighter and darker ones of them, and every region and box is named as well. Lines are
-white within black, or a class's colour within both, so that they stand out on any picture.
+The colours are Okabe and Ito's, which can be told apart with any kind of colour vision. Further
+classes get lighter and darker versions, and every region and box is labeled as well. Lines are
+white edged with black, or a class's colour edged with both, so that they stand out on any picture.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PALETTE: list[Colour] = [
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
     *((0, 114, 178), (213, 94, 0), (204, 121, 167)),
 ]
-LIGHTER, DARKER = 0.45, 0.55  # for the second and third time around
+LIGHTER, DARKER = 0.45, 0.55  # for the second and the third round of the palette
 TINT = 0.45  # of a class's colour over the picture
 SHORTEST = 512  # pixels: a smaller picture is enlarged, so that names can be read
-NAMED = 0.01  # the least share of a picture that a region's name is written on
+NAMED = 0.01  # smallest share of a picture for a region to be labeled
 BACKGROUND = "background"  # left as it is
 
 
 def colour_of(number: int) -> Colour:
-    """The colour of the `number`-th class that has one."""
+    """The colour of class `number`, counting those that have one."""
     turn, place = divmod(number, len(PALETTE))
     part = {1: LIGHTER, 2: -DARKER}.get(turn % 3, 0.0)
     end = 255 if part > 0 else 0
@@ -40,7 +40,7 @@ def colour_of(number: int) -> Colour:
 
 
 def colours_of(names: Sequence[str]) -> list[Colour | None]:
-    """One for each class; None for the background, which is not drawn."""
+    """A colour for each class; None for the background, which is not drawn."""
     number, found = 0, []
     for name in names:
         found.append(None if name == BACKGROUND else colour_of(number))
@@ -49,18 +49,18 @@ def colours_of(names: Sequence[str]) -> list[Colour | None]:
 
 
 def names_for(names: Sequence[str], count: int) -> list[str]:
-    """The names of `count` classes, their numbers where there are no names."""
+    """The names of `count` classes, or their numbers if the names are missing."""
     return [one_line(name) for name in names] if len(names) == count else [*map(str, range(count))]
 
 
 def scale_of(size: tuple[int, int]) -> int:
-    """By how much a picture is enlarged."""
+    """The factor by which a picture is enlarged."""
     return -(-SHORTEST // min(size)) if min(size) < SHORTEST else 1
 
 
 def draw_segmentation(picture: Array, classes: Array, names: Sequence[str]) -> Image.Image:
-    """A picture (H, W, 3) uint8 and the class of each pixel (H, W): tinted, outlined, named, with a
-    legend that says how much of the picture each class has."""
+    """Draw the class of each pixel (H, W) over a picture (H, W, 3) uint8: tinted, outlined and
+    labeled, with a legend that gives each class's share of the picture."""
     colours, scale = colours_of(names), scale_of(classes.shape)
     table = np.array([c or (0, 0, 0) for c in colours], np.float32)
     tint = np.array([TINT * (c is not None) for c in colours], np.float32)
@@ -87,8 +87,8 @@ def draw_segmentation(picture: Array, classes: Array, names: Sequence[str]) -> I
 
 
 def draw_detections(picture: Array, found: Detections, names: Sequence[str]) -> Image.Image:
-    """A picture (H, W, 3) uint8 and its detections: boxes, or masks where there are any, each with
-    its class and score; `names[label]`."""
+    """Draw detections over a picture (H, W, 3) uint8: boxes, or masks if there are any, each
+    labeled with its class, `names[label]`, and its score."""
     colours, scale = colours_of(names), scale_of(picture.shape[:2])
     canvas = enlarged(picture, scale)
     order = range(len(found) - 1, -1, -1)  # the best on top
@@ -100,7 +100,7 @@ def draw_detections(picture: Array, found: Detections, names: Sequence[str]) -> 
             frame(ImageDraw.Draw(canvas), found.boxes[i] * scale, colour)
     draw, counts = ImageDraw.Draw(canvas), np.bincount(found.labels, minlength=len(names))
     taken: list[Plate] = []
-    for i in reversed(order):  # the best where it belongs
+    for i in reversed(order):  # the best gets the place it wants
         x0, y0, x1, _ = (float(value) for value in found.boxes[i] * scale)
         text = f"{names[found.labels[i]]} {found.scores[i]:.0%}"
         colour = colours[found.labels[i]] or PALETTE[0]
@@ -121,7 +121,7 @@ def enlarged(picture: Array, scale: int) -> Image.Image:
 
 
 def outline(canvas: Image.Image, line: Array, passes: Sequence[tuple[int, Colour]]) -> None:
-    """Draws the line (H, W) bool, grown to each of the widths, in its colour."""
+    """Draw a line (H, W) bool, dilated to each of the widths in its colour."""
     drawn = Image.fromarray(np.uint8(255 * line))
     for width, colour in passes:
         canvas.paste(colour, mask=drawn.filter(ImageFilter.MaxFilter(width)))
@@ -143,7 +143,7 @@ def frame(draw: ImageDraw.ImageDraw, box: Array, colour: Colour) -> None:
 
 
 def middle_of(region: Array) -> tuple[float, float]:
-    """A place (x, y) well inside a region (H, W): the one furthest from its rim, about."""
+    """A point (x, y) well inside a region (H, W): roughly the one furthest from its rim."""
     step = max(1, min(region.shape) // 128)
     small = region[::step, ::step]
     if not small.any():
@@ -171,8 +171,8 @@ def label(
     size: tuple[int, int],
     taken: list[Plate],
 ) -> None:
-    """A name on a plate of its colour, its middle at `place` (x, y) or where there is room nearby,
-    inside the picture; joins the plates `taken`."""
+    """Draw a name on a plate of its colour, centred on `place` (x, y) or where there is room
+    nearby, inside the picture; add the plate to those `taken`."""
     font = ImageFont.load_default(size=16)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font, anchor="mm")
     plate = placed(place, (right - left + 12, bottom - top + 10), size, taken)
@@ -188,8 +188,8 @@ def placed(
     size: tuple[int, int],
     taken: Sequence[Plate],
 ) -> Plate:
-    """Where a plate of width and height `plate` goes: inside the picture, clear of those `taken`
-    if one of a few steps down or up leads to room."""
+    """Where to put a plate of width and height `plate`: inside the picture, and clear of those
+    `taken` if a few steps down or up are enough."""
     width, height = plate
     for step in (0, 1, -1, 2, -2, 3, -3, 4, -4):
         at = place[0], place[1] + step * (height + 2)
@@ -209,13 +209,13 @@ def covers(first: Plate, second: Plate) -> bool:
 
 
 def ink(colour: Colour) -> Colour:
-    """Black or white, whichever is read more easily on the colour."""
+    """Black or white, whichever is easier to read on the colour."""
     red, green, blue = colour
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
-    """The picture over its legend, in as many rows as it takes."""
+    """The picture with its legend below, in as many rows as it takes."""
     font, row, swatch, gap = ImageFont.load_default(size=18), 30, 18, 24
     places, x, y = [], gap // 2, 0
     for _, text in entries:

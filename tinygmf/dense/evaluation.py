@@ -1,4 +1,4 @@
-"""A dense network measured on what a data set holds out."""
+"""Measuring a dense network on the held-out part of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tinygmf.dense.segmenter import Segmenter
 
 
 def score_segmentation(model: Any, data: DenseDataset, **options: Any) -> SegmentationScore:
-    """Class maps of every held-out picture at its own size; options are `Segmenter`'s."""
+    """Count the class maps of all held-out pictures, at their own sizes. The options are
+    `Segmenter`'s."""
     segment, score = Segmenter(model, **options), SegmentationScore(data.classes)
     for _, picture, known in data.validation():
         assert known.class_map is not None
@@ -23,8 +24,8 @@ def score_segmentation(model: Any, data: DenseDataset, **options: Any) -> Segmen
 
 
 def score_detection(model: Any, data: DenseDataset, **options: Any) -> dict[str, DetectionScore]:
-    """COCO's average precision by kind, "bbox" and, of a network with masks on annotated ones,
-    "segm" after it; options are `Detector`'s."""
+    """COCO's average precision by kind: "bbox", then "segm" if the network and the annotations have
+    masks. The options are `Detector`'s."""
     results = detection_results(model, data, **options)
     truth = coco_truth(data)
     kinds = ["bbox"]
@@ -34,7 +35,7 @@ def score_detection(model: Any, data: DenseDataset, **options: Any) -> dict[str,
 
 
 def detection_results(model: Any, data: DenseDataset, **options: Any) -> list[dict[str, Any]]:
-    """What is found in every held-out picture, as COCO's server takes it."""
+    """The detections in all held-out pictures, in the form that COCO's server takes."""
     detect, results = Detector(model, **options), []
     for place, (source, picture, _) in enumerate(data.validation()):
         image_id = getattr(source, "id", place)

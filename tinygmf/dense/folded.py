@@ -1,9 +1,9 @@
 """The dense networks folded for inference: the same functions in fewer steps, channels last.
 
-As in `engine/folded.py`: a BatchNorm goes into the convolution before it. A convolution of maps
-side by side is the sum of one convolution for each. A method that is made a program takes all
-weights as its last argument and depends on nothing else but the configuration, so that the program
-can be kept without them.
+As in `engine/folded.py`, a BatchNorm is folded into the convolution before it. A convolution of
+concatenated maps is computed as a sum of one convolution per map. A method that becomes a program
+takes all weights as its last argument and otherwise depends only on its inputs and the
+configuration, so that the program can be kept without weights.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Value = Any
 
 
 class Folded:
-    """What the heads have in common: weights by their names in the checkpoint."""
+    """What the heads share: weights under their checkpoint names."""
 
     def __init__(self, model: Any, body: Any, splits: Mapping[str, Sequence[int]], device: str):
         self.config = model.config
@@ -66,7 +66,8 @@ class Folded:
         *others: Tensor,
         stride: int = 1,
     ) -> Tensor:
-        """The convolution of this name, padded to keep (or by its stride divide) the map's size."""
+        """The convolution of this name, padded so that it keeps the map's size or divides it by the
+        stride."""
         number = self.numbers[name]
         kernel, bias = weights[number], weights[number + 1]
         size = int(kernel.shape[-4])
@@ -74,7 +75,7 @@ class Folded:
         return dense(x, kernel, bias, others=others, epilogue=epilogue, stride=(stride, stride))
 
     def conv_of_parts(self, weights: Weights, name: str, parts: Sequence[Tensor]) -> Tensor:
-        """The convolution, and a ReLU, of maps that the network lays side by side."""
+        """The convolution, then ReLU, of maps that the network concatenates."""
         total = self.conv(weights, f"{name}#0", parts[0])
         for i, x in enumerate(parts[1:-1], start=1):
             total = self.conv(weights, f"{name}#{i}", x, add, total)
@@ -83,7 +84,7 @@ class Folded:
     def top_down(
         self, weights: Weights, lateral: str, smooth: str, maps: Sequence[Tensor]
     ) -> list[Tensor]:
-        """A pyramid, as `pyramid.top_down`; the names hold a `{}` for the level."""
+        """A pyramid, built as `pyramid.top_down` does; `{}` in the names stands for the level."""
         last = len(maps) - 1
         sums = [self.conv(weights, lateral.format(last), maps[last])]
         for i in range(last - 1, -1, -1):
@@ -102,7 +103,7 @@ def twice(x: Tensor) -> tuple[int, int]:
 
 
 class FoldedSegmentation(Folded):
-    """Of a `SegmentationNetwork`: pictures (B, 3, H, W) -> logits (B, ceil(H/4), ceil(W/4), K)."""
+    """A `SegmentationNetwork`: pictures (B, 3, H, W) -> logits (B, ceil(H/4), ceil(W/4), K)."""
 
     def __init__(self, model: SegmentationNetwork, device: str) -> None:
         config = model.config
@@ -156,7 +157,7 @@ class FoldedSegmentation(Folded):
 
 
 class FoldedRetinaNet(Folded):
-    """Of a `RetinaNet`; `topk` anchors of each level are given out."""
+    """A folded `RetinaNet`, which returns `topk` anchors of each level."""
 
     def __init__(self, model: RetinaNet, topk: int, device: str) -> None:
         super().__init__(model, model.backbone.body, {}, device)
@@ -172,9 +173,9 @@ class FoldedRetinaNet(Folded):
         return [*levels, p6, p7]
 
     def candidates(self, x: Tensor, weights: Weights) -> tuple[Tensor, ...]:
-        """For each level: which anchors (B, k) int32, their class logits (B, k, K) and deltas
-        (B, k, 4). The `topk` best pairs of anchor and class are among the `topk` anchors with the
-        best class."""
+        """For each level the indices of anchors (B, k) int32, their class logits (B, k, K) and
+        deltas (B, k, 4). The `topk` best pairs of anchor and class are always among the `topk`
+        anchors with the best class."""
         found: list[Tensor] = []
         for level in self.pyramid(x, weights):
             logits = self.head(weights, "classification_head", "cls_logits", level)
@@ -191,7 +192,7 @@ class FoldedRetinaNet(Folded):
 
 
 def choose(scores: Tensor, topk: int, *values: Tensor) -> list[Tensor]:
-    """The places of the `topk` best scores (B, N), all where there are no more, and what each of
+    """The places of the `topk` best scores (B, N), or of all if there are fewer, and what each of
     `values` (B, N, C) holds there: (B, k), then (B, k, C) each."""
     batch, n = map(int, scores.shape)
     if n <= topk:
@@ -204,16 +205,16 @@ def choose(scores: Tensor, topk: int, *values: Tensor) -> list[Tensor]:
 
 
 class FoldedMaskRCNN(Folded):
-    """Of a `MaskRCNN`, in three programs: `candidates`, `boxes`, `masks`."""
+    """A folded `MaskRCNN`, as three programs: `candidates`, `boxes`, `masks`."""
 
     def __init__(self, model: MaskRCNN, topk: int, device: str) -> None:
         super().__init__(model, model.backbone.body, {}, device)
         self.topk = topk
 
     def candidates(self, x: Tensor, weights: Weights) -> tuple[Tensor, ...]:
-        """The four finest levels side by side (places, channels), for `pool`; then for each of five
-        levels the `topk` anchors with the highest objectness: which (B, k) int32, objectness
-        (B, k, 1), deltas (B, k, 4)."""
+        """The four finest levels concatenated (places, channels), for `pool`; then for each of five
+        levels the `topk` anchors with the highest objectness: their indices (B, k) int32,
+        objectness (B, k, 1), deltas (B, k, 4)."""
         lateral, smooth = "backbone.fpn.inner_blocks.{}.0", "backbone.fpn.layer_blocks.{}.0"
         levels = self.top_down(weights, lateral, smooth, self.maps(x, weights))
         batch = int(x.shape[0])
@@ -228,7 +229,7 @@ class FoldedMaskRCNN(Folded):
         return tuple(found)
 
     def boxes(self, flat: Tensor, lookups: list[Tensor], weights: Weights) -> tuple[Tensor, ...]:
-        """Under n boxes: class logits (n, K) and deltas (n, 4 K)."""
+        """For n boxes: class logits (n, K) and deltas (n, 4 K)."""
         bins, heads = self.config.box_bins, "roi_heads"
         x = pool(flat, lookups[:2], lookups[2:], bins)
         x = x.reshape(1, 1, x.shape[0], -1)  # a row for each box
@@ -239,7 +240,7 @@ class FoldedMaskRCNN(Folded):
         return logits.reshape(x.shape[2], -1), deltas.reshape(x.shape[2], -1)
 
     def masks(self, flat: Tensor, lookups: list[Tensor], weights: Weights) -> Tensor:
-        """Under n boxes: mask logits of every class (n, 28, 28, K)."""
+        """For n boxes: mask logits of every class (n, 28, 28, K)."""
         x = pool(flat, lookups[:2], lookups[2:], MASK_BINS)
         for i in range(len(self.config.mask_channels)):
             x = self.conv(weights, f"roi_heads.mask_head.{i}.0", x, relu)
@@ -254,8 +255,8 @@ class FoldedMaskRCNN(Folded):
 
 
 def fold_layers(model: Module, body: Module) -> Iterator[tuple[str, tuple[Array, Array]]]:
-    """Every layer behind the backbone with its kernel (kh, kw, in, out) and bias, by name; without
-    the auxiliary head, which is for training."""
+    """Kernel (kh, kw, in, out) and bias, by name, of every layer behind the backbone, except for
+    the auxiliary head, which is only for training."""
     done = {id(module) for _, module in body.named_modules()}
     network = Part(state_arrays(model))
     for name, layer in model.named_modules():
@@ -277,7 +278,7 @@ def fold_layers(model: Module, body: Module) -> Iterator[tuple[str, tuple[Array,
 
 
 def fold_product(own: Part, name: str, model: Any) -> tuple[Array, Array]:
-    """A product's matrix; of the first on pooled features with its rows in the channels-last
+    """A product's matrix; the rows of the first one on pooled features are put into channels-last
     order."""
     matrix, bias = fold_linear(own)
     if name.endswith("fc6"):
@@ -289,7 +290,7 @@ def fold_product(own: Part, name: str, model: Any) -> tuple[Array, Array]:
 def split(
     name: str, pair: tuple[Array, Array], widths: Sequence[int] | None
 ) -> Iterator[tuple[str, tuple[Array, Array]]]:
-    """One kernel for each of the maps side by side, `name#0` and on; the first has the bias."""
+    """One kernel for each of the concatenated maps, `name#0` and so on; the first has the bias."""
     if widths is None:
         yield name, pair
         return

@@ -1,7 +1,7 @@
 """The losses of the dense networks, as mmsegmentation 1.2 and torchvision 0.28 define them.
 
-Each takes a network's outputs and targets of fixed sizes and gives scalars; B pictures, A anchors.
-A mean over nothing is zero.
+Each maps a network's outputs and targets of fixed sizes to scalars; B pictures, A anchors. A mean
+over nothing is zero.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from tinygrad import Tensor
 
 from tinygmf.dense.pyramid import resize
 
-SMOOTH = 1 / 9  # where torchvision's smooth L1 loss of boxes turns from a square to a line
+SMOOTH = 1 / 9  # where torchvision's smooth L1 loss of boxes turns from quadratic to linear
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, axis: int = 1) -> tuple[Tensor, Tensor]:
-    """The sum over all labels that are classes of -log softmax, and their number, at least 1.
+    """The sum of -log softmax over all labels that are classes, and their number, at least 1.
 
     Any other label (255, -1) is ignored. `labels` has the shape of `logits` without `axis`.
     """
@@ -29,29 +29,29 @@ def cross_entropy(logits: Tensor, labels: Tensor, axis: int = 1) -> tuple[Tensor
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (B, classes, h, w), resized to the labels (B, H, W): cross entropy, mean over the
-    labeled pixels; 255 and whatever is no class is ignored."""
+    """Cross entropy of logits (B, classes, h, w), resized to the labels (B, H, W): the mean over
+    the labeled pixels; 255 and anything else that is not a class is ignored."""
     total, count = cross_entropy(resize(logits, labels.shape[1:]).contiguous(), labels)
     return total / count
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each logit's sigmoid, as PyTorch computes it from logits: the same shape."""
+    """Elementwise, from logits, in PyTorch's stable form: the same shape."""
     return logits.relu() - logits * targets + (1 + (-logits.abs()).exp()).log()
 
 
 def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Cross entropy of each logit's sigmoid, times (1 - p)^gamma of what the target asks for
-    (arXiv 1708.02002): the same shape."""
+    """Focal loss, elementwise: binary cross entropy times (1 - p)^gamma, where p is the probability
+    of the right answer (arXiv 1708.02002): the same shape."""
     p = logits.sigmoid()
-    wrong = p + targets - 2 * p * targets  # 1 - p of the right answer
+    wrong = p + targets - 2 * p * targets  # 1 - p, p the probability of the right answer
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     return weight * wrong**gamma * binary_cross_entropy(logits, targets)
 
 
 def retinanet_losses(outputs: dict[str, Tensor], classes: Tensor, deltas: Tensor) -> dict:
-    """`classification` and `bbox_regression` of `targets.AnchorTargets`, per object anchor of a
-    picture, mean over the pictures."""
+    """`classification` and `bbox_regression` for `targets.AnchorTargets`: per anchor with an object
+    in a picture, averaged over the pictures."""
     logits = outputs["cls_logits"]  # (B, A, classes)
     held = classes >= 0  # (B, A)
     number = held.sum(1).cast(logits.dtype).maximum(1)  # (B,)
@@ -75,8 +75,8 @@ def rpn_losses(
     counted: Tensor,
     goals: Tensor,
 ) -> dict:
-    """`loss_objectness` and `loss_rpn_box_reg`, per anchor that counts; levels as
-    `maskrcnn.flat_proposals` gives them, targets as `targets.RPNTargets`."""
+    """`loss_objectness` and `loss_rpn_box_reg`, per sampled anchor; levels as from
+    `maskrcnn.flat_proposals`, targets as in `targets.RPNTargets`."""
     logits, found = Tensor.cat(*objectness, dim=1), Tensor.cat(*deltas, dim=1)
     number = counted.sum().maximum(1)
     scores = (binary_cross_entropy(logits, objects) * counted).sum() / number
@@ -87,7 +87,7 @@ def rpn_losses(
 
 def box_losses(class_logits: Tensor, regression: Tensor, labels: Tensor, goals: Tensor) -> dict:
     """`loss_classifier` and `loss_box_reg`: class logits (n, classes), regression (n, 4 classes),
-    labels (n,), -1 where a place is free, goals (n, 4)."""
+    labels (n,), -1 for unused places, goals (n, 4)."""
     total, count = cross_entropy(class_logits, labels)
     own = choose(regression.reshape(regression.shape[0], -1, 4), labels)  # (n, 4)
     boxes = (smooth_l1(own - goals).sum(1) * (labels > 0)).sum() / count
@@ -95,14 +95,14 @@ def box_losses(class_logits: Tensor, regression: Tensor, labels: Tensor, goals: 
 
 
 def mask_loss(logits: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
-    """Logits (n, classes, side, side) of each box's own class against masks (n, side, side), mean
-    over the boxes with a label above 0."""
+    """Compares the logits (n, classes, side, side) of each box's own class with masks (n, side,
+    side); the mean over the boxes with a label above 0."""
     held = labels > 0
     each = binary_cross_entropy(choose(logits, labels), masks).mean((1, 2))  # (n,)
     return (each * held).sum() / held.sum().cast(each.dtype).maximum(1)
 
 
 def choose(x: Tensor, labels: Tensor) -> Tensor:
-    """Of x (n, classes, …) each row's own class: (n, …); zero where the label is none."""
+    """Each row's own class of x (n, classes, …): (n, …); zero if the label is no class."""
     own = labels.unsqueeze(1) == Tensor.arange(int(x.shape[1]))
     return (x * own.reshape(*own.shape, *[1] * (x.ndim - 2))).sum(1)

@@ -1,8 +1,7 @@
 """Mask R-CNN on GroupMixFormer: proposals from a pyramid, then a class, a box and a mask for each.
 
-Source: arXiv 1703.06870; key names and arithmetic are torchvision 0.28's `MaskRCNN` on the four
-stages.
-Class 0 is the background.
+Source: arXiv 1703.06870; key names and arithmetic are those of torchvision 0.28's `MaskRCNN` on the
+four stages. Class 0 is the background.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from tinygmf.dense.settings import MaskRCNNSettings
 from tinygmf.layers import Linear, Module, Rng
 from tinygmf.tensors import tensor_from_numpy
 
-MASK_BINS = 14  # RoIAlign's for the mask head, which doubles it
+MASK_BINS = 14  # side of RoIAlign's output for the mask head, which doubles it
 
 
 @dataclass(frozen=True)
 class MaskRCNNConfig:
     """`channels` is the pyramid's width, `box_bins` the side of a box's pooled features,
     `representation` the width of the box head's two layers, `mask_channels` the widths of the mask
-    head's convolutions, `mask_reduced` of the doubled map."""
+    head's convolutions, `mask_reduced` that of the doubled map."""
 
     backbone: GroupMixFormerConfig
     num_classes: int
@@ -68,7 +67,7 @@ class RegionProposals(Module):
 
 
 def linear(rng: Rng, in_features: int, out_features: int) -> Linear:
-    """A linear layer as PyTorch draws it: uniform within 1 / sqrt(inputs), bias too."""
+    """A linear layer, drawn as in PyTorch: weight and bias uniform within 1 / sqrt(inputs)."""
     layer = Linear(None, in_features, out_features)
     if rng is not None:
         bound = 1 / math.sqrt(in_features)
@@ -130,7 +129,7 @@ class MaskPredictor(Module):
 
 
 class RoIHeads(Module):
-    """What looks at pooled features: `box` and `mask`."""
+    """The heads on pooled features: `box` and `mask`."""
 
     def __init__(self, rng: Rng, config: MaskRCNNConfig) -> None:
         self.box_head, self.box_predictor = BoxHead(rng, config), BoxPredictor(rng, config)
@@ -153,10 +152,10 @@ class RoIHeads(Module):
 
 
 class MaskRCNN(Module):
-    """Pictures (B, 3, H, W), normalised, at least 32x32 -> a dict of lists, one entry a level:
+    """Pictures (B, 3, H, W), normalized, at least 32x32 -> a dict of lists, an entry per level:
     `pyramid` (B, channels, h, w), `objectness` (B, A, h, w), `deltas` (B, 4 A, h, w).
 
-    `Detector` makes proposals of them, and has `roi_heads` look at those.
+    `Detector` turns them into proposals and runs `roi_heads` on those.
     """
 
     def __init__(self, config: MaskRCNNConfig, seed: int | None = 0) -> None:
@@ -173,7 +172,7 @@ class MaskRCNN(Module):
 
 
 def flat_proposals(outputs: dict[str, list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Objectness (B, anchors) and deltas (B, anchors, 4) of each level, as `boxes.grid_anchors`
-    orders them."""
+    """Objectness (B, anchors) and deltas (B, anchors, 4) of each level, in the order of
+    `boxes.grid_anchors`."""
     objectness = [by_anchor(x, 1).squeeze(2) for x in outputs["objectness"]]
     return objectness, [by_anchor(x, 4) for x in outputs["deltas"]]

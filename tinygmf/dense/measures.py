@@ -1,7 +1,7 @@
 """How good class maps and detections are, in the field's own measures.
 
-Class maps by their confusion matrix (as mmsegmentation counts); boxes and masks by COCO's average
-precision, which pycocotools computes from the JSON that COCO's server takes.
+Class maps are measured by their confusion matrix, counted as in mmsegmentation; boxes and masks by
+COCO's average precision, which pycocotools computes from the JSON that COCO's server takes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MISSING = (
 
 
 class MeasureError(ValueError):
-    """What cannot be measured; the message is one line that says what to do."""
+    """Something that cannot be measured; the message is one line that says what to do."""
 
 
 @dataclass
 class SegmentationScore:
-    """Pixels counted: `confusion[t, p]` of class t were taken for class p."""
+    """Pixel counts: `confusion[t, p]` pixels of class t were classified as p."""
 
     classes: list[str]
     confusion: np.ndarray = field(init=False)
@@ -35,9 +35,9 @@ class SegmentationScore:
         self.confusion = np.zeros((len(self.classes), len(self.classes)), np.int64)
 
     def add(self, found: np.ndarray, truth: np.ndarray) -> None:
-        """Counts class maps, any shape, both the same; where the truth is 255, nothing.
+        """Count class maps of any shape, both the same; ignore pixels whose truth is 255.
 
-        Raises ValueError where the shapes differ or a class is not among the classes.
+        Raises ValueError if the shapes differ or a value is not a class.
         """
         if found.shape != truth.shape:
             raise ValueError(f"class map: expected {truth.shape}, found {found.shape}")
@@ -51,18 +51,18 @@ class SegmentationScore:
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union of each class, NaN for one that is neither there nor found."""
+        """Intersection over union of each class; NaN if it is neither present nor predicted."""
         hits = np.diag(self.confusion)
         return _ratio(hits, self.confusion.sum(0) + self.confusion.sum(1) - hits)
 
     @property
     def recall(self) -> np.ndarray:
-        """The share of each class's pixels that was found, NaN for one that is not there."""
+        """The share of each class's pixels that was found; NaN if it is not present."""
         return _ratio(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
     def mean_iou(self) -> float:
-        """Over the classes that are there or were found."""
+        """The mean over the classes that are present or were predicted."""
         return float(np.nanmean(self.iou)) if self.confusion.any() else float("nan")
 
     @property
@@ -85,10 +85,10 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 @dataclass
 class DetectionScore:
-    """COCO's average precision; NaN where there is no object to be found.
+    """COCO's average precision; NaN if there are no objects.
 
-    `ap` is the mean over the overlaps 0.5, 0.55 … 0.95, `ap50` and `ap75` at one of them;
-    `ap_small` is of objects under 32x32 pixels, `ap_large` from 96x96; `by_class` has `ap` and
+    `ap` is the mean over the overlaps 0.5, 0.55 … 0.95, `ap50` and `ap75` are at a single one;
+    `ap_small` is for objects below 32x32 pixels, `ap_large` from 96x96 on; `by_class` has `ap` and
     `ap50` of each class.
     """
 
@@ -104,11 +104,11 @@ class DetectionScore:
 def average_precision(
     truth: dict[str, Any], results: list[dict], kind: str = "bbox"
 ) -> DetectionScore:
-    """Of boxes ("bbox") or masks ("segm").
+    """Measure boxes ("bbox") or masks ("segm").
 
     `truth` is COCO's annotation file, `results` COCO's results: image_id, category_id, score, and
     bbox (x, y, width, height) or segmentation (run-length code). Raises MeasureError without
-    pycocotools, and for results of pictures or classes that the truth does not know.
+    pycocotools, and for results with pictures or classes that are not in the truth.
     """
     try:
         from pycocotools.coco import COCO
@@ -116,9 +116,9 @@ def average_precision(
     except ImportError:
         raise MeasureError(MISSING) from None
     _check(truth, results)
-    if kind == "segm":  # else pycocotools takes the box's area for the mask's
+    if kind == "segm":  # or pycocotools would use the box's area for the mask's
         results = [{key: result[key] for key in result if key != "bbox"} for result in results]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes, and writes into both
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints, and modifies both arguments
         known, found = COCO(), COCO()
         known.dataset = truth | {"annotations": [dict(note) for note in truth["annotations"]]}
         known.createIndex()
@@ -149,5 +149,5 @@ def _check(truth: dict[str, Any], results: list[dict]) -> None:
             if result[key] not in known:
                 raise MeasureError(
                     f"results: expected {key} among the {entries} of the annotations, found "
-                    f"{result[key]!r}: they are of another data set"
+                    f"{result[key]!r}: they belong to another data set"
                 )

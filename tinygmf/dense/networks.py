@@ -1,7 +1,7 @@
-"""The dense networks by name: fresh ones, and those that a file of weights holds.
+"""The dense networks by name: fresh ones, and those in weight files.
 
-A file's keys and shapes say which network it is, of how many classes, and how wide and deep every
-part is. What leaves no trace there stands in its metadata, or is the library's default
+A file's keys and shapes tell which network it holds, its classes, and the width and depth of every
+part. What they cannot tell comes from the metadata, or else is the library's default
 (`settings.py`).
 """
 
@@ -38,7 +38,7 @@ from tinygmf.weights.reading import CheckpointError, find_weights, network_file,
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = GroupMixFormer | SegmentationNetwork | RetinaNet | MaskRCNN
-MOST_BINS = 64  # of UPerNet's pooling: a file may not ask for any amount of memory
+MOST_BINS = 64  # of UPerNet's pooling: a file must not claim unlimited memory
 BODY = {False: "backbone.", True: "backbone.body."}  # of segmentation, of detection
 
 
@@ -81,17 +81,17 @@ def create_model(
     out_indices: Sequence[int] = range(STAGES),
     **changes: Any,
 ) -> Any:
-    """A fresh network, the same for the same `seed`; or `pretrained`, by a file of weights or True
-    for the published ones (`engine.pretrained`). `features_only` gives one whose calls give the
-    maps of the stages in `out_indices`, 0 to 3; `in_chans=1` one for grey pictures.
+    """A fresh network, the same for the same `seed`; or with `pretrained` weights, those of a file
+    or, if True, the published ones (`engine.pretrained`). With `features_only` it returns the maps
+    of the stages in `out_indices`, 0 to 3; with `in_chans=1` it takes grey pictures.
 
-    `name` is one of `list_models()`. A dense network stands on `backbone`: a listed name or a
-    configuration (fresh weights), a network of any task or a file of one (the weights of its
-    backbone; the default is fresh nano). Its heads are drawn as the libraries draw them, and have
-    their classes where `num_classes` is None; a detector's count the background. `changes` replace
-    fields of the configuration, or of a dense network's settings (`score_thresh=0.3`). Raises
-    ValueError, in one line, for an unknown name or what cannot be; CheckpointError for a file that
-    cannot be used.
+    `name` is one of `list_models()`. A dense network is built on `backbone`: a listed name or a
+    configuration (fresh weights), or a network of any task or the file of one (its backbone's
+    weights); the default is a fresh nano. Its heads are initialized as in their libraries and, if
+    `num_classes` is None, have the libraries' number of classes; a detector's include the
+    background. `changes` replace fields of the configuration, or of a dense network's settings
+    (`score_thresh=0.3`). Raises ValueError, in one line, for an unknown name or an impossible
+    combination; CheckpointError for a file that cannot be used.
     """
     if name in KINDS:
         if features_only or pretrained is not False:
@@ -113,7 +113,7 @@ def create_model(
 def _dense_network(
     name: str, num_classes: int | None, seed: int, backbone: Any, changes: Mapping[str, Any]
 ) -> Any:
-    """A fresh network of `KINDS` on a backbone."""
+    """A fresh network of `KINDS` on a backbone, as `create_model` describes it."""
     kind, source = KINDS[name], _backbone(backbone)
     own = source if isinstance(source, GroupMixFormerConfig) else body_of(source).config
     known = {f.name for f in fields(kind.config)} - {"backbone", "num_classes", "head"}
@@ -150,8 +150,8 @@ def _backbone(source: Any) -> Any:
 
 
 def use_backbone(network: Any, model: Any) -> None:
-    """Gives a dense network the weights of the backbone of another network; a classification
-    network's `norm4` and `head` stay behind. Raises CheckpointError if the forms differ."""
+    """Load another network's backbone weights into a dense network; a classification network's
+    `norm4` and `head` are left out. Raises CheckpointError if the forms differ."""
     body = body_of(network)
     state = get_state_dict(body_of(model))
     behind = ("norm4.", "head.")
@@ -160,14 +160,14 @@ def use_backbone(network: Any, model: Any) -> None:
 
 
 def body_of(network: Any) -> Any:
-    """The four stages of a network: of a classification network, itself."""
+    """The four stages of a network; a classification network is its own."""
     if isinstance(network, GroupMixFormer):
         return network
     return getattr(network.backbone, "body", network.backbone)
 
 
 def _agreeing(settings: DenseSettings, config: Any) -> DenseSettings:
-    """The settings, with what also stands in the configuration as it stands there."""
+    """The settings, taking the configuration's value for whatever is in both."""
     if isinstance(settings, SegmentationSettings):
         return settings.changed(pool_scales=config.pool_scales, dropout_ratio=config.dropout_ratio)
     return settings
@@ -179,12 +179,12 @@ def load_model(
     entry: str | None = None,
     **changes: Any,
 ) -> Any:
-    """Return the network that a weight file holds, classification or dense, its configuration
-    inferred from keys and shapes.
+    """Return the network in a weight file, classification or dense; its configuration is inferred
+    from keys and shapes.
 
     `device` is the tinygrad device of its weights; None is the default device. `entry` names one of
     several classification networks in the file (`weights.checkpoint.load_weights`). `changes`
-    replace settings of a dense network that the file says nothing of, or otherwise.
+    replace settings of a dense network, whether or not the file has them.
 
     Raises:
         CheckpointError: the file cannot be read or is no such network.
@@ -214,8 +214,8 @@ def load_model(
 
 
 def find_any(tree: Any, entry: str | None) -> Found:
-    """The tensors of the dense network in a file's containers; where there is none, or `entry`
-    names a part of the file, those that `find_network` finds."""
+    """The tensors of the dense network in a file's containers; if there is none, or `entry` names a
+    part of the file, what `find_network` finds."""
     if entry is None:
         with suppress(ValueError):  # no tensors by name, or one twice
             found = find_tensors(tree)
@@ -240,7 +240,7 @@ def kind_of(shapes: Shapes) -> str | None:
 def configuration(name: str, shapes: Shapes, settings: Any) -> Any:
     """The configuration of the dense network of this name that has these tensors.
 
-    Raises ValueError, in one line, if one is missing that should be there.
+    Raises ValueError, in one line, if a tensor is missing.
     """
     prefix = BODY[KINDS[name].config is not SegmentationConfig]
     body = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
@@ -249,11 +249,11 @@ def configuration(name: str, shapes: Shapes, settings: Any) -> Any:
     try:
         return infer(name, shapes, backbone, settings)
     except (KeyError, IndexError) as missing:
-        raise ValueError(f"not a whole {name}: it has no tensor {missing}") from None
+        raise ValueError(f"not a complete {name}: it has no tensor {missing}") from None
 
 
 def number(shapes: Shapes, key: str) -> int:
-    """How many of the keys with 0, 1, … in the place of `{}` there are, one after the other."""
+    """How many of the keys with 0, 1, … for `{}` there are, without a gap."""
     return next(i for i in count() if key.format(i) not in shapes)
 
 
@@ -268,7 +268,7 @@ def _segmentation(
         found = number(shapes, "decode_head.psp_modules.{}.1.conv.weight")
         if len(scales) != found:
             raise ValueError(
-                f"pool_scales: the file has {found}, and says nothing of their sizes; "
+                f"pool_scales: the file has {found} but does not say their sizes; "
                 f"expected as many, found {scales}; give pool_scales"
             )
     neck = shapes["neck.fpn_convs.0.conv.weight"][0] if name == "semantic_fpn" else 256
@@ -298,7 +298,7 @@ def _retinanet(
     anchors = shapes["head.regression_head.bbox_reg.weight"][0] // 4
     channels = shapes["backbone.fpn.layer_blocks.0.0.weight"][0]
     if not anchors:
-        raise ValueError("not a whole retinanet: its bbox_reg has no anchor")
+        raise ValueError("not a complete retinanet: its bbox_reg has no anchor")
     return RetinaNetConfig(
         backbone,
         shapes["head.classification_head.cls_logits.weight"][0] // anchors,

@@ -1,5 +1,5 @@
-"""Pictures to a network's input, and maps back, resized as the peers do it: bilinear, pixel centres
-at half, borders repeated, without antialiasing."""
+"""From pictures to a network's input, and from maps back, resized as in the peers' code: bilinear,
+pixel centres at half, borders repeated, no antialiasing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Size = tuple[int, int]  # (H, W)
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
 DIVISOR = 32  # sides of a network's input are multiples of it
-ROWS = 64  # of a large map that are resized at a time
+ROWS = 64  # rows of a large map resized at a time
 
 
 def each(pictures: Picture | Iterable[Picture]) -> Iterator[Array]:
-    """The pixels (H, W, 3) uint8 of every picture: a file's name, a Pillow image or such an array.
+    """The pixels (H, W, 3) uint8 of each picture: a file name, a Pillow image or such an array.
 
     Raises ImageError for an unreadable file, ValueError for another array.
     """
@@ -38,13 +38,13 @@ def each(pictures: Picture | Iterable[Picture]) -> Iterator[Array]:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(
                 f"pictures: expected (H, W, 3) uint8, found {picture.shape} {picture.dtype}; "
-                "give normalised tensors to `run`"
+                "give normalized tensors to `run`"
             )
         yield picture
 
 
 def as_batch(x: Tensor | Array) -> Array:
-    """Normalised pictures as a float32 array (B, 3, H, W); ValueError for another shape."""
+    """Normalized pictures as a float32 array (B, 3, H, W); ValueError for another shape."""
     batch = x.numpy() if isinstance(x, Tensor) else np.asarray(x)
     if batch.ndim != 4 or batch.shape[1] != 3 or min(batch.shape[2:]) < MIN_SIZE or not len(batch):
         raise ValueError(
@@ -55,19 +55,19 @@ def as_batch(x: Tensor | Array) -> Array:
 
 
 def normalized(pixels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """(H, W, 3) on 0 to 255 -> float32, the mean subtracted, divided by the standard deviation."""
+    """(H, W, 3) from 0 to 255 -> float32, minus the mean, divided by the standard deviation."""
     scaled = pixels.astype(np.float32) / 255
     return (scaled - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
 def padded(x: Array) -> Array:
-    """(H, W, 3) -> (1, 3, H', W'), zeros on the right and below up to multiples of 32."""
+    """(H, W, 3) -> (1, 3, H', W'), padded with zeros on the right and below to multiples of 32."""
     rim = [(0, -side % DIVISOR) for side in x.shape[:2]]
     return np.ascontiguousarray(np.pad(x, [*rim, (0, 0)]).transpose(2, 0, 1)[None])
 
 
 def between(side: int, new_side: int) -> tuple[Array, Array, Array]:
-    """Of each place among `new_side`: the two nearest of `side` places, the second's weight."""
+    """For each of `new_side` places: the two nearest of `side` places, and the second's weight."""
     ratio = np.float32(side / new_side)
     position = (np.arange(new_side, dtype=np.float32) + np.float32(0.5)) * ratio - np.float32(0.5)
     position = position.clip(0, side - 1)
@@ -86,7 +86,8 @@ def resized(x: Array, size: Size) -> Array:
 
 
 def best_class(logits: Array, size: Size) -> Array:
-    """Logits (H, W, K), resized -> the first best class of each pixel (*size) int32."""
+    """Logits (H, W, K) -> the best class of each pixel after resizing, the first of equals: (*size)
+    int32."""
     low, high, part = between(logits.shape[0], size[0])
     classes = np.empty(size, np.int32)
     for start in range(0, size[0], ROWS):

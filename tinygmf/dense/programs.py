@@ -20,9 +20,9 @@ class Program:
     """A function of device tensors, some inputs of a fixed shape, and weights.
 
     function(*fixed, input or list of inputs, weights) -> a tensor or a tuple of tensors. `inputs`
-    are arrays of the shapes and types to come; `fixed` tensors, another program's outputs, are read
-    where they lie. The outputs are overwritten by the next run. `key` names what shaped the program
-    beside the inputs.
+    are examples with the shapes and types of the real ones; `fixed` tensors, outputs of another
+    program, are read in place. The next run overwrites the outputs. `key` names whatever else the
+    program depends on.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""What every dense head is built from: resizing, pooling, convolutions by their libraries' names,
-and the two feature pyramids.
+"""The parts of all dense heads: resizing, pooling, convolutions under their libraries' names, and
+the two feature pyramids.
 
 Sources: FPN (arXiv 1612.03144); key names and arithmetic of mmsegmentation 1.2 (`neck`) and
 torchvision 0.28 (`fpn`). Maps are (B, C, H, W), finest first; each level is half as high and wide
@@ -34,8 +34,7 @@ class Backbone(GroupMixFormer):
 
 
 class Layers(Module):
-    """Layers one after the other, under the names 0, 1, …; None keeps a name free, for a layer
-    without weights."""
+    """Layers in sequence, named 0, 1, …; None skips a name, for a layer without weights."""
 
     def __init__(self, *layers: Module | None) -> None:
         for i, layer in enumerate(layers):
@@ -56,7 +55,7 @@ def conv(
     stride: int = 1,
     bias: bool = True,
 ) -> Conv2d:
-    """A convolution whose bias starts at zero and whose weight at one of the libraries' draws:
+    """A convolution with zero bias and a weight initialized as in one of the libraries:
     "kaiming" (normal, fan out, for ReLU), "xavier" (uniform), "unit" (uniform, Kaiming with slope
     1) or "small" (normal, standard deviation 0.01)."""
     layer = Conv2d(None, in_channels, out_channels, kernel_size, stride, bias=bias)
@@ -106,8 +105,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def double(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest neighbour, to a map of `size` (H, W) whose half, rounded up, is x: each value stands
-    2x2 times, and an odd size has lost the last row or column."""
+    """Nearest-neighbour doubling to `size` (H, W), half of which, rounded up, is the size of x:
+    each value appears 2x2 times, and an odd size loses the last row or column."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch, channels, height, 1, width, 1).expand(-1, -1, -1, 2, -1, 2)
     return x.reshape(batch, channels, 2 * height, 2 * width)[:, :, : size[0], : size[1]]
@@ -115,7 +114,7 @@ def double(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def adaptive_average(x: Tensor, bins: int) -> Tensor:
     """(B, C, H, W) -> (B, C, bins, bins): bin i averages the rows from floor(i H / bins) to
-    ceil((i + 1) H / bins), that one excluded, and columns alike."""
+    ceil((i + 1) H / bins), exclusive, and likewise columns."""
     rows, columns = (averages(int(side), bins) for side in x.shape[2:])
     return rows @ x @ columns.transpose()
 
@@ -141,9 +140,9 @@ class NeckFPN(Module):
 class FeaturePyramid(Module):
     """torchvision's `FeaturePyramidNetwork`: maps of any widths -> maps of `channels`.
 
-    `extra` adds levels on top: "p6p7" two 3x3 convolutions of stride 2, a ReLU between, from the
-    last pyramid map or, where `p6_channels` says so, from the last of `maps`; "pool" every second
-    place of the last pyramid map.
+    `extra` adds levels on top: "p6p7" two 3x3 convolutions of stride 2 with a ReLU between, from
+    the last pyramid map or, depending on `p6_channels`, from the last of `maps`; "pool" takes every
+    second place of the last pyramid map.
     """
 
     def __init__(
@@ -184,7 +183,7 @@ class ExtraLevels(Module):
 def top_down(
     lateral: Sequence[Module], smooth: Sequence[Module], maps: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The pyramid: each lateral map plus the coarser sum, doubled; then each smoothed."""
+    """The pyramid: each lateral map plus the doubled coarser sum; then each is smoothed."""
     sums = [layer(x) for layer, x in zip(lateral, maps, strict=True)]
     for i in range(len(sums) - 1, 0, -1):
         sums[i - 1] = sums[i - 1] + double(sums[i], sums[i - 1].shape[2:])

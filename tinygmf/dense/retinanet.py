@@ -1,7 +1,7 @@
 """RetinaNet on GroupMixFormer: boxes and classes from every place of five maps.
 
-Source: arXiv 1708.02002; key names and arithmetic are torchvision 0.28's `RetinaNet` on stages 2 to
-4. Class 0 is whatever the training labels call 0: every class has a sigmoid of its own.
+Source: arXiv 1708.02002; key names and arithmetic are those of torchvision 0.28's `RetinaNet` on
+stages 2 to 4. Class 0 is whatever the training labels call 0: every class has its own sigmoid.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from tinygmf.dense.settings import RetinaNetSettings
 from tinygmf.layers import Module, Rng
 from tinygmf.tensors import tensor_from_numpy
 
-PRIOR = 0.01  # what a fresh network thinks of every class at every anchor
+PRIOR = 0.01  # a fresh network's probability of every class at every anchor
 
 
 @dataclass(frozen=True)
 class RetinaNetConfig:
-    """`channels` is the width of pyramid and head, `num_anchors` those of one place, `p6_channels`
-    the width of what P6 is made from: the pyramid's, or the backbone's last."""
+    """`channels` is the width of pyramid and head, `num_anchors` the anchors per place,
+    `p6_channels` the width of the map that P6 is made from: the pyramid's, or the backbone's last.
+    """
 
     backbone: GroupMixFormerConfig
     num_classes: int
@@ -37,7 +38,7 @@ class RetinaNetConfig:
 
 
 class BackboneWithPyramid(Module):
-    """torchvision's `BackboneWithFPN`: pictures -> pyramid, finest first; of the `stages` last."""
+    """torchvision's `BackboneWithFPN` on the last `stages`: pictures -> pyramid, finest first."""
 
     def __init__(self, config: Any, stages: int, extra: str, seed: int | None, rng: Rng) -> None:
         self.stages = stages
@@ -55,8 +56,8 @@ class BackboneWithPyramid(Module):
 
 
 class AnchorHead(Module):
-    """3x3 convolutions, the same for every level, and a last one under `name` to `values` numbers
-    for each anchor: five maps -> (B, anchors, values)."""
+    """3x3 convolutions shared by all levels, then one called `name` to `values` numbers per anchor:
+    five maps -> (B, anchors, values)."""
 
     def __init__(
         self, rng: Rng, config: RetinaNetConfig, name: str, values: int, bias: float = 0.0
@@ -91,7 +92,7 @@ def by_anchor(x: Tensor, values: int) -> Tensor:
 
 class RetinaNetHead(Module):
     """Five maps -> `cls_logits` (B, anchors, classes) and `bbox_regression` (B, anchors, 4), the
-    anchors in the order of `boxes.grid_anchors`, levels one after the other."""
+    anchors in the order of `boxes.grid_anchors`, level by level."""
 
     def __init__(self, rng: Rng, config: RetinaNetConfig) -> None:
         prior = -math.log((1 - PRIOR) / PRIOR)
@@ -106,8 +107,8 @@ class RetinaNetHead(Module):
 
 
 class RetinaNet(Module):
-    """Pictures (B, 3, H, W), normalised, at least 32x32 -> a dict of `cls_logits` (B, anchors,
-    classes) and `bbox_regression` (B, anchors, 4). `Detector` makes boxes of them."""
+    """Pictures (B, 3, H, W), normalized, at least 32x32 -> a dict of `cls_logits` (B, anchors,
+    classes) and `bbox_regression` (B, anchors, 4). `Detector` turns them into boxes."""
 
     def __init__(self, config: RetinaNetConfig, seed: int | None = 0) -> None:
         rng = None if seed is None else np.random.default_rng(seed)

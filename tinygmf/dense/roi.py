@@ -1,12 +1,13 @@
-"""RoIAlign and its way back: values of a map under a box, and a mask in its box.
+"""RoIAlign and its inverse: a map's values inside a box, and a mask pasted into its box.
 
 Sources: Mask R-CNN (arXiv 1703.06870); arithmetic of torchvision 0.28's `MultiScaleRoIAlign`,
 `roi_align` (`aligned` false) and `paste_masks_in_image`. Boxes are (n, 4) as in `boxes.py`.
 
-A bin's value is the mean of a grid of samples, each bilinear between four places, and bilinear is a
-product of rows and columns. So a box is described by its samples in each direction, in NumPy. The
-map's values are then looked up (`loops.sampling.pool`, for inference), or multiplied by two
-matrices that hold the same weights (`pool_by_matrices`, whose gradient is two products again).
+A bin's value is the mean of a grid of samples, each interpolated bilinearly between four places.
+Bilinear weights are products of row and column weights, so a box is described by its samples in
+each direction, in NumPy. The map's values are then looked up (`loops.sampling.pool`, for inference)
+or multiplied by two matrices with the same weights (`pool_by_matrices`, whose gradient is again two
+products).
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ Array = np.ndarray
 Size = tuple[int, int]
 
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # of FPN's equation 1
-POINTS = 2  # samples of a bin in each direction, torchvision's `sampling_ratio`
+POINTS = 2  # samples per bin in each direction, torchvision's `sampling_ratio`
 
 
 class Samples(NamedTuple):
-    """Where n boxes' S samples lie in one direction: the two nearest places (n, S, 2) int32 and
-    their weights (n, S, 2) float32. A sample beyond the map has the border's value."""
+    """The S samples of n boxes in one direction: the two nearest places (n, S, 2) int32 and their
+    weights (n, S, 2) float32. A sample beyond the map gets the border's value."""
 
     places: Array
     weights: Array
 
 
 def scales(picture: Size, grids: Sequence[Size]) -> list[float]:
-    """Each level's side / picture's side, rounded to a power of two; of the heights, as
-    torchvision takes them."""
+    """The side of each level divided by the picture's, rounded to a power of two; computed from the
+    heights, as in torchvision."""
     return [2.0 ** round(math.log2(rows / picture[0])) for rows, _ in grids]
 
 
 def levels_of(boxes: Array, level_scales: Sequence[float]) -> Array:
-    """The level that each box is pooled from: (n,) int64; 224x224 pixels belong to stride 16."""
+    """The level that each box is pooled from: (n,) int64; 224x224 pixels go to stride 16."""
     first, last = (-math.log2(scale) for scale in (level_scales[0], level_scales[-1]))
     side = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     with np.errstate(divide="ignore"):
@@ -52,11 +53,11 @@ def levels_of(boxes: Array, level_scales: Sequence[float]) -> Array:
 
 
 def samples(low: Array, high: Array, side: Array | int, bins: int, points: int) -> Samples:
-    """`bins` x `points` samples between two corners (n,), in places of a map with `side` of them.
+    """`bins` x `points` samples between two corners (n,), in places of a map with `side` places.
 
-    Less than one place between the corners counts as one, so that samples of a small box at the
-    border lie beyond it. They take the border's value, as in torchvision's Python form of
-    `roi_align`; its compiled one leaves out those more than a place beyond.
+    Corners less than one place apart count as one apart, so samples of a small box at the border
+    may lie beyond it. They get the border's value, as in torchvision's Python version of
+    `roi_align`; the compiled one drops those more than a place beyond.
     """
     step = np.maximum(high - low, np.float32(1)) / np.float32(bins)  # (n,)
     offsets = (np.arange(points, dtype=np.float32) + np.float32(0.5)) / np.float32(points)
@@ -72,8 +73,8 @@ def samples(low: Array, high: Array, side: Array | int, bins: int, points: int) 
 
 
 class Lookups(NamedTuple):
-    """What `pool` needs of n boxes in a batch's levels laid side by side: `rows.places` hold the
-    index of the row's first value, `columns.places` the step from there."""
+    """What `pool` needs for n boxes in the concatenated levels of a batch: `rows.places` hold the
+    index of the row's first value, `columns.places` the offset from there."""
 
     rows: Samples
     columns: Samples
@@ -95,7 +96,7 @@ def lookups(boxes: Array, pictures: Array, picture: Size, grids: Sequence[Size],
 
 
 def matrix(sampled: Samples, side: int, bins: int) -> Array:
-    """The same samples as a product's weights: (n, bins, side)."""
+    """The same samples as a matrix of weights: (n, bins, side)."""
     n, count, _ = sampled.places.shape
     bin_of = np.arange(count) // (count // bins)
     index = (np.arange(n)[:, None] * bins + bin_of)[..., None] * side + sampled.places
@@ -104,8 +105,8 @@ def matrix(sampled: Samples, side: int, bins: int) -> Array:
 
 
 def matrices(boxes: Array, picture: Size, grids: Sequence[Size], bins: int):
-    """For each level the matrices of rows (n, bins, h) and columns (n, bins, w); zero where a box
-    belongs to another level."""
+    """For each level the matrices of rows (n, bins, h) and columns (n, bins, w); zero for boxes of
+    other levels."""
     level_scales = scales(picture, grids)
     level, found = levels_of(boxes, level_scales), []
     for i, ((height, width), scale) in enumerate(zip(grids, level_scales, strict=True)):
@@ -117,7 +118,7 @@ def matrices(boxes: Array, picture: Size, grids: Sequence[Size], bins: int):
 
 
 def pool_by_matrices(levels: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Levels (B, C, h, w) and for each rows (B, n, bins, h) and columns (B, n, bins, w) ->
+    """Levels (B, C, h, w), each with rows (B, n, bins, h) and columns (B, n, bins, w) ->
     (B * n, C, bins, bins)."""
     total: Tensor | None = None
     for x, (rows, columns) in zip(levels, weights, strict=True):
@@ -132,8 +133,8 @@ def pool_by_matrices(levels: Sequence[Tensor], weights: Sequence[Sequence[Tensor
 
 
 def crop(masks: Array, boxes: Array, bins: int) -> Array:
-    """What of each mask (n, H, W) lies in its box, as RoIAlign of (bins, bins) with as many samples
-    as a bin has pixels, rounded up: (n, bins, bins) float32, the targets of a mask head."""
+    """The part of each mask (n, H, W) inside its box, by RoIAlign to (bins, bins) with as many
+    samples as a bin has pixels, rounded up: (n, bins, bins) float32, the mask head's targets."""
     return np.stack([_crop(*pair, bins) for pair in zip(masks, boxes, strict=True)])
 
 
@@ -147,10 +148,11 @@ def _crop(mask: Array, box: Array, bins: int) -> Array:
 
 
 def paste(mask: Array, box: Array, picture: Size) -> Array:
-    """A mask head's probabilities (M, M) in a picture: (H, W) float32, zero outside the box.
+    """Paste a mask head's probabilities (M, M) into a picture (H, W) float32, zero off the box.
 
-    As torchvision: a rim of one zero is added, the box grown alike, its corners truncated to whole
-    pixels, the mask resized (bilinear) to the pixels from corner to corner, both included.
+    As in torchvision, a rim of one zero is added and the box grown to match, its corners are
+    truncated to whole pixels, and the mask is resized bilinearly to the pixels from corner to
+    corner, both included.
     """
     side = len(mask)
     padded = np.pad(mask, 1)

@@ -31,7 +31,7 @@ AUXILIARY_STAGE = 2  # the third map, as mmsegmentation's `in_index`
 
 @dataclass(frozen=True)
 class AuxiliaryConfig:
-    """The `FCNHead` on the third stage, for training alone."""
+    """The `FCNHead` on the third stage, only for training."""
 
     channels: int = 256
     num_convs: int = 1
@@ -41,8 +41,8 @@ class AuxiliaryConfig:
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """A segmentation network. `head` is "upernet" or "semantic_fpn"; `channels` its width, and
-    `neck_channels` that of Semantic FPN's pyramid."""
+    """A segmentation network. `head` is "upernet" or "semantic_fpn", `channels` its width, and
+    `neck_channels` the width of Semantic FPN's pyramid."""
 
     head: str
     backbone: GroupMixFormerConfig
@@ -71,7 +71,7 @@ class DecodeHead(Module):
 
 
 class UPerHead(DecodeHead):
-    """Pyramid pooling on the last map, a pyramid of the four, all levels side by side:
+    """Pyramid pooling on the last map, a pyramid of all four, and the levels concatenated:
     four maps -> (B, classes, H/4, W/4)."""
 
     def __init__(self, rng: Rng, config: SegmentationConfig) -> None:
@@ -99,7 +99,7 @@ class UPerHead(DecodeHead):
         return self.classify(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """The map beside its averages over 1, 4, 9 and 36 bins: (B, D4, h, w) ->
+        """The map concatenated with its averages over 1, 4, 9 and 36 bins: (B, D4, h, w) ->
         (B, channels, h, w)."""
         parts = [x]
         for bins, layer in zip(self.pool_scales, self.psp_modules, strict=True):
@@ -108,14 +108,14 @@ class UPerHead(DecodeHead):
 
 
 class Upsample(Module):
-    """Bilinear, to twice the height and width."""
+    """Bilinear doubling of height and width."""
 
     def forward(self, x: Tensor) -> Tensor:
         return resize(x, (2 * int(x.shape[2]), 2 * int(x.shape[3]))).contiguous()
 
 
 class FPNHead(DecodeHead):
-    """Each level brought to the finest by convolutions and doublings, then summed:
+    """Brings each level to the finest size by convolutions and doublings, and sums them:
     four maps -> (B, classes, H/4, W/4)."""
 
     def __init__(self, rng: Rng, config: SegmentationConfig) -> None:
@@ -127,7 +127,7 @@ class FPNHead(DecodeHead):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         x, *coarser = (head(level) for head, level in zip(self.scale_heads, maps, strict=True))
-        for y in coarser:  # of odd sizes the doublings are a row or column too large
+        for y in coarser:  # for odd sizes the doublings are a row or column too large
             x = (x + resize(y, x.shape[2:])).contiguous()
         return self.classify(x)
 
@@ -164,7 +164,7 @@ class FCNHead(DecodeHead):
 
 
 class SegmentationNetwork(Module):
-    """Pictures (B, 3, H, W), normalised, at least 32x32 -> logits (B, classes, ceil(H/4),
+    """Pictures (B, 3, H, W), normalized, at least 32x32 -> logits (B, classes, ceil(H/4),
     ceil(W/4)). `seed` as in `GroupMixFormer`. The loss is `losses.segmentation_loss`."""
 
     def __init__(self, config: SegmentationConfig, seed: int | None = 0) -> None:
@@ -187,7 +187,7 @@ class SegmentationNetwork(Module):
         return self.decode_head(maps if self.neck is None else self.neck(maps))
 
     def auxiliary(self, maps: list[Tensor]) -> Tensor | None:
-        """Four maps -> the auxiliary head's logits at stride 16, if there is such a head."""
+        """Four maps -> the auxiliary head's logits at stride 16, if there is one."""
         return None if self.auxiliary_head is None else self.auxiliary_head(maps)
 
 

@@ -29,10 +29,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A picture's classes.
+    """The classes of a picture's pixels.
 
-    classes: (H, W) int32, of each pixel of the user's picture, from 0.
-    names: of the classes, in order; empty where the checkpoint says nothing of them.
+    classes: (H, W) int32, the class of each pixel of the original picture, from 0.
+    names: of the classes, in order; empty if the checkpoint does not name them.
     """
 
     classes: Array
@@ -42,11 +42,11 @@ class Segmentation:
 class Segmenter:
     """Runs a segmentation network on pictures: `Segmenter(model)(["street.jpg"])`.
 
-    Pictures are resized as mmsegmentation does it: the shorter side to `min_size` pixels, unless
-    the longer would exceed `max_size`; bilinear, sides rounded; then padded on the right and below
-    to multiples of 32. The logits are brought back to the picture's own size, and the best class
-    is taken there, the first of equals. There is one program for each padded size, compiled once
-    and kept. `device` as in `Predictor`.
+    Pictures are resized as in mmsegmentation: the shorter side to `min_size` pixels, unless the
+    longer would exceed `max_size`; bilinear, sides rounded; then padded on the right and below to
+    multiples of 32. The logits are resized to the original picture, where the best class is taken,
+    the first of equals. Each padded size has its own program, compiled once and kept. `device` is
+    as in `Predictor`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Segmenter:
         return [self._one(pixels) for pixels in each(pictures)]
 
     def run(self, x: Tensor | Array) -> Array:
-        """Normalised pictures (B, 3, H, W) as they are -> the class of each pixel (B, H, W) int32:
+        """Normalized pictures (B, 3, H, W), not resized -> the class of each pixel (B, H, W) int32:
         the best of the logits, resized bilinearly to the picture, the first of equals."""
         return self._run("classes", as_batch(x))
 
@@ -91,7 +91,7 @@ class Segmenter:
         return Segmentation(best_class(whole, picture), self.settings.classes)
 
     def size(self, picture: Size) -> Size:
-        """What a picture (H, W) is resized to."""
+        """The size that a picture (H, W) is resized to."""
         short, long = sorted(picture)
         scale = min(self.settings.min_size / short, self.settings.max_size / long)
         height, width = (max(int(side * scale + 0.5), 1) for side in picture)

@@ -1,7 +1,7 @@
 """The best k of many values, inside a program.
 
-Sorting thousands of anchors takes hundreds of kernels. Finding the k-th largest takes 32 counts,
-one for each bit of the number, and those that reach it are then found by counting too.
+Sorting thousands of anchors takes hundreds of kernels. Finding the k-th largest value takes 32
+counts, one for each bit, and the values that reach it are then located by counting, too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ SIGN = 1 << 31
 
 
 def best(values: Tensor, k: int) -> Tensor:
-    """Where the k largest of values (B, N) float32 stand, k < N: (B, k) int32, in no order of size.
+    """The places of the k largest of values (B, N) float32, k < N: (B, k) int32, not by size.
 
-    Of equal values the first are taken. The order is that of the places, but values equal to the
-    smallest taken come last.
+    Of equal values the first are taken. The places are in order, except that those of values equal
+    to the smallest one taken come last.
     """
     keys = ordered_bits(values)
     least = kth_largest(keys, k)
@@ -33,10 +33,10 @@ def ordered_bits(values: Tensor) -> Tensor:
 
 
 def kth_largest(keys: Tensor, k: int) -> Tensor:
-    """(B, N) uint32 -> (B, 1): the largest number that k of the keys reach."""
+    """(B, N) uint32 -> (B, 1): the largest number that at least k keys reach."""
     found = (keys[:, :1] * 0).contiguous()
     bit = (found + SIGN).contiguous()
-    for _ in range(32):  # every turn is the same two kernels
+    for _ in range(32):  # the same two kernels every time
         tried = found + bit
         enough = (keys >= tried).sum(1, keepdim=True) >= k
         found, bit = enough.where(tried, found).contiguous(), (bit >> 1).contiguous()
@@ -44,7 +44,7 @@ def kth_largest(keys: Tensor, k: int) -> Tensor:
 
 
 def first_set(flags: Tensor, k: int) -> Tensor:
-    """Where the first k set flags of each row of (B, N) stand: (B, k) int32, in order."""
+    """The places of the first k set flags in each row of (B, N): (B, k) int32, in order."""
     batch, n = map(int, flags.shape)
     blocks = -(-n // BLOCK)
     flags = flags.cast(dtypes.int32).pad((None, (0, blocks * BLOCK - n)))

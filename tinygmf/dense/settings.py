@@ -1,5 +1,5 @@
-"""What a dense checkpoint says beside its weights: sizes, anchors, thresholds, under the names that
-mmsegmentation 1.2 and torchvision 0.28 give them, with their defaults. None of it shapes a tensor.
+"""What a dense checkpoint holds besides weights: sizes, anchors and thresholds, under the names and
+with the defaults of mmsegmentation 1.2 and torchvision 0.28. None of it affects a tensor's shape.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, Self
 
 from tinygmf.config import Settings
 
-Anchors = tuple[Any, ...]  # one size a level, or a tuple of sizes a level
+Anchors = tuple[Any, ...]  # one size per level, or a tuple of sizes per level
 
 
 @dataclass(frozen=True)
 class DenseSettings(Settings):
-    """`min_size` and `max_size` in pixels: a picture's shorter side is brought to the one, unless
-    the longer would exceed the other."""
+    """`min_size` and `max_size` in pixels: a picture's shorter side is resized to `min_size`,
+    unless the longer one would then exceed `max_size`."""
 
     min_size: int = 800
     max_size: int = 1333
@@ -27,7 +27,7 @@ class DenseSettings(Settings):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The settings among a checkpoint's metadata; others are passed over.
+        """The settings in a checkpoint's metadata; other entries are ignored.
 
         Raises ValueError, in one line, for a value of the wrong kind.
         """
@@ -38,7 +38,7 @@ class DenseSettings(Settings):
         return cls(**common).changed(**own | {k: values[k] for k in own if k in values})
 
     def changed(self, **changes: Any) -> Self:
-        """The settings with other values; ValueError for a name or a kind that is not theirs."""
+        """The settings with other values; ValueError for an unknown name or a wrong kind."""
         named = {ALIASES.get((type(self).__name__, k), k): v for k, v in changes.items()}
         known = {f.name: f.default for f in fields(self)}
         for name, value in named.items():
@@ -49,7 +49,7 @@ class DenseSettings(Settings):
 
 
 def _like(default: Any, value: Any, name: str) -> Any:
-    """The value, if it is of the default's kind; lists become tuples."""
+    """The value, if it is of the same kind as the default; lists become tuples."""
     if isinstance(default, tuple) and isinstance(value, list | tuple) and value:
         if all(isinstance(v, list | tuple) for v in value) and name == "anchor_sizes":
             return tuple(_like((1.0,), v, name) for v in value)
@@ -60,7 +60,7 @@ def _like(default: Any, value: Any, name: str) -> Any:
     elif type(default) is int and type(value) is int and value > 0:
         return value
     elif default is None or default == ():
-        return value  # image_size and classes: seen to by `Settings`
+        return value  # image_size and classes, which `Settings` checks
     raise ValueError(f"settings: expected {name} as in {default!r}, found {value!r}")
 
 
@@ -70,7 +70,7 @@ def _is_positive(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class SegmentationSettings(DenseSettings):
-    """Of UPerNet and Semantic FPN; `pool_scales` and `dropout_ratio` are the configuration's."""
+    """UPerNet and Semantic FPN; `pool_scales` and `dropout_ratio` follow the configuration."""
 
     min_size: int = 512
     max_size: int = 2048
@@ -80,8 +80,8 @@ class SegmentationSettings(DenseSettings):
 
 @dataclass(frozen=True)
 class RetinaNetSettings(DenseSettings):
-    """torchvision's arguments of `RetinaNet`. `anchor_sizes` has one size for each of five levels,
-    in pixels, of which as many octave parts are made as the network has anchors for."""
+    """The arguments of torchvision's `RetinaNet`. `anchor_sizes` has one size in pixels for each of
+    five levels, subdivided into as many parts of an octave as the network has anchors for."""
 
     anchor_sizes: Anchors = (32, 64, 128, 256, 512)
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -95,8 +95,8 @@ class RetinaNetSettings(DenseSettings):
 
 @dataclass(frozen=True)
 class MaskRCNNSettings(DenseSettings):
-    """torchvision's arguments of `MaskRCNN`. `score_thresh`, `nms_thresh` and `detections_per_img`
-    are taken for those that begin with `box_`."""
+    """The arguments of torchvision's `MaskRCNN`. `score_thresh`, `nms_thresh` and
+    `detections_per_img` stand for those that start with `box_`."""
 
     anchor_sizes: Anchors = (32, 64, 128, 256, 512)
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -129,10 +129,10 @@ ALIASES = {
 def sizes_of_levels(
     settings: RetinaNetSettings | MaskRCNNSettings, num_anchors: int, levels: int = 5
 ) -> list[tuple[float, ...]]:
-    """The anchors' sizes of each level, such that with the aspect ratios they are `num_anchors`.
+    """The anchor sizes of each level: times the number of aspect ratios, `num_anchors` in all.
 
-    One size a level stands for itself times 2^(i/n), i < n, truncated to whole pixels, as
-    torchvision's default. Raises ValueError where the numbers do not meet.
+    A single size per level stands for itself times 2^(i/n), i < n, truncated to whole pixels, as in
+    torchvision's default. Raises ValueError if the numbers do not match.
     """
     sizes, ratios = settings.anchor_sizes, len(settings.aspect_ratios)
     n = num_anchors // ratios
@@ -140,7 +140,7 @@ def sizes_of_levels(
         sizes = tuple((s, *(int(s * 2 ** (i / n)) for i in range(1, n))) for s in sizes)
     if len(sizes) != levels or any(len(own) * ratios != num_anchors for own in sizes):
         raise ValueError(
-            f"anchors: expected {num_anchors} a place on {levels} levels, which the network has; "
+            f"anchors: expected {num_anchors} per place on {levels} levels, as the network has; "
             f"found anchor_sizes {settings.anchor_sizes} and aspect_ratios "
             f"{settings.aspect_ratios}; give others"
         )

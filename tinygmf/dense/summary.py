@@ -23,7 +23,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Part(NamedTuple):
-    """A part behind the backbone. `flops` are of one picture, or of each of `boxes`."""
+    """A part behind the backbone. `flops` are for one picture, or for each of `boxes`."""
 
     name: str
     parameters: int
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 def summarize_heads(model: Any, image_size: tuple[int, int]) -> list[Part]:
-    """The parts of a dense network at a picture's size (H, W); nothing is computed."""
+    """The parts of a dense network for a picture size (H, W); nothing is computed."""
     sizes = zip(model.config.backbone.embedding_dims, grids_of(image_size, 0, 4), strict=True)
     maps = [Tensor.empty(1, dim, *grid) for dim, grid in sizes]
     if isinstance(model, SegmentationNetwork):
@@ -49,7 +49,7 @@ def summarize_heads(model: Any, image_size: tuple[int, int]) -> list[Part]:
 
 
 def roi_parts(model: MaskRCNN) -> list[Part]:
-    """The heads that look at boxes, each as many times as the settings allow."""
+    """The heads that run on boxes, on as many as the settings allow."""
     heads, config, settings = model.roi_heads, model.config, model.settings
     boxes = Tensor.empty(1, config.channels, config.box_bins, config.box_bins)
     masks = Tensor.empty(1, config.channels, MASK_BINS, MASK_BINS)

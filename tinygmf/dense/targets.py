@@ -1,7 +1,7 @@
-"""What a detector should have said, in NumPy: anchors and proposals matched with objects.
+"""The targets of a detector, in NumPy: anchors and proposals matched with objects.
 
-As torchvision 0.28 does it for RetinaNet and Mask R-CNN. Everything has a fixed size, so that one
-program trains on any picture: what does not count has weight zero.
+The rules are torchvision 0.28's for RetinaNet and Mask R-CNN. Everything has a fixed size, so that
+one program trains on any picture: what does not count has weight zero.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Objects:
 
 
 class Sampling(NamedTuple):
-    """How many anchors or proposals of a picture count, and which part of them at most may hold an
-    object; chosen by `rng`."""
+    """How many anchors or proposals of a picture to sample, and the largest share of them that may
+    hold an object; `rng` chooses."""
 
     batch_size_per_image: int
     positive_fraction: float
     rng: np.random.Generator
 
     def choose(self, labels: Array) -> Array:
-        """(n,) labels, -1 ignored, 0 background, above an object -> (n,) bool."""
+        """(n,) labels, -1 ignored, 0 background, above 0 objects -> (n,) bool."""
         positive, negative = np.flatnonzero(labels >= 1), np.flatnonzero(labels == 0)
         most = int(self.batch_size_per_image * self.positive_fraction)
         positive = self.rng.permutation(positive)[:most]
@@ -51,7 +51,7 @@ class Sampling(NamedTuple):
 def torchvision_sampling(
     settings: MaskRCNNSettings, rng: np.random.Generator
 ) -> tuple[Sampling, Sampling]:
-    """How torchvision chooses among anchors, and among proposals."""
+    """Torchvision's sampling of anchors and of proposals."""
     return (
         Sampling(settings.rpn_batch_size_per_image, settings.rpn_positive_fraction, rng),
         Sampling(settings.box_batch_size_per_image, settings.box_positive_fraction, rng),
@@ -59,13 +59,13 @@ def torchvision_sampling(
 
 
 def counted(labels: Array, sampling: Sampling | None) -> Array:
-    """Which count: the sampled, or without sampling all that are not ignored."""
+    """Which ones count: the sampled ones, or without sampling all that are not ignored."""
     return labels >= 0 if sampling is None else sampling.choose(labels)
 
 
 class AnchorTargets(NamedTuple):
-    """For a batch's anchors: `classes` (B, A) int32, an object's label or BACKGROUND or BETWEEN;
-    `deltas` (B, A, 4), zero where there is no object."""
+    """For a batch's anchors: `classes` (B, A) int32, an object's label, BACKGROUND or BETWEEN;
+    `deltas` (B, A, 4), zero if there is no object."""
 
     classes: Array
     deltas: Array
@@ -74,8 +74,8 @@ class AnchorTargets(NamedTuple):
 def anchor_targets(
     anchors: Array, pictures: Sequence[Objects], fg_iou_thresh: float, bg_iou_thresh: float
 ) -> AnchorTargets:
-    """Anchors (A, 4) matched with the objects of each picture; each object's best anchors are
-    always its own."""
+    """Match anchors (A, 4) with the objects of each picture; an object always gets its best
+    anchors."""
     classes, deltas = [], []
     for objects in pictures:
         matches = match(objects.boxes, anchors, fg_iou_thresh, bg_iou_thresh, keep_best=True)
@@ -89,8 +89,8 @@ def anchor_targets(
 
 
 class RPNTargets(NamedTuple):
-    """For a batch's anchors: `objects` (B, A) 1 where there is one, `counted` (B, A) 1 where the
-    anchor counts, `deltas` (B, A, 4)."""
+    """For a batch's anchors: `objects` (B, A), 1 if there is one; `counted` (B, A), 1 if the anchor
+    counts; `deltas` (B, A, 4)."""
 
     objects: Array
     counted: Array
@@ -112,9 +112,9 @@ def rpn_targets(
 
 
 class RoITargets(NamedTuple):
-    """For R proposals of each picture, and of M among them that hold objects: `boxes` (B, R, 4),
-    `labels` (B, R) int32, -1 where a place is free, `deltas` (B, R, 4); `mask_boxes` (B, M, 4),
-    `mask_labels` (B, M), -1 where free, `masks` (B, M, side, side)."""
+    """For R proposals of each picture, and M of them that hold objects: `boxes` (B, R, 4), `labels`
+    (B, R) int32, -1 for unused places, `deltas` (B, R, 4); `mask_boxes` (B, M, 4), `mask_labels`
+    (B, M), -1 for unused places, `masks` (B, M, side, side)."""
 
     boxes: Array
     labels: Array
@@ -135,8 +135,8 @@ def roi_targets(
     sampling: Sampling | None = None,
     mask_side: int = 28,
 ) -> RoITargets:
-    """The objects' own boxes join the proposals. `places` and `mask_places` are R and M; what does
-    not fit is left out."""
+    """Sample from the proposals and the objects' own boxes. `places` and `mask_places` are R and M;
+    what does not fit is left out."""
     found = []
     for own, objects in zip(proposals, pictures, strict=True):
         boxes = np.concatenate([own, objects.boxes]).astype(np.float32)
@@ -160,7 +160,7 @@ def roi_targets(
 
 
 def _fill(array: Array, places: int) -> Array:
-    """Free places at the end: labels (integers) of -1, zeros elsewhere."""
+    """Pad with unused places at the end: -1 in labels (integers), zeros elsewhere."""
     value = -1 if array.dtype.kind == "i" else 0
     rims = [(0, places - len(array)), *[(0, 0)] * (array.ndim - 1)]
     return np.pad(array, rims, constant_values=value)

@@ -1,6 +1,6 @@
 """Finding the compiler of tinygrad's CPU device.
 
-It runs clang for every kernel and finds it through the variable CC (one word, `clang` when unset).
+The device runs clang for every kernel, as named by the variable CC (one word, `clang` if unset).
 """
 
 import atexit
@@ -27,8 +27,8 @@ def prepare_compiler() -> None:
     """Let tinygrad's CPU device find a clang before its first kernel; costs about a millisecond.
 
     The first that exists is used: the clang that CC names, `clang` on PATH, or the clang inside zig
-    (the ziglang package, or `zig` on PATH) by way of a wrapper script. A CC that names another
-    compiler, gcc say, is replaced for this process: tinygrad passes options that only clang knows.
+    (the ziglang package, or `zig` on PATH) through a wrapper script. If CC names another compiler,
+    such as gcc, it is replaced for this process: tinygrad passes options that only clang knows.
     """
     if compiler() is not None:
         return
@@ -37,24 +37,24 @@ def prepare_compiler() -> None:
         found = found or zig_wrapper()
     if found is not None:
         os.environ["CC"] = found
-        if "tinygrad.helpers" in sys.modules:  # tinygrad remembers each variable that it has read
+        if "tinygrad.helpers" in sys.modules:  # tinygrad caches each variable once it has read it
             sys.modules["tinygrad.helpers"].getenv.cache_clear()
 
 
 def compiler() -> str | None:
-    """Return the clang that tinygrad's CPU device will run, as CC names it; None without one."""
+    """Return the clang that tinygrad's CPU device will run, as in CC; None without one."""
     name = os.environ.get("CC", "clang")
     return name if "clang" in Path(name).name and shutil.which(name) else None
 
 
 def use_wide_vectors(device: Any) -> None:
-    """Has an opened CPU device compile for vectors of 512 bits where the processor has them.
+    """Make an opened CPU device compile for 512-bit vectors if the processor has them.
 
-    By itself clang takes 256 for Intel's processors, the first of which slowed down with more; a
-    product is half as fast again with 512.
+    By default clang uses 256 bits on Intel's processors, because the first ones with 512 slowed
+    down; products run half as fast again with 512.
     """
     if device.arch == "x86_64,native" and "avx512f" in processor_flags():
-        device.arch += ",prefer-vector-width=512"  # tinygrad makes an option of it: -m…
+        device.arch += ",prefer-vector-width=512"  # which tinygrad turns into an option, -m…
 
 
 def zig_wrapper() -> str | None:
@@ -67,7 +67,7 @@ def zig_wrapper() -> str | None:
     text, ending = f'#!/bin/sh\nexec {shlex.quote(zig)} clang "$@"\n', ""
     if sys.platform == "win32":
         text, ending = f'@"{zig}" clang %*\n', ".cmd"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # each environment has its own script
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # a script for each environment
     script = _script_folder() / f"{WRAPPER}-{digest}{ending}"
     if not script.is_file() or script.read_text() != text:
         with replacing_itself(script, mode=0o700) as file:
@@ -76,7 +76,7 @@ def zig_wrapper() -> str | None:
 
 
 def _script_folder() -> Path:
-    """The cache folder, or where there can be none a private one until this process ends."""
+    """The cache folder, or if it cannot be used a private one until this process ends."""
     try:
         return cache_directory()
     except CacheError:

@@ -47,9 +47,9 @@ class DeviceError(RuntimeError):
 def open_device(name: str | None = None) -> str:
     """Open a device and return tinygrad's name for it: "CUDA", or "CPU:1" for the second one.
 
-    `name` is read without regard to case. Without it, `DEV` decides if it is set; otherwise the
-    first GPU that opens, in tinygrad's order, else the CPU. OpenCL on a CPU is left to those who
-    ask for it: its kernels take longer to compile. Raises DeviceError: one line, with what works.
+    `name` is not case-sensitive. Without it, `DEV` decides, if set; otherwise the first GPU that
+    opens, in tinygrad's order, or else the CPU. OpenCL on a CPU is only used on request, because
+    its kernels take longer to compile. Raises DeviceError: one line, with what works.
     """
     from tinygrad.helpers import DEV
 
@@ -67,22 +67,22 @@ def open_device(name: str | None = None) -> str:
 
 
 def _others_that_work() -> list[str]:
-    """Those that open within PROBE_SECONDS, in a process of its own: a driver that hangs must not
-    keep the message from the user."""
+    """The devices that open within PROBE_SECONDS, tried in another process: a hanging driver must
+    not keep the message from the user."""
     try:
         done = subprocess.run(
             **probe_command("--works"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         return done.stdout.split()
     except subprocess.TimeoutExpired as late:
-        return (late.stdout or b"").decode().split()  # bytes, whatever was asked for
+        return (late.stdout or b"").decode().split()  # bytes, even though text was requested
 
 
 def set_default_device(name: str) -> None:
-    """Make an opened device the one for tensors made without a device, in this process."""
+    """Make an opened device the default for tensors in this process."""
     from tinygrad.helpers import DEV
 
-    # As text, "CPU:1" would name a renderer called 1; the device of a Target may carry a number.
+    # As text, "CPU:1" would name a renderer called 1; in a Target the device may carry a number.
     chosen = replace(DEV.target(name.split(":")[0]), device=name)
     DEV.value = [chosen, *(target for target in DEV.value if target.device != name)]
 
@@ -113,7 +113,7 @@ def open_named(name: str) -> str:
 
 
 def working_devices() -> Iterator[str]:
-    """Yield the devices that open here, the one to choose first; OpenCL on a CPU comes last."""
+    """Yield the devices that open here, the preferred one first; OpenCL on a CPU comes last."""
     later = []
     for name in NEEDS:
         try:
@@ -183,10 +183,10 @@ def _hardware_name(family: str, device: Any) -> str | None:
 
 
 def probe_command(argument: str) -> dict[str, Any]:
-    """`probe.py` as a program, for `subprocess.run`."""
+    """The arguments of `subprocess.run` that run `probe.py` as a program."""
     path = os.pathsep.join(filter(None, sys.path))
     return {
-        "args": [sys.executable, "-P", str(PROBE), argument],  # -P: no module here is in the way
+        "args": [sys.executable, "-P", str(PROBE), argument],  # -P: no module here gets in the way
         "env": os.environ | {"PYTHONPATH": path, "CACHELEVEL": "0"},  # 0: compile the kernel anew
         "text": True,
         "timeout": PROBE_SECONDS,

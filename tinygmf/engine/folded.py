@@ -1,21 +1,21 @@
 """GroupMixFormer folded for inference: the function of `model.py` in fewer, plainer steps.
 
-Folding goes from the arrays of a state dict straight to those that the steps use, in NumPy and in
+Folding turns the arrays of a state dict directly into those that the steps use, in NumPy and in
 float64, when a `FoldedGroupMixFormer` is built:
 
-* a BatchNorm after a convolution scales its outputs and shifts them: both go into its weights. The
-  last one comes before an average and a product, and goes into the product;
-* a LayerNorm's weight and bias go into the product that follows it;
+* a BatchNorm after a convolution scales and shifts its outputs: both go into the convolution's
+  weights. The last one is followed by an average and a product, and goes into the product;
+* a LayerNorm's weight and bias go into the product after it;
 * `x + depthwise(x)` is one depthwise convolution with 1 added in the middle of each kernel;
-* the aggregator's depthwise convolutions are one: a 3x3 or 5x5 kernel is a 7x7 kernel with a rim of
-  zeros, and for segment 0, the tokens themselves, it is 1 in the middle. Its pointwise convolutions
-  are one matrix of four blocks. The three kernels of `crpe` are one in the same way;
-* the heads' small products are blocks of one product, and a mask, which also holds the attention's
-  scale, clears what lies between the blocks.
+* the aggregator's depthwise convolutions become one: a 3x3 or 5x5 kernel is a 7x7 kernel with a
+  rim of zeros, and for segment 0, the tokens themselves, it is 1 in the middle. Its pointwise
+  convolutions become one matrix of four blocks, and the three kernels of `crpe` one kernel;
+* the heads' small products become blocks of one product, and a mask, which also holds the
+  attention's scale, clears everything outside the blocks.
 
-These zeros make few large operations, which suits a GPU; the loop nests of the CPU pass over them.
+The added zeros allow a few large operations, which suits a GPU; the CPU's loop nests skip them.
 
-Maps have their channels last, (B, H, W, D), so a row of a product is a token and nothing is
+Maps have their channels last, (B, H, W, D), so each row of a product is a token and nothing is
 transposed; every operation writes its result to memory, so nothing is computed twice.
 """
 
@@ -41,12 +41,12 @@ from tinygmf.model import check_pictures
 from tinygmf.tensors import on_cpu, tensor_from_numpy
 
 WINDOW = 7  # the largest kernel of the aggregator and of crpe
-VECTOR = 16  # channels, below which parts are not computed one by one
+VECTOR = 16  # channels; narrower parts are not computed one by one
 Array = np.ndarray
 
 
 class BlockWeights(NamedTuple):
-    """The folded weights of one block, in the order in which they are used.
+    """The folded weights of one block, in order of use.
 
     Products are (1, 1, in, out), depthwise kernels (k, k, channels), all others one-dimensional.
     """
@@ -63,7 +63,7 @@ class BlockWeights(NamedTuple):
     fifth_bias: Any
     crpe: Any
     crpe_bias: Any
-    proj_fifth: Any  # D/5 -> D, the rows of `proj` that the non-attention branch meets
+    proj_fifth: Any  # D/5 -> D, the rows of `proj` for the non-attention branch
     proj_bias: Any
     proj_heads: Any  # 4D/5 -> D
     fc1: Any
@@ -75,11 +75,11 @@ class BlockWeights(NamedTuple):
 class FoldedGroupMixFormer:
     """A `GroupMixFormer` for inference: pictures (B, 3, H, W), at least 32x32 -> logits.
 
-    `arrays` is the state dict of a network of this configuration. `dtype` (float32, float16 or
-    bfloat16) is that of the products' operands; sums, norms, softmax and the tokens between blocks
-    stay float32. On the CPU their matrices lie in `panels`, unless `plain` weights are wanted.
-    `forward(x, weights)` depends on nothing but its arguments and the configuration, so a captured
-    program can be kept without weights and run with others. Raises ValueError for an ablation.
+    `arrays` is the state dict of a network of this configuration. The operands of products have
+    `dtype` (float32, float16 or bfloat16); sums, norms, softmax and the tokens between blocks stay
+    float32. On the CPU the products' matrices are stored in `panels`, unless `plain` is set.
+    `forward(x, weights)` depends only on its arguments and the configuration, so a captured program
+    can be kept without weights and run with others. Raises ValueError for an ablation.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FoldedGroupMixFormer:
 
     def forward(self, x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
         """Pictures, and `self.weights` or others of their shapes -> the four maps (B, h, w, D_i),
-        which cost nothing as they are there anyway, and the logits or pooled features."""
+        which are there anyway and cost nothing, and the logits or pooled features."""
         check_pictures(x, self.config.in_chans)
         remaining = iter(weights)
         maps = list(stages(x, remaining, self.config.serial_depths, self.dtype))  # (B, h, w, D_i)
@@ -116,8 +116,8 @@ class FoldedGroupMixFormer:
 def stages(
     x: Tensor, weights: Iterator[Tensor], depths: Sequence[int], dtype: DType
 ) -> Iterator[Tensor]:
-    """Pictures (B, 3, H, W) -> the four maps (B, h, w, D_i), each after its stage of as many blocks
-    as `depths` says; `weights` as `fold_stages` gives them."""
+    """Pictures (B, 3, H, W) -> the four maps (B, h, w, D_i), one after each stage of `depths[i]`
+    blocks; `weights` as from `fold_stages`."""
     x = x.permute(0, 2, 3, 1).cast(dtype).contiguous()  # (B, H, W, 3)
     for _ in range(2):  # (B, H/2, W/2, D1/2), then (B, H/4, W/4, D1)
         kernel, bias = islice(weights, 2)
@@ -128,8 +128,8 @@ def stages(
         x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
         for _ in range(depth):
             x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)
-            if on_cpu(x.device):  # which is always there: an export may be for a device that is not
-                x.realize()  # one by one: tinygrad schedules blocks that are alike once
+            if on_cpu(x.device):  # always there, while an export may be for a device that is not
+                x.realize()  # one by one, so that tinygrad schedules identical blocks once
         yield x
 
 
@@ -154,7 +154,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Tokens (B, 1, N, D) -> the heads (B, 1, N, 4D/5) and the non-attention branch (…, D/5)."""
     batch, _, n, dim = y.shape
-    segment, most = dim // 5, 4 * dim // 5  # the latter: the four segments with attention
+    segment, most = dim // 5, 4 * dim // 5  # most: the four segments with attention
     qkv = dense(y, w.qkv, w.qkv_bias).reshape(batch, *size, 3 * dim)
     qkv = depthwise(pad(qkv, WINDOW // 2), w.windows, runs=segment_runs(segment), parts=3)
     qkv = qkv.reshape(batch, 1, 3 * n, dim)
@@ -175,9 +175,9 @@ def attention(
 
 
 def blocks_of(count: int, channels: int) -> int:
-    """Into how many blocks of its diagonal a product is cut, of `count` parts of so many channels.
+    """The number of diagonal blocks in a product of `count` parts of so many channels each.
 
-    Parts that do not fill a vector lie together in a block: zeros cost less than short vectors.
+    Parts that do not fill a vector share a block: zeros cost less than short vectors.
     """
     together = next(n for n in (1, 2, 4, 8) if n * channels >= VECTOR or n == count)
     return count // together
@@ -191,7 +191,7 @@ def segment_runs(segment: int) -> tuple[Run, ...]:
 
 
 def head_runs(head_dim: int) -> tuple[Run, ...]:
-    """The same of `crpe`, by heads."""
+    """The same for `crpe`, by heads."""
     if head_dim < VECTOR:
         return ()
     firsts = accumulate((heads for _, heads in ConvRelPosEnc.KERNELS), initial=0)
@@ -202,12 +202,12 @@ def head_runs(head_dim: int) -> tuple[Run, ...]:
 
 
 def products_of(weight: Tensor) -> DType:
-    """The dtype of the products that a weight is for."""
+    """The dtype of the products that use a weight."""
     return dtypes.bfloat16 if pairs.is_packed(weight) else weight.dtype
 
 
 def place(array: Array, dtype: DType, device: str | None, plain: bool = False) -> Tensor:
-    """A weight on the device: the matrices of products in `dtype`, all else in float32."""
+    """A weight on the device: matrices of products in `dtype`, everything else in float32."""
     array, name = np.ascontiguousarray(array, dtype=np.float32), Device.canonicalize(device)
     if array.ndim < 4:
         return tensor_from_numpy(array, device)
@@ -223,11 +223,11 @@ def place(array: Array, dtype: DType, device: str | None, plain: bool = False) -
     return Tensor(UOp.from_buffer(buffer).reshape(array.shape))
 
 
-# Folding: every function gives arrays in the order in which `forward` uses them
+# Folding: every function returns arrays in the order in which `forward` uses them
 
 
 class Part:
-    """The entries of a state dict below a name, in float64."""
+    """The entries of a state dict under a prefix, in float64."""
 
     def __init__(self, arrays: Mapping[str, Array], name: str = "") -> None:
         self.arrays, self.name = arrays, name
@@ -246,7 +246,7 @@ def fold(config: GroupMixFormerConfig, arrays: Mapping[str, Array]) -> Iterator[
 
 
 def fold_stages(config: GroupMixFormerConfig, network: Part) -> Iterator[Array]:
-    """What `stages` needs."""
+    """The weights that `stages` needs."""
     config.require_published_form("folding")
     for i in (1, 2):
         conv, norm = network.below(f"conv_stem.proj{i}"), network.below(f"conv_stem.norm{i}")
@@ -263,7 +263,7 @@ def fold_stages(config: GroupMixFormerConfig, network: Part) -> Iterator[Array]:
 
 
 def fold_head(network: Part, num_classes: int) -> tuple[Array, Array]:
-    """The product after the average; without a head it is the BatchNorm's scale alone."""
+    """The product after the average; without a head, only the BatchNorm's scale and shift."""
     scale, shift = scale_and_shift(network.below("norm4"))
     weight, bias = np.eye(len(scale)), np.zeros(len(scale))
     if num_classes:
@@ -290,7 +290,7 @@ def fold_block(block: Part) -> BlockWeights:
 
 
 def fold_linear(linear: Part, norm: Part | None = None) -> tuple[Array, Array]:
-    """The matrix (1, 1, in, out) and bias of a product, with those of a LayerNorm before it."""
+    """A product's matrix (1, 1, in, out) and bias, including the LayerNorm before it."""
     weight, bias = linear["weight"].T, linear["bias"]
     if norm is not None:
         weight, bias = norm["weight"][:, None] * weight, bias + norm["bias"] @ weight
@@ -326,20 +326,20 @@ def fold_crpe(crpe: Part) -> tuple[Array, Array]:
 
 
 def head_mask(dim: int) -> Array:
-    """(4D/5, 4D/5): the attention's scale where both channels are of one head, else 0."""
+    """(4D/5, 4D/5): the attention's scale where both channels belong to one head, else 0."""
     head_dim = dim // 10
     return np.kron(np.eye(NUM_HEADS), np.full((head_dim, head_dim), attention_scale(dim)))
 
 
 def scale_and_shift(norm: Part) -> tuple[Array, Array]:
-    """What a BatchNorm in inference multiplies by and adds."""
+    """The factor and the summand of a BatchNorm in inference."""
     scale = norm["weight"] / np.sqrt(norm["running_var"] + BatchNorm.EPS)
     return scale, norm["bias"] - scale * norm["running_mean"]
 
 
 def kernels(conv: Part, whole: bool = False) -> Array:
-    """(out, in, kh, kw) -> (kh, kw, in, out); of a depthwise convolution (kh, kw, channels), unless
-    it is a `whole` one, of grey pictures."""
+    """(out, in, kh, kw) -> (kh, kw, in, out); for depthwise kernels (kh, kw, channels), unless the
+    kernel is `whole`: an ordinary one with a single input channel, for grey pictures."""
     array = conv["weight"].transpose(2, 3, 1, 0)
     return array if whole or array.shape[2] > 1 else array[:, :, 0]
 

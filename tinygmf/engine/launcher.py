@@ -1,6 +1,6 @@
 """Running a captured program with as little Python as possible.
 
-tinygrad looks up every kernel and every argument at every run; a network has hundreds of each.
+tinygrad looks up every kernel and every argument in every run; a network has hundreds of each.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from tinygmf.tensors import on_cpu
 
 
 class Launcher:
-    """A captured program (`TinyJit`) with its arguments fixed, for running it again and again.
+    """A captured program (`TinyJit`) bound to its arguments, to be run again and again.
 
-    tinygrad spends some 30 microseconds on each kernel and 40 on each argument of every run: on the
-    CPU as long as the kernels themselves. Here the arguments are looked up once, and on the CPU
-    device a run is one native call that uses all cores: `runner`. The result is always the same
-    tensor, overwritten by the next run; new input is written into the memory of the first argument.
+    In every run tinygrad spends some 30 microseconds on each kernel and 40 on each argument: on the
+    CPU as long as the kernels take. Here the arguments are looked up once, and on the CPU device a
+    run is one native call that uses all cores: `runner`. The result is always the same tensor,
+    overwritten by the next run; new input is written into the memory of the first argument.
     """
 
     def __init__(self, program: Any, *arguments: Tensor | list[Tensor]) -> None:
         self.captured = program.captured
-        tensors = [one for one in arguments if isinstance(one, Tensor)]  # tinygrad numbers them so
+        tensors = [one for one in arguments if isinstance(one, Tensor)]  # as tinygrad numbers them
         tensors += [one for many in arguments if isinstance(many, list) for one in many]
         self.inputs = [tensor.uop.base for tensor in tensors]
-        self.buffers: dict[UOp, Buffer] = {}  # held, as the calls know nothing but addresses
+        self.buffers: dict[UOp, Buffer] = {}  # keeps them alive, as the calls hold only addresses
         calls = self.captured.linear.src
         self.native = all(call.src[0].op is Ops.PROGRAM and _on_cpu(call) for call in calls)
         self.kernels = [self._prepare(call) for call in calls] if self.native else []
@@ -43,7 +43,7 @@ class Launcher:
         return self.captured.ret
 
     def _prepare(self, call: UOp) -> Kernel:
-        """What tinygrad's `exec_kernel` and the CPU device's `Program` do on every call."""
+        """What tinygrad's `exec_kernel` and the CPU device's `Program` do in every call."""
         program, resolved = call.src[0], resolve_params(call, tuple(self.inputs))
         buffers = [self._buffer(resolved[i]) for i in program.arg.globals]
         runtime = get_runtime(buffers[0].device, program)

@@ -1,8 +1,8 @@
 """The inference engine: pictures in, logits out.
 
 The network is folded, compiled once for its picture size, batch size and device, and kept on disk;
-pictures are decoded by threads ahead of the device. A batch of any length runs through programs of
-one fixed size, the last one padded.
+threads decode pictures ahead of the device. Any number of pictures runs through a program of fixed
+batch size; the last batch is padded.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ Result = TypeVar("Result")
 class Predictor:
     """Runs a network on pictures: `Predictor(model)(["cat.jpg"])` -> logits.
 
-    `model` is a `GroupMixFormer`, a file of one, or what `load_weights` read of one: of the last
-    two no module is built.
-    `image_size` is the side of the square, in pixels, that pictures are resized and cropped to, by
-    default the one that the network's file names, else 224;
-    `batch_size` the number of pictures in one run; `dtype` that of the products ("float32",
-    "float16" or "bfloat16": sums and norms stay float32); `device` a tinygrad device, by default
-    the best that opens. The first call compiles, unless an earlier process did. Raises ValueError
-    for a size or dtype that cannot be, DeviceError for a device that does not open.
+    `model` is a `GroupMixFormer`, the file of one, or what `load_weights` read from it; for the
+    last two no module is built. `image_size` is the side in pixels of the square that pictures are
+    resized and cropped to, by default the one that the network's file names, else 224. `batch_size`
+    is the number of pictures in one run, `dtype` the type of the products ("float32", "float16" or
+    "bfloat16"; sums and norms stay float32), `device` a tinygrad device, by default the best that
+    opens. The first call compiles, unless an earlier process did. Raises ValueError for an
+    impossible size or dtype, DeviceError for a device that does not open.
     """
 
     def __init__(
@@ -77,9 +76,9 @@ class Predictor:
         self.use_weights(model)
 
     def use_weights(self, model: GroupMixFormer | NetworkWeights) -> None:
-        """Takes the weights of a network of the same configuration; the program stays.
+        """Use the weights of a network with the same configuration; the program stays.
 
-        A later change of the model does not reach the predictor until this is called again.
+        Later changes to the model do not affect the predictor until this is called again.
         """
         if replace(model.config, drop_path_rate=0) != replace(self.config, drop_path_rate=0):
             raise ValueError(f"model: expected {self.config}, found {model.config}")
@@ -94,10 +93,9 @@ class Predictor:
     def __call__(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Pictures -> logits (N, num_classes), float32.
 
-        A picture is a file's name, a Pillow image or an array of pixels (`pixels.array_to_rgb`
-        says which), all treated alike; or floats (3, size, size) of the network's own size, which
-        have been normalised already. Raises ImageError for what cannot be read, ValueError where
-        the answers are not finite.
+        A picture is a file name, a Pillow image or an array of pixels (see `pixels.array_to_rgb`),
+        all treated alike; or floats (3, size, size) of the network's own size, already normalized.
+        Raises ImageError for an unreadable picture, ValueError if the answers are not finite.
         """
         if isinstance(pictures, np.ndarray):
             pictures = list(pictures if pictures.ndim == 4 else pictures[None])
@@ -109,7 +107,7 @@ class Predictor:
         return np.concatenate([np.empty((0, width), np.float32), *batches])
 
     def top(self, picture: Picture, count: int = 5) -> list[tuple[str, float]]:
-        """The likeliest classes of one picture with their probabilities, the likeliest first.
+        """The likeliest classes of one picture with their probabilities, likeliest first.
 
         Names are those in the network's file, else ImageNet's for 1,000 classes, else numbers.
         """
@@ -120,25 +118,25 @@ class Predictor:
         return [(names[i], float(row[i])) for i in ranking(row[None])[0][:count]]
 
     def read(self, picture: Picture) -> np.ndarray:
-        """One picture -> (3, size, size) float32, resized, cropped and normalised as published."""
+        """One picture -> (3, size, size) float32, resized, cropped and normalized as published."""
         own = self._shape[1:]
         if isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and picture.shape == own:
             return picture.astype(np.float32, copy=False)
         return preprocess(picture, self.image_size, self.settings, self.config.in_chans)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Normalised pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
+        """Normalized pictures (n, 3, size, size), n <= batch_size -> logits (n, num_classes)."""
         [logits] = self._run(batch, slice(-1, None))
         return logits
 
     def outputs(self, batch: np.ndarray) -> list[np.ndarray]:
-        """As `run`, of the same program -> four maps (n, D_i, ceil(size/s), ceil(size/s)), strides
-        s = 4, 8, 16, 32, and the logits."""
+        """As `run`, by the same program -> four maps (n, D_i, ceil(size/s), ceil(size/s)) for the
+        strides s = 4, 8, 16, 32, and the logits."""
         *maps, logits = self._run(batch, slice(None))
         return [*(one.transpose(0, 3, 1, 2) for one in maps), logits]
 
     def _run(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
-        """Those of the program's results that are wanted, for so many pictures as there are."""
+        """The wanted results of the program, for as many pictures as there are."""
         if batch.shape[1:] != self._shape[1:] or not 0 < len(batch) <= self.batch_size:
             raise ValueError(f"pictures: expected 1 up to {self._shape}, found {batch.shape}")
         with self._lock:
@@ -147,12 +145,12 @@ class Predictor:
             narrow = "; try float32" if self.dtype != "float32" else ""
             raise ValueError(
                 "the network's answers: expected finite numbers, found others: its weights or the "
-                f"pictures hold such, or numbers too large for {self.dtype}{narrow}"
+                f"pictures are not finite, or have numbers too large for {self.dtype}{narrow}"
             )
         return answers
 
     def _launch(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
-        """Each wanted result, of a batch that is filled up with zeros."""
+        """Each wanted result for a batch that is padded with zeros."""
         if self._program is None:
             self._use(
                 program_cache.load_or_compile(
@@ -174,7 +172,7 @@ class Predictor:
         return self.batch_size, channels, size, size
 
     def arguments(self) -> tuple[Tensor, list[Tensor]]:
-        """Of the program: memory for its input, and the weights."""
+        """The program's arguments: memory for its input, and the weights."""
         zeros = np.zeros(self._shape, np.float32)
         return tensor_from_numpy(zeros, self.device), self.network.weights
 
@@ -185,17 +183,17 @@ class Predictor:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the program depends on, beside the device and the versions."""
+        """What the program depends on, besides the device and the versions."""
         return program_cache.program_key(self.config, self._shape, self.dtype)
 
     def tune(self, beam: int = 2) -> tuple[float, float]:
-        """Searches for faster kernels and keeps the program if it is faster than the present one.
+        """Search for faster kernels and keep the program if it is faster than the current one.
 
-        `beam` is how many candidates of each kernel are followed: 2 takes minutes, 4 longer.
+        `beam` is the number of candidates to follow for each kernel: 2 takes minutes, 4 longer.
         Returns the seconds of one run before and after.
         """
         before, old = self._seconds(), self._program
-        assert old is not None  # _seconds has compiled or loaded it
+        assert old is not None  # `_seconds` has compiled or loaded it
         program = program_cache.compile_program(
             self.network.forward, *self.arguments(), progress=self.progress, beam=beam
         )
@@ -208,7 +206,7 @@ class Predictor:
         return before, before
 
     def _seconds(self, repeats: int = 5) -> float:
-        """The shortest of several runs, after one that compiles or loads."""
+        """The seconds of the fastest of several runs, after one that compiles or loads."""
         batch = np.zeros((self.batch_size, *self._shape[1:]), np.float32)
         self.run(batch)
         times = []
@@ -226,7 +224,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def ranking(logits: np.ndarray) -> np.ndarray:
-    """The classes of each row (…, classes), the likeliest first; of equals the lower number."""
+    """The classes of each row (…, classes), likeliest first; of equals the lower number first."""
     return (-logits).argsort(axis=-1, kind="stable")
 
 
@@ -238,7 +236,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map(read, items)`, in order, computed by threads a little ahead of what is asked for."""
+    """`map(read, items)`, in order, computed by threads a little ahead of the consumer."""
     workers = thread_count()
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()

@@ -1,8 +1,8 @@
-"""Trained weights by a model's name: the published files cannot be passed on, so that a user puts
-one into its place once, and from then on its name is enough.
+"""Trained weights by a model's name. The published files must not be redistributed, so users put
+one into its place once, and from then on the name is enough.
 
-Beside it stands its SHA-256, as `sha256sum` writes it: noted at the first use, unless it is there
-already, and compared at every other.
+The file's SHA-256 is kept beside it, in the format of `sha256sum`: it is written at the first use,
+unless it is already there, and compared at every later one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinygmf.model import GroupMixFormer
 from tinygmf.weights.checkpoint import CheckpointError, load_state_dict, load_weights
 
 ZOO = "https://github.com/AILab-CVC/GroupMixFormer#-model-zoo"
-STEM = "conv_stem.proj1.weight"  # the one tensor that sees the channels of a picture
+STEM = "conv_stem.proj1.weight"  # the only tensor that depends on a picture's channels
 
 
 def pretrained_model(
@@ -35,9 +35,10 @@ def pretrained_model(
 ) -> GroupMixFormer:
     """The model of this name with the weights of `source`: a file, or True for the published one.
 
-    Another `num_classes` than the file's gives a fresh head, drawn by `seed`; other `in_chans` a
-    stem made from that of three (`adapted_stem`). Raises ValueError, in one line, where the file is
-    not in its place or is of another network; CheckpointError where it cannot be read.
+    If `num_classes` differs from the file's, the head is fresh, drawn by `seed`; for other
+    `in_chans` the stem is made from that for three (`adapted_stem`). Raises ValueError, in one
+    line, if the file is not in its place; CheckpointError if it holds another network or cannot be
+    read.
     """
     name = full_name(name)
     if name not in VARIANTS:
@@ -60,8 +61,8 @@ def pretrained_model(
 
 
 def adapted_stem(weight: np.ndarray, channels: int) -> np.ndarray:
-    """Weights (D, C, 3, 3) for pictures of other channels, as timm makes them: of one channel the
-    sum over all; of more those of the C in turn, smaller so that sums stay as large."""
+    """Weights (D, C, 3, 3) for another number of channels, as timm makes them: for one channel the
+    sum over all; for more the C channels in turn, scaled down so that sums keep their size."""
     known = weight.shape[1]
     if channels == known:
         return weight
@@ -72,8 +73,8 @@ def adapted_stem(weight: np.ndarray, channels: int) -> np.ndarray:
 
 
 def published_file(name: str) -> Path:
-    """The published file of a model. ValueError, which says where it belongs, where it is not; for
-    one that is another than it was."""
+    """The published file of a model. Raises ValueError if it is missing, saying where it belongs,
+    or if it has changed."""
     path = cache_directory() / WEIGHTS / f"{name}.pth"
     if not path.is_file():
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -86,7 +87,7 @@ def published_file(name: str) -> Path:
 
 
 def check_digest(path: Path) -> None:
-    """Compare a file with its noted SHA-256, or note it. Raises ValueError where they differ."""
+    """Compare a file with its recorded SHA-256, or record it. Raises ValueError if they differ."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     note = path.with_name(path.name + ".sha256")

@@ -1,6 +1,6 @@
-"""Trying out devices, each in a process of its own: a broken driver cannot hang or crash ours.
+"""Tries devices, each in its own process, so that a broken driver cannot hang or crash ours.
 
-As a program: `probe.py NAME` tries one and prints its report, `probe.py --works` prints the names
+As a program: `probe.py NAME` tries one and prints its report; `probe.py --works` prints the names
 of those that open.
 """
 
@@ -35,7 +35,7 @@ class DeviceReport:
 
 
 def list_devices() -> list[DeviceReport]:
-    """Try every device in a process of its own, so that a broken driver cannot hang or crash us."""
+    """Try every device in its own process, so that a broken driver cannot hang or crash us."""
     prepare_compiler()
     return [try_device(name) for name in NEEDS]
 
@@ -61,7 +61,7 @@ def _probe(name: str) -> DeviceReport:
         result = (Tensor([1.0, 2.0, 3.0], device=opened) * 2 + 1).tolist()
         milliseconds = 1000 * (time.perf_counter() - start)
         if result != [3.0, 5.0, 7.0]:
-            raise DeviceError(f"its kernel gave {result} in place of [3, 5, 7]")
+            raise DeviceError(f"its kernel gave {result} instead of [3, 5, 7]")
         return DeviceReport(name, NEEDS[name], True, device_description(opened), milliseconds)
     except Exception as error:
         return DeviceReport(name, NEEDS[name], False, first_line(error), None)

@@ -1,10 +1,10 @@
-"""Captured programs on disk: compile once, start in a second ever after.
+"""Captured programs on disk: compile once, start in a second from then on.
 
-A captured `TinyJit` is the list of compiled kernels in the order of launch; tinygrad can pickle
-it. Weights are arguments of the program and stay out of the file. A pickle is code, so entries are
-read only from the user's own cache folder, only if they are regular files that the user owns and
-nobody else can write, and only if the name, the key inside and the checksum all agree. Anything
-else is compiled anew and overwritten: a bad entry is never trusted and never fatal.
+A captured `TinyJit` is the list of compiled kernels in launch order; tinygrad can pickle it.
+Weights are arguments of the program and stay out of the file. A pickle is code, so entries are read
+only from the user's own cache folder, only if they are regular files that the user owns and nobody
+else can write, and only if the name, the key inside and the checksum all agree. Anything else is
+compiled again and overwritten: a bad entry is never trusted and never fatal.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ Program = Callable[..., Any]
 def program_key(
     config: GroupMixFormerConfig, shape: Sequence[int], dtype: str = "float32", **more: Any
 ) -> dict[str, Any]:
-    """The key of a network's program: its configuration, the shape of its input, the dtype of its
-    products, and whatever else tells it from the network's other programs."""
+    """The key of a network's program: the configuration, the shape of the input, the dtype of the
+    products, and whatever else distinguishes it from the network's other programs."""
     return {"network": asdict(config), "input": list(map(int, shape)), "dtype": dtype, **more}
 
 
@@ -63,11 +63,11 @@ def load_or_compile(
     device: str,
     progress: bool = True,
 ) -> Program:
-    """The compiled form of `function` at these arguments' shapes, from the cache if it is there.
+    """`function`, compiled for the shapes of these arguments or loaded from the cache.
 
-    `key` names all that shaped the program (`program_key`); device, versions and compiler settings
-    are added here. `arguments` are realized tensors or lists of
-    them, and stay arguments of the program. `function` runs once if there is no entry.
+    `key` names everything that the program depends on (`program_key`); device, versions and
+    compiler settings are added here. `arguments` are realized tensors or lists of them, and remain
+    arguments of the program. `function` runs once if there is no entry.
     """
     full_key = dict(key) | environment(device)
     path = entry_path(full_key)
@@ -82,10 +82,10 @@ def load_or_compile(
 def compile_program(
     function: Program, *arguments: Any, progress: bool = True, beam: int = 0
 ) -> Program:
-    """Traces, schedules and compiles; `beam` above 0 searches for faster kernels by timing them."""
-    # A tinygrad worker that compiles would otherwise start anew after every 16 kernels.
+    """Trace, schedule and compile; if `beam` is above 0, time candidates for faster kernels."""
+    # Otherwise a tinygrad compile worker would restart after every 16 kernels.
     os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
-    # SPEC: tinygrad's checks of itself, a third of the time
+    # SPEC: tinygrad's internal checks, a third of the time
     settings = Context(BEAM=beam, JIT=JIT.value or 1, SPEC=0)
     with compile_progress(disable=not progress), settings:
         try:
@@ -105,7 +105,7 @@ def _capture(function: Program, *arguments: Any) -> Program:
 
 
 def replace_entry(key: Mapping[str, Any], program: Program, device: str) -> None:
-    """Keeps this program in place of the one that is kept under the key."""
+    """Keep this program in place of the one under the key."""
     full_key = dict(key) | environment(device)
     if (path := entry_path(full_key)) is not None:
         save(path, full_key, program)
@@ -114,8 +114,8 @@ def replace_entry(key: Mapping[str, Any], program: Program, device: str) -> None
 def with_own_buffers(program: Any) -> Any:
     """The captured program with fresh buffers for its results and intermediates.
 
-    tinygrad tells buffers apart by a number that restarts in every process, so a program unpickled
-    beside live tensors could write into theirs: here the numbers are random and long. The fresh
+    tinygrad identifies buffers by a number that restarts in every process, so a program unpickled
+    beside live tensors could overwrite theirs: here the numbers are random and long. The fresh
     buffers are not allocated yet and add nothing to the file.
     """
     captured = program.captured
@@ -130,12 +130,12 @@ def with_own_buffers(program: Any) -> Any:
 
 
 def require_no_data(captured: Any) -> None:
-    """Raise ValueError if the program holds on to data of its own, which belongs in the arguments;
-    it would go into the file."""
+    """Raise ValueError if the program holds data of its own: that would end up in the file, and
+    belongs in the arguments."""
     own = filter(_is_device_buffer, _sink(captured).toposort())
     if held := [node for node in own if node not in captured._written_uops]:
         raise ValueError(
-            f"the function must take all its data as arguments, it holds {len(held)} tensors"
+            f"the function must take all its data as arguments, but holds {len(held)} tensors"
         )
 
 
@@ -150,16 +150,16 @@ def _is_device_buffer(node: UOp) -> bool:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a program depends on beside its function: hardware, compiler settings, versions."""
+    """What a program depends on besides its function: hardware, compiler settings, versions."""
     opened = Device[device]
-    if on_cpu(device):  # as `open_device` does: every process must find the same key
+    if on_cpu(device):  # as `open_device` does, so that every process finds the same key
         use_wide_vectors(opened)
     return {
         "device": device,
         "target": str(opened.renderer.target),
         "processor": _processor() if on_cpu(device) else "",
         "pieces": number_of_pieces(),
-        "pairs": pairs.unit() if on_cpu(device) else None,  # which asks for its registers, too
+        "pairs": pairs.unit() if on_cpu(device) else None,  # which also requests its registers
         "settings": {variable.key: variable.value for variable in to_program_config},
         "tinygrad": version("tinygrad"),
         "tinygmf": _source_digest(),
@@ -169,7 +169,7 @@ def environment(device: str) -> dict[str, Any]:
 
 @cache
 def _processor() -> str:
-    """The CPU's model and abilities: its code is compiled for this very machine."""
+    """The CPU's model and features: the code is compiled for exactly this machine."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         wanted = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
@@ -179,7 +179,7 @@ def _processor() -> str:
 
 @cache
 def _source_digest() -> str:
-    """A digest of this package's source: another version, or an edit, makes other programs."""
+    """A digest of this package's source: another version, or an edit, means other programs."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -187,14 +187,14 @@ def _source_digest() -> str:
 
 
 def programs_directory() -> Path:
-    """The folder of the entries, created with mode 0700; CacheError if it cannot be had."""
+    """The folder of the entries, created with mode 0700; CacheError if that is impossible."""
     folder = cache_directory() / "programs"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 def entry_path(key: Mapping[str, Any]) -> Path | None:
-    """Where the program of this key is kept; None, with a warning, where nothing can be kept."""
+    """The path for the program with this key; None, with a warning, if nothing can be kept."""
     try:
         folder = programs_directory()
     except OSError as error:
@@ -208,7 +208,7 @@ def _key_line(key: Mapping[str, Any]) -> bytes:
 
 
 def load(path: Path, key: Mapping[str, Any]) -> Program | None:
-    """The program in this entry, or None if there is none that can be trusted and used."""
+    """The program in this entry, or None if it is missing, untrusted or unusable."""
     content = _read_own_file(path)
     if content is None or not content.startswith(MAGIC):
         return None
@@ -223,11 +223,11 @@ def load(path: Path, key: Mapping[str, Any]) -> Program | None:
         return None
     with suppress(OSError):
         os.utime(path)  # `tinygmf cache` shows when an entry was last used
-    return with_own_buffers(program)  # so that the same entry may be loaded twice
+    return with_own_buffers(program)  # so that the same entry can be loaded twice
 
 
 def _read_own_file(path: Path) -> bytes | None:
-    """The content of a regular file that this user owns and nobody else can write; else None."""
+    """The content of a regular file that this user owns and nobody else can write, or None."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     with suppress(OSError), open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         if is_private(os.fstat(file.fileno())):
@@ -236,7 +236,7 @@ def _read_own_file(path: Path) -> bytes | None:
 
 
 def save(path: Path, key: Mapping[str, Any], program: Any) -> None:
-    """Write an entry beside its place and rename it: no other process ever sees half of one."""
+    """Write an entry beside its place, then rename it: no other process ever sees half of one."""
     body = _key_line(key) + b"\n" + pickle.dumps(program)
     try:
         with replacing_itself(path, mode=0o600) as file:
@@ -257,7 +257,7 @@ def list_entries() -> list[tuple[Path, dict[str, Any]]]:
 
 @contextmanager
 def compile_progress(disable: bool = False) -> Iterator[None]:
-    """Shows tinygrad's own progress through the kernels, and says that it happens once."""
+    """Show tinygrad's own progress through the kernels, and say that this happens only once."""
     if disable:
         yield
         return
@@ -276,12 +276,12 @@ def _say_that_it_happens_once() -> None:
 
 
 def _kernel_bar(*, total: int, desc: str, disable: bool) -> tqdm:
-    """Stands in for tinygrad's bar, which shows itself only when debugging: on a terminal and in a
-    notebook, which is none and yet draws bars."""
-    hidden = None if "ipykernel" not in sys.modules else False  # None: by what stderr is
+    """Replaces tinygrad's progress bar, which is only shown when debugging: this one is shown on a
+    terminal and in a notebook."""
+    hidden = None if "ipykernel" not in sys.modules else False  # None: depends on stderr
     return _KernelBar(total=total, desc="kernels", unit="", leave=False, disable=hidden)
 
 
 class _KernelBar(tqdm):
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
-        """tinygrad names each kernel, in colours; the count says more to a user."""
+        """tinygrad shows each kernel's name in colours; a count tells a user more."""

@@ -1,8 +1,8 @@
 """Running a program's kernels on all cores, inside one native call: `runner.c`.
 
-That file is compiled as a kernel is, by tinygrad, which keeps the result in the same private
-database; nothing has to be built or installed. The threads that help are Python's: they sleep until
-a run begins, take part in it for as long as there are pieces, and hold no lock meanwhile.
+tinygrad compiles that file like a kernel and keeps the result in the same private database; nothing
+has to be built or installed. The helping threads are Python's: they sleep until a run begins, take
+part in it while there are pieces left, and hold no lock meanwhile.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ WORDS = 32  # as in runner.c
 
 
 class Kernel(NamedTuple):
-    """A kernel with its arguments."""
+    """A kernel and its arguments."""
 
     program: Any  # tinygrad's, with the address `addr` and the callable `fxn`
-    pieces: list[list[int]]  # the arguments of each, which may run in any order and at once
+    pieces: list[list[int]]  # the arguments of each; pieces may run in any order and in parallel
 
 
 def runner_of(kernels: Sequence[Kernel]) -> Callable[[], None]:
-    """What runs the kernels, one after the other: on all cores if it can be compiled here."""
+    """A function that runs the kernels in sequence, on all cores if `runner.c` compiles here."""
     fits = all(len(words) <= WORDS for kernel in kernels for words in kernel.pieces)
     if fits and kernels and native() is not None:
         return Runner(kernels)
@@ -62,7 +62,7 @@ class Piece(ctypes.Structure):
 
 
 class Runner:
-    """A program bound to its memory, in the form of runner.c. One run at a time."""
+    """A program bound to its memory, laid out as in runner.c. One run at a time."""
 
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         pieces = [
@@ -92,8 +92,8 @@ class Runner:
 
 @cache
 def native() -> tuple[Any, int] | None:
-    """The compiled `work`, and the address of the function that offers the core to other threads;
-    None where there is no such thing."""
+    """The compiled `work`, and the address of the function that yields the core to other threads;
+    None if that is not available."""
     device = Device["CPU"]
     source = f"#define ABI {device.renderer.abi}\n" + Path(__file__).with_suffix(".c").read_text()
     try:
@@ -106,7 +106,7 @@ def native() -> tuple[Any, int] | None:
         return None
     program = device.runtime(TinyELF(code, "work", device.renderer.target, ()))
     work = program.fxn
-    work.program = program  # which holds the memory of the code
+    work.program = program  # keeps the code's memory alive
     return work, ctypes.cast(yield_core, ctypes.c_void_p).value or 0
 
 
@@ -115,8 +115,8 @@ helpers: list[Thread] = []
 
 
 def call_helpers(runner: Runner, threads: int) -> None:
-    """Wakes all threads but the first for a run, and makes them where they are not there: never,
-    or not in this process since a fork."""
+    """Wake all threads but the first for a run, and start them if they do not exist yet, or no
+    longer, after a fork."""
     helpers[:] = [helper for helper in helpers if helper.is_alive()]
     while len(helpers) < threads - 1:
         helpers.append(Thread(target=help_along, daemon=True))
@@ -129,4 +129,4 @@ def help_along() -> None:
     while True:
         runner, *numbers = calls.get()
         runner.take_part(*numbers)
-        del runner  # or it would live until the next call
+        del runner  # otherwise it would live until the next call

@@ -1,6 +1,6 @@
-"""The folder where compiled kernels and programs are kept, private to the user; his variables.
+"""The user's private folder for compiled kernels and programs, and environment variables.
 
-What lies there is run as code, so nothing is read that others could have written.
+What is in the folder is run as code, so nothing is read that others could have written.
 """
 
 import os
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from tinygmf.files import is_private
 
-# Variables that tinygrad reads as whole numbers, by names that other programs use too
+# Variables that tinygrad reads as integers, and that other programs use too
 SHARED_NAMES = (
     *("BEAM", "CCACHE", "DEBUG", "FLOAT16", "IMAGE", "JIT", "LRU", "NOOPT", "NO_COLOR", "PARALLEL"),
     *("PROFILE", "RING", "SCACHE", "SPEC", "TC", "TRACEMETA", "TRAINING", "VIZ", "WINO"),
 )
 
 
-WEIGHTS = "weights"  # in the cache folder: published files, where the user put them
-WRAPPER = "zig-clang"  # so begins the name of a script that runs zig's clang
+WEIGHTS = "weights"  # in the cache folder: published files that the user put there
+WRAPPER = "zig-clang"  # prefix of the script that runs zig's clang
 
 
 class CacheError(OSError):
@@ -29,8 +29,8 @@ class CacheError(OSError):
 def cache_directory() -> Path:
     """Return the user's own folder for tinygmf's caches, created with mode 0700.
 
-    It is `tinygmf` below `XDG_CACHE_HOME` or ~/.cache, ~/Library/Caches, `LOCALAPPDATA`. What lies
-    there is run as code: CacheError if the folder cannot be written or is another user's.
+    It is `tinygmf` in `XDG_CACHE_HOME` or ~/.cache, ~/Library/Caches, `LOCALAPPDATA`. Its content
+    is run as code: raises CacheError if the folder cannot be written or belongs to another user.
     """
     usual = {"darwin": "~/Library/Caches", "win32": "~/AppData/Local"}.get(sys.platform, "~/.cache")
     named = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
@@ -49,15 +49,15 @@ def cache_directory() -> Path:
 
 
 def removable() -> list[Path]:
-    """Every file of the cache folder that can be made anew. Not a user's own files of weights, nor
-    the compiler's wrapper, a line of text that another process may be about to run."""
+    """Every file in the cache folder that can be made again: not the user's own weight files, nor
+    the compiler's wrapper script, which another process may be about to run."""
     found = [path for path in cache_directory().rglob("*") if path.is_file()]
     weights = cache_directory() / WEIGHTS
     return [p for p in found if weights not in p.parents and not p.name.startswith(WRAPPER)]
 
 
 def clear() -> tuple[int, int]:
-    """Remove all of that; returns how many files it was, and how many bytes."""
+    """Remove those files; return how many they were, and how many bytes."""
     files, size = removable(), 0
     for path in files:
         size += path.stat().st_size
@@ -66,25 +66,25 @@ def clear() -> tuple[int, int]:
 
 
 def ignore_foreign_settings() -> None:
-    """Take away, for this process, variables that tinygrad would stumble over: `DEBUG=app:*`,
-    `IMAGE=name:tag`. And TRAINING, which would have BatchNorm average over the pictures at hand.
+    """Remove, for this process, variables that tinygrad would stumble over, such as `DEBUG=app:*`
+    or `IMAGE=name:tag`; and TRAINING, which would make BatchNorm use the batch's statistics.
     """
     for name in SHARED_NAMES:
         value = os.environ.get(name, "0")
         if name == "TRAINING" or not value.lstrip("-").isdecimal():
             os.environ.pop(name, None)
-            if name == "NO_COLOR" and value:  # any value means it
+            if name == "NO_COLOR" and value:  # any value sets it
                 os.environ[name] = "1"
     device = os.environ.get("DEV", "")
     if any(part.count(":") > 2 or part.count("+") > 1 for part in device.split(";")):
-        del os.environ["DEV"]  # an address, say: tinygrad's have at most three parts
+        del os.environ["DEV"]  # an address, perhaps: tinygrad's have at most three parts
 
 
 def keep_kernels_private() -> None:
-    """Have tinygrad keep its compiled kernels in our folder: it unpickles what it finds there.
+    """Make tinygrad keep its compiled kernels in our folder, because it unpickles what it finds.
 
-    Its workers learn of it from the environment. Kernels that others could have written are not
-    read, and none are kept.
+    Its workers read the path from the environment. If others could have written the kernels, none
+    are read and none are kept.
     """
     from tinygrad import helpers
 
@@ -115,7 +115,7 @@ def _keep_no_kernels() -> None:
 
 
 def do_without_kernel_cache(error: sqlite3.Error) -> bool:
-    """Leave tinygrad's database of kernels alone, which a full disk breaks; False if it was."""
+    """Stop using tinygrad's kernel database, which a full disk breaks; False if already stopped."""
     from tinygrad.engine.worker import terminate_worker_pool
     from tinygrad.helpers import CACHEDB, CACHELEVEL
 

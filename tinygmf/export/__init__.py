@@ -1,1 +1,1 @@
-"""The network on its way out: as an ONNX file, as one C program, as WebAssembly."""
+"""Exports of the network: an ONNX file, a C program, WebAssembly."""

@@ -1,7 +1,7 @@
-"""The network as one C program: C11, no library but libm, no allocation, readable.
+"""The network as a readable C program: C11, no library except libm, no allocation.
 
-`network.c` holds each kernel once and the calls in order, `weights.bin` the folded weights behind a
-header with a checksum, `main.c` a program that names what a picture shows.
+`network.c` has each kernel once and the calls in order; `weights.bin` has the folded weights after
+a header with a checksum; `main.c` is a program that names what a picture shows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tinygmf.export.program import Call, Program, round_up
 from tinygmf.export.toolchain import c_compiler, run_tool
 from tinygmf.image import resize_and_crop
 
-HEADER, MAGIC = 64, b"tgmf"  # bytes before the weights, and the first of them
+HEADER, MAGIC = 64, b"tgmf"  # bytes before the weights, and how they start
 TEMPLATES = files("tinygmf.export").joinpath("templates")
 
 
 def write_c(program: Program, folder: Path, example: Image.Image) -> None:
-    """Everything that a C compiler needs, into a folder that exists. `example`, of any
-    size, becomes example.ppm, of the network's. Raises OSError."""
+    """Write everything that a C compiler needs into an existing folder. `example`, of any size,
+    becomes example.ppm, of the network's size. Raises OSError."""
     write_source(program, folder)
     for name in ("main.c", "Makefile"):
         (folder / name).write_text(fill(name, {}), encoding="utf-8")
@@ -52,13 +52,13 @@ def write_source(program: Program, folder: Path) -> None:
 def run_c(
     folder: Path, program: Program, pictures: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Compile the folder's network.c for this machine and run it on normalised pictures
-    (B, 3, size, size) -> logits (B, classes), and the maps that stay (B, N, channels).
+    """Compile the folder's network.c for this machine and run it on normalized pictures
+    (B, 3, size, size) -> logits (B, classes), and the kept maps (B, N, channels).
 
-    Raises ValueError where there is no C compiler, or the program does not take its weights.
+    Raises ValueError if there is no C compiler, or the program rejects its weights.
     """
     file = (folder / "weights.bin").read_bytes()
-    arena = np.full(program.arena, np.nan, np.float32)  # it may hold anything
+    arena = np.full(program.arena, np.nan, np.float32)  # its initial content must not matter
     logits = np.empty((program.batch, width(program)), np.float32)
     arrays = arena, np.ascontiguousarray(pictures, np.float32), logits
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
@@ -69,7 +69,7 @@ def run_c(
         network.network_weights.restype = ctypes.c_void_p
         weights = network.network_weights(file, ctypes.c_size_t(len(file)))
         if not weights:
-            raise ValueError(f"{folder / 'weights.bin'}: the program does not take its weights")
+            raise ValueError(f"{folder / 'weights.bin'}: the program rejects its weights")
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         network.network_run(ctypes.c_void_p(weights), *pointers)
     cut = {m.name: arena[m.offset : m.offset + m.size] for m in program.maps}
@@ -78,20 +78,20 @@ def run_c(
 
 
 def width(program: Program) -> int:
-    """Values for each picture: classes, or features without a head."""
+    """Values per picture: classes, or features without a head."""
     config = program.network.config
     return config.num_classes or config.embedding_dims[-1]
 
 
 def names(program: Program) -> list[str]:
-    """One for each value of `width`: the classes', else numbers. A dense network's backbone has
-    features, though its file names classes."""
+    """A name for each of the outputs: the classes', or else numbers. A dense network's backbone has
+    features as outputs, though its file names classes."""
     classes = program.network.settings.classes if program.network.config.num_classes else ()
     return list(classes) or [str(i) for i in range(width(program))]
 
 
 def fill(template: str, fields: dict[str, object]) -> str:
-    """The template's text with a value for each @FIELD@."""
+    """The template's text with a value in place of each @FIELD@."""
     text = TEMPLATES.joinpath(template).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z_]+)@", lambda match: str(fields[match[1]]), text)
 
@@ -125,7 +125,7 @@ def source_fields(program: Program) -> dict[str, object]:
 
 
 def call_lines(program: Program) -> Iterable[str]:
-    """The calls, cut where they can be begun with."""
+    """The calls, in sections that a run can start from."""
     starts = sorted({0, *(kept.next for kept in program.maps)})
     for first, end in pairwise([*starts, len(program.calls)]):
         yield f"    if (first <= {first}) {{"
@@ -163,7 +163,7 @@ def call_text(program: Program, call: Call) -> str:
 
 
 def weight_offsets(program: Program) -> list[int]:
-    """Where each array starts, and the size of all."""
+    """Where each array starts, and the total size."""
     ends = np.cumsum([round_up(weight.array.size) for weight in program.weights])
     return [0, *map(int, ends)]
 
@@ -180,15 +180,15 @@ def weights_file(program: Program) -> bytes:
 
 
 def architecture(program: Program) -> int:
-    """A number that two networks share if their weights have the same names and shapes."""
+    """A number that is equal for networks whose weights have the same names and shapes."""
     return zlib.crc32(repr([(w.name, w.array.shape) for w in program.weights]).encode())
 
 
-# From what tinygrad writes to what a person reads, and every compiler takes
+# From tinygrad's code to code that people can read and every compiler accepts
 
 
 def plain_c(source: str) -> str:
-    """One kernel: array indices for pointer arithmetic, products for shifts, C11 for builtins."""
+    """One kernel with array indices for pointer arithmetic, products for shifts, no builtins."""
     head, brace, body = source.partition("{")
     name, parameters = head.removeprefix("void ").split("(", 1)
     inputs = range(1, parameters.count("float*"))
@@ -222,7 +222,7 @@ def indices(text: str) -> str:
 
 
 def closing(text: str, start: int) -> int:
-    """Where the bracket closes that was opened before `start`."""
+    """Where the bracket opened before `start` closes."""
     depth = 1
     for i in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -232,7 +232,7 @@ def closing(text: str, start: int) -> int:
 
 
 def c_string(text: str) -> str:
-    """A literal of UTF-8; three-digit escapes cannot run into what follows."""
+    """A string literal in UTF-8; three-digit escapes cannot run into what follows."""
     plain = (string.ascii_letters + string.digits + " ,.-_()'").encode()
     return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'
 

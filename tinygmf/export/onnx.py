@@ -1,9 +1,9 @@
-"""The network as an ONNX file, of operators that runtimes for vision networks know.
+"""The network as an ONNX file, with operators that vision runtimes support.
 
-Values carry the names of the modules that compute them, initializers those of the checkpoint, with
-the checkpoint's shapes. Maps are (B, D, H, W), tokens (B * N, D): a linear layer is a `Gemm` on
-the published matrix. The batch is free; the picture's size is fixed or free. The graph follows
-`model.py` and `gma.py` line by line, except that queries, keys and values keep their tokens last.
+Values have the names of the modules that compute them, initializers the names and shapes of the
+checkpoint. Maps are (B, D, H, W), tokens (B * N, D): a linear layer is a `Gemm` with the published
+matrix. The batch size is free; the picture size is fixed or free. The graph follows `model.py` and
+`gma.py` line by line, except that queries, keys and values have their tokens last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tinygmf.gma import ConvRelPosEnc
 from tinygmf.model import MIN_SIZE
 from tinygmf.weights.checkpoint import NetworkWeights
 
-OPSET, IR_VERSION = 17, 8  # LayerNormalization came with 17; 8 is the file format of that time
+OPSET, IR_VERSION = 17, 8  # LayerNormalization came with 17; 8 is the file format from then
 Size = tuple[int, int]  # (H, W), in pixels
 
 
@@ -42,12 +42,12 @@ def write_onnx(
     *,
     folded: bool = False,
 ) -> None:
-    """Write the network: `input` (B, 3, H, W), normalised -> `logits` (B, num_classes).
+    """Write the network: `input` (B, 3, H, W), normalized -> `logits` (B, num_classes).
 
-    Without a head the output is `features` (B, D4). `size` None leaves H and W free, from 32 on.
-    `folded` puts BatchNorms into the convolutions and the head beside them, and `x + conv(x)` into
-    one convolution. The metadata names the settings' classes and preprocessing. Raises ValueError
-    for an ablation, a size below 32, names that do not fit the classes, or where the package
+    Without a head the output is `features` (B, D4). With `size` None, H and W are free, from 32 on.
+    `folded` folds BatchNorms into the neighbouring convolutions and the head, and `x + conv(x)`
+    into one convolution. The metadata has the classes and the preprocessing of the settings. Raises
+    ValueError for an ablation, a size below 32, a wrong number of class names, or if the package
     `onnx` is missing; OSError.
     """
     proto = build(weights, size, folded=folded)
@@ -56,8 +56,8 @@ def write_onnx(
 
 
 def run_onnx(path: str | os.PathLike[str], pictures: np.ndarray) -> np.ndarray:
-    """What the file computes of normalised pictures (B, 3, H, W), by ONNX's own evaluator, which is
-    slow and plain: logits or features. It needs no runtime."""
+    """Run the file on normalized pictures (B, 3, H, W) by ONNX's reference evaluator, which is slow
+    but needs no runtime -> logits or features."""
     from onnx.reference import ReferenceEvaluator
 
     return ReferenceEvaluator(os.fspath(path)).run(None, {"input": pictures})[0]
@@ -106,7 +106,7 @@ def require_exportable(weights: NetworkWeights, size: Size | None) -> None:
 
 
 def metadata(weights: NetworkWeights, size: Size | None) -> dict[str, str]:
-    """What a user of the file needs to know: JSON texts under three names."""
+    """What users of the file need to know, as JSON under three names."""
     settings = weights.settings
     preprocessing = {
         "resize": f"shorter side to size / {settings.crop:.7g}, bicubic; then the centre cropped",
@@ -124,7 +124,7 @@ def metadata(weights: NetworkWeights, size: Size | None) -> dict[str, str]:
 
 
 def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state dict with each BatchNorm, but the aggregators' `norm0`, in its neighbour."""
+    """The state dict with every BatchNorm but the aggregators' `norm0` folded into a neighbour."""
     tensors, network = dict(arrays), Part(arrays)
 
     def merge(norm: str, layer: str, inputs: bool = False) -> None:
@@ -135,7 +135,7 @@ def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         weight = weight * (scale if inputs else scale.reshape(-1, *[1] * (weight.ndim - 1)))
         tensors[f"{layer}.weight"] = weight.astype(np.float32)
         tensors[f"{layer}.bias"] = bias.astype(np.float32)
-        del tensors[f"{norm}.running_var"]  # without which the graph has no norm
+        del tensors[f"{norm}.running_var"]  # without it, the graph has no norm
 
     for key in arrays:
         norm, _, last = key.rpartition(".")
@@ -154,7 +154,7 @@ def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Graph:
-    """The nodes and initializers so far. Every method adds what computes a value, and returns the
+    """The nodes and initializers so far. Each method adds what computes a value and returns the
     value's name."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], folded: bool, size: Size | None) -> None:
@@ -164,7 +164,7 @@ class Graph:
         self.known: set[str] = set()
 
     def add(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """One node with one output, both called `name`."""
+        """Add a node with one output, both called `name`."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
@@ -187,7 +187,7 @@ class Graph:
         )
 
     def parameters(self, layer: str, *kinds: str) -> list[str]:
-        """The layer's tensors of these kinds, those that it has."""
+        """Those of the named tensors that the layer has."""
         names = [f"{layer}.{kind}" for kind in kinds]
         return [self.initializer(n, self.tensors[n]) for n in names if n in self.tensors]
 
@@ -195,7 +195,7 @@ class Graph:
         return self.add("Gemm", layer, x, *self.parameters(layer, "weight", "bias"), transB=1)
 
     def conv(self, layer: str, x: str, stride: int = 1) -> str:
-        """Dense, pointwise or depthwise, as the weight's shape says; zeros around."""
+        """A dense, pointwise or depthwise convolution, by the weight's shape; zero-padded."""
         channels, inputs, kernel, _ = self.tensors[f"{layer}.weight"].shape
         return self.add(
             *("Conv", layer, x, *self.parameters(layer, "weight", "bias")),
@@ -228,11 +228,11 @@ class Graph:
         return self.add("Mul", name, x, self.number(factor))
 
     def shaped(self, name: str, x: str, *shape: int) -> str:
-        """0 keeps a dimension, -1 is what remains."""
+        """Reshape; 0 keeps a dimension, -1 takes what remains."""
         return self.add("Reshape", name, x, self.integers(*shape))
 
     def split(self, name: str, x: str, *sizes: int) -> list[str]:
-        """Parts of the channels."""
+        """Split the channels."""
         from onnx import helper
 
         names = [f"{name}#{i}" for i in range(len(sizes))]
@@ -251,7 +251,7 @@ class Graph:
         return self.add("Transpose", name, last, perm=[0, 3, 1, 2])
 
     def map_shape(self, stage: int, x: str, channels: int) -> str:
-        """(-1, H, W, channels), of a stage whose maps have the size of x."""
+        """(-1, H, W, channels) for a stage whose maps have the size of x."""
         if self.size is not None:
             height, width = (-(-side // STRIDES[stage]) for side in self.size)
             return self.integers(-1, height, width, channels)
@@ -343,7 +343,7 @@ def aggregator(g: Graph, name: str, qkv: str, dim: int) -> tuple[str, str]:
 
 
 def crpe(g: Graph, name: str, v: str, head_dim: int) -> str:
-    """The depthwise convolutions of the values, a kernel for each group of heads."""
+    """The depthwise convolutions of the values, one for each group of heads."""
     sizes = [heads * head_dim for _, heads in ConvRelPosEnc.KERNELS]
     parts = g.split(f"{name}.parts", v, *sizes)
     convs = [g.conv(f"{name}.conv_list.{i}", part) for i, part in enumerate(parts)]

@@ -1,8 +1,8 @@
-"""The compiled network as plain data: kernels, calls in order, weights, and a plan of the memory.
+"""The compiled network as plain data: kernels, calls in order, weights, and a memory plan.
 
-tinygrad captures the folded network as a list of calls of kernels in C. Here each result gets a
-place in one arena, shared by those that are never alive together, and each call the name of the
-part of the network that it belongs to.
+tinygrad captures the folded network as a list of calls to kernels in C. Here each result gets a
+place in an arena, shared by results that are never alive at the same time, and each call gets the
+name of the part of the network that it belongs to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights.checkpoint import NetworkWeights
 
 ALIGNMENT = 16  # floats: 64 bytes, a line of most caches and the widest vector
-MAPS = {  # the results that stay, if asked for, by the weight of the call that makes them
+MAPS = {  # the results that can be kept, by the weight of the call that makes them
     "stem1": "conv_stem.act1",
     "stem2": "conv_stem.act2",
     "pointwise": "{}.act",
@@ -42,19 +42,19 @@ MAPS = {  # the results that stay, if asked for, by the weight of the call that 
 
 @dataclass(frozen=True)
 class Weight:
-    """A folded array, what it is called in C, and the part of the network that it belongs to."""
+    """A folded array, its name in C, and the part of the network that it belongs to."""
 
     name: str
     part: str  # a checkpoint's prefix
-    field: str  # what it is there
+    field: str  # its role there
     array: np.ndarray
 
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel with the names of its arguments, the result first: "input", "output", a weight's
-    name, or a value's, as in `Program.offsets`. A kernel of several pieces is called once for each,
-    in any order."""
+    """A kernel and the names of its arguments, the result first: "input", "output", the name of a
+    weight, or that of a value in `Program.offsets`. A kernel in several pieces is called once for
+    each, in any order."""
 
     kernel: str
     arguments: tuple[str, ...]
@@ -65,7 +65,7 @@ class Call:
 @dataclass(frozen=True)
 class Map:
     """An intermediate (B, N, channels) that stays in the arena after a run. The calls from `next`
-    on can be run again, with other values there; 0 where they need what does not stay."""
+    on can run again with other values in it; 0 if they need something that does not stay."""
 
     name: str
     offset: int
@@ -84,7 +84,7 @@ class Program:
     kernels: dict[str, str]  # C functions by name
     calls: list[Call]
     weights: list[Weight]
-    sizes: dict[str, int]  # of each value in the arena
+    sizes: dict[str, int]  # of the values in the arena
     offsets: dict[str, int]
     arena: int
     maps: list[Map]
@@ -100,9 +100,9 @@ def capture(
 ) -> Program:
     """Compile the folded network for `batch` pictures of size x size, in plain loops.
 
-    `maps` are checkpoint names of intermediates to keep; a large kernel is cut into at most
-    `threads` pieces, and its tiles suit `registers`, by default this machine's. Raises ValueError
-    for a size below 32, a name that is no such intermediate, or an ablation.
+    `maps` are checkpoint names of intermediates to keep; large kernels are split into at most
+    `threads` pieces, with tiles for `registers`, by default this machine's. Raises ValueError for a
+    size below 32, a name that is not an intermediate, or an ablation.
     """
     if size < MIN_SIZE:
         raise ValueError(f"size: expected at least {MIN_SIZE} pixels, found {size}")
@@ -126,7 +126,7 @@ def capture(
 
 
 def plain_weights(network: NetworkWeights) -> tuple[FoldedGroupMixFormer, list[Weight]]:
-    """The folded network, whose matrices lie in no panels, and its weights by name."""
+    """The folded network, with matrices that are not in panels, and its weights by name."""
     folded = FoldedGroupMixFormer(network.config, network.arrays, device="CPU", plain=True)
     arrays = [tensor.numpy() for tensor in folded.weights]
     return folded, list(name_weights(network.config, arrays))
@@ -149,7 +149,7 @@ def name_weights(config: GroupMixFormerConfig, arrays: Sequence[np.ndarray]) -> 
 def read_calls(
     linear: Sequence[UOp], output: UOp, weights: list[Weight]
 ) -> tuple[dict[str, str], list[Call], dict[str, int]]:
-    """Kernels by name, the calls, and the size of each value that is neither input nor output."""
+    """Kernels by name, the calls, and the sizes of all values except input and output."""
     kernels: dict[str, str] = {}
     names: dict[bytes, str] = {}
     values: dict[UOp, str] = {output: "output"}
@@ -171,14 +171,14 @@ def read_calls(
 
 
 def kernel_source(program: UOp, taken: Iterable[str]) -> tuple[str, str]:
-    """A name that is not taken and says what the kernel does, and the C that tinygrad wrote."""
+    """An unused name that says what the kernel does, and the C that tinygrad wrote."""
     info = program.arg
     [source] = [node.arg for node in program.src if node.op is Ops.SOURCE]
     name = re.sub(r"\x1b\[\d*m", "", info.name)
     found = re.fullmatch(rf"\s*void {name}\((.*)", source, re.S)
     pieces = [variable.arg.name for variable in info.vars] == ["core_id"] * len(info.vars)
     if found is None or info.outs != (0,) or not pieces or set(info.global_size[1:]) != {1}:
-        raise ValueError(f"kernel {name}: expected one plain C function, no other")
+        raise ValueError(f"kernel {name}: expected a single plain C function, found another")
     name = re.sub("^E_", "rearrange_", re.sub("^r_", "reduce_", name))
     same = sum(re.fullmatch(rf"{name}(_v\d+)?", other) is not None for other in taken)
     name = f"{name}_v{same + 1}" if same else name
@@ -186,8 +186,8 @@ def kernel_source(program: UOp, taken: Iterable[str]) -> tuple[str, str]:
 
 
 def name_parts(calls: list[Call], weights: list[Weight]) -> list[Call]:
-    """Each call's part is that of its weights, else that of the first call that reads its result;
-    a mask serves all the blocks of a stage and says nothing."""
+    """Name each call's part after its weights, or else after the first call that reads its result.
+    Masks do not count, because all blocks of a stage share one."""
     own = {weight.name: weight.part for weight in weights if weight.field != "mask"}
     wanted: dict[str, str] = {}
     named = []
@@ -200,7 +200,7 @@ def name_parts(calls: list[Call], weights: list[Weight]) -> list[Call]:
 
 
 def find_maps(calls: list[Call], weights: list[Weight]) -> dict[str, tuple[str, int]]:
-    """Value and channels of every intermediate that has a checkpoint's name."""
+    """The value and the channels of every intermediate with a checkpoint name."""
     known = {weight.name: weight for weight in weights}
     found = {}
     for call in calls:
@@ -212,7 +212,7 @@ def find_maps(calls: list[Call], weights: list[Weight]) -> dict[str, tuple[str, 
 
 
 def lifetimes(calls: list[Call]) -> dict[str, tuple[int, int]]:
-    """The first and the last call that has each argument."""
+    """For each argument the first and the last call that has it."""
     alive: dict[str, tuple[int, int]] = {}
     for i, call in enumerate(calls):
         for name in call.arguments:
@@ -221,9 +221,9 @@ def lifetimes(calls: list[Call]) -> dict[str, tuple[int, int]]:
 
 
 def next_calls(calls: list[Call], held: set[str]) -> dict[str, int]:
-    """The call after the one that completes each value held, if whatever was made before and is
-    read from there on is held too; else 0."""
-    made = {call.arguments[0]: i for i, call in enumerate(calls, 1)}  # and the call after it
+    """For each held value the call after the one that completes it, if everything made before and
+    read after that call is held too; else 0."""
+    made = {call.arguments[0]: i for i, call in enumerate(calls, 1)}  # of the call after it
     passing = [span for name, span in lifetimes(calls).items() if name in made and name not in held]
     lost = {i for first, last in passing for i in range(first + 1, last + 1)}
     return {name: 0 if made[name] in lost else made[name] for name in held}
@@ -232,8 +232,8 @@ def next_calls(calls: list[Call], held: set[str]) -> dict[str, int]:
 def plan(
     calls: list[Call], sizes: dict[str, int], held: Iterable[str] = ()
 ) -> tuple[dict[str, int], int]:
-    """An offset for every value, and the arena's size: the largest first, each at the lowest place
-    that no value has which is alive with it. Values `held` live to the end."""
+    """An offset for every value, and the arena's size. Values are placed largest first, each at the
+    lowest offset that is free while it is alive. Values in `held` live to the end."""
     alive = {name: span for name, span in lifetimes(calls).items() if name in sizes}
     for name in held:
         alive[name] = alive[name][0], len(calls)

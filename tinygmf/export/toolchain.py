@@ -1,4 +1,4 @@
-"""The compilers that turn an export into something that runs: a C compiler, zig, node."""
+"""The programs that compile or run an export: a C compiler, zig, node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 
 def zig() -> list[str] | None:
-    """zig's command: of the ziglang package, or on PATH; None without either."""
+    """zig's command, from the ziglang package or on PATH; None without either."""
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang"]
     found = shutil.which("zig")
@@ -17,7 +17,7 @@ def zig() -> list[str] | None:
 
 
 def c_compiler() -> list[str]:
-    """A C compiler's command that can link for this machine. Raises ValueError without one."""
+    """The command of a C compiler that can link for this machine. Raises ValueError without one."""
     for name in ("clang", "gcc", "cc"):
         if found := shutil.which(name):
             return [found]
@@ -27,7 +27,7 @@ def c_compiler() -> list[str]:
 
 
 def run_tool(command: list[str]) -> str:
-    """Its output. Raises ValueError with the first line of what it complains about."""
+    """A command's output. Raises ValueError with the first line of its complaint."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]

@@ -1,8 +1,8 @@
-"""The network as WebAssembly: the C program through zig, with a module that loads and asks it.
+"""The network as WebAssembly: the C program compiled by zig, with a JavaScript module that runs it.
 
-`network.wasm` needs fixed-width SIMD, which every browser has had since 2023, and takes nothing
-from outside. `network_relaxed.wasm` is taken where there is relaxed SIMD: it multiplies and adds in
-one instruction, which makes it a sixth faster. `page.html` holds all of it and opens from a disk,
+`network.wasm` needs fixed-width SIMD, which every browser has had since 2023, and imports nothing.
+`network_relaxed.wasm` is used where relaxed SIMD is available: it multiplies and adds in one
+instruction, which makes it a sixth faster. `page.html` contains everything and opens from disk,
 where browsers load no modules.
 """
 
@@ -38,15 +38,15 @@ REGISTERS = "simd128"  # of the tiles, in `capture`
 OPTIONS = ["-target", "wasm32-freestanding", "-std=c11", "-O3", "-msimd128", "-mbulk-memory"]
 RELAXED = ["-mrelaxed-simd", "-ffp-contract=fast"]
 LINKING = ["-nostdlib", "-s", "-Wl,--no-entry"]
-# With threads: one memory for all of them, from outside; each sets its own stack.
+# With threads: they share one imported memory, and each sets its own stack.
 SHARED_EXPORTS = "network_run_together", "network_help", "network_helped", "__stack_pointer"
-SHARED_PAGES = 32, 16384  # of 64 KiB: at first, and at most
+SHARED_PAGES = 32, 16384  # of 64 KiB: initially, and at most
 SHARED = ["-matomics", "-Wl,--import-memory,--shared-memory"] + [
     f"-Wl,--{name}-memory={pages << 16}"
     for name, pages in zip(("initial", "max"), SHARED_PAGES, strict=True)
 ]
 
-# What node does: load the module, run the pictures of its input, write logits and maps.
+# For node: load the module, run the pictures from stdin, write logits and maps.
 SCRIPT = """
 const { load, info } = await import(process.argv[1]);
 const network = await load();
@@ -60,9 +60,9 @@ for (const values of [logits, ...kept]) process.stdout.write(Buffer.from(values.
 
 
 def write_wasm(program: Program, folder: Path, example: Image.Image) -> None:
-    """network.wasm, network_relaxed.wasm, weights.bin, network.mjs and page.html, into a folder.
+    """Write network.wasm, network_relaxed.wasm, weights.bin, network.mjs and page.html to a folder.
 
-    `example`, of any size, is what the page shows first. Raises ValueError without zig; OSError.
+    The page first shows `example`, of any size. Raises ValueError without zig; OSError.
     """
     code, relaxed = compile_wasm(program), compile_wasm(program, relaxed=True)
     (folder / "network.wasm").write_bytes(code)
@@ -70,7 +70,7 @@ def write_wasm(program: Program, folder: Path, example: Image.Image) -> None:
     weights = weights_file(program)
     (folder / "weights.bin").write_bytes(weights)
     title = header_fields(program)["TITLE"]
-    known = json.dumps(info(program), indent=1).replace("<", "\\u003c")  # for the page's parser
+    known = json.dumps(info(program), indent=1).replace("<", "\\u003c")  # safe in <script>
     module = fill("network.mjs", {"TITLE": title, "INFO": known, "NETWORK": fill("network.js", {})})
     (folder / "network.mjs").write_text(module, encoding="utf-8")
     picture = io.BytesIO()
@@ -84,8 +84,8 @@ def write_wasm(program: Program, folder: Path, example: Image.Image) -> None:
 def compile_wasm(program: Program, shared: bool = False, relaxed: bool = False) -> bytes:
     """The program as a WebAssembly module. Raises ValueError without zig.
 
-    A `shared` one takes its memory, SHARED_PAGES, from outside, and several threads run it; a
-    `relaxed` one rounds a product and a sum once, as the browser's processor does.
+    If `shared`, it imports its memory, SHARED_PAGES, and several threads run it; if `relaxed`, it
+    rounds a product and a sum once, as the browser's processor does.
     """
     command = zig()
     if command is None:
@@ -113,7 +113,7 @@ def thread_fields(program: Program) -> dict[str, object]:
 
 
 def info(program: Program) -> dict[str, object]:
-    """What the module knows of the network; numbers of floats, but for `size` in pixels."""
+    """What the module knows about the network, in numbers of floats, but `size` in pixels."""
     settings = program.network.settings
     return {
         "size": program.size,
@@ -137,8 +137,8 @@ def info(program: Program) -> dict[str, object]:
 def run_wasm(
     folder: Path, program: Program, pictures: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-    """Run the folder's module under node on normalised pictures (B, 3, size, size) -> logits and
-    kept maps, as `c.run_c` gives them; None where there is no node."""
+    """Run the folder's module under node on normalized pictures (B, 3, size, size) -> logits and
+    kept maps, as from `c.run_c`; None if node is missing."""
     node = shutil.which("node")
     if node is None:
         return None

@@ -1,1 +1,1 @@
-"""What one looks at: maps, figures, ablations, costs, kernels."""
+"""Looking inside: maps, figures, ablations, costs, kernels."""

@@ -1,7 +1,7 @@
 """Checks for the notebooks' exercises: each calls a reader's function and says whether it is right.
 
-A check compares with the definition, written out plainly, on numbers that the reader has not seen.
-It returns one line: "right: …", or "not yet: …" with what is wrong.
+A check compares with a plain form of the definition, on numbers that the reader has not seen. It
+returns one line: "right: …", or "not yet: …" with what is wrong.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def check_softmax_attention(function: Callable[[Array, Array, Array], Array]) ->
 
 
 def check_branches(function: Callable[[Array, Sequence[int]], Array]) -> str:
-    """`function(x, windows)` cuts a map x (C, H, W) into a segment of channels for each window,
-    replaces each by its averages over windows of that size, places outside counting as zeros, and
+    """`function(x, windows)` splits a map x (C, H, W) into one segment of channels per window,
+    replaces each by its averages over windows of that size, counting places outside as zeros, and
     returns two heads of each: (2 * len(windows), H * W, head_dim)."""
     x = np.random.default_rng(2).normal(size=(12, 5, 4))
     for windows in ((1, 5), (1, 3, 5)):
@@ -41,7 +41,7 @@ def check_branches(function: Callable[[Array, Sequence[int]], Array]) -> str:
 
 
 def averages(x: Array, size: int) -> Array:
-    """Sums over size x size places, zeros outside, over their number: (C, H, W) -> the same."""
+    """Averages over size x size places, zero outside the map: (C, H, W) -> the same."""
     result, rim = np.zeros_like(x), size // 2
     for c, i, j in np.ndindex(*x.shape):
         rows = slice(max(i - rim, 0), i + rim + 1)
@@ -50,8 +50,8 @@ def averages(x: Array, size: int) -> Array:
 
 
 def check_receptive_field(function: Callable[[Sequence[tuple[int, int]]], int]) -> str:
-    """`function(layers)` is the side, in pixels, of what one place sees through convolutions of
-    (kernel size, stride), the first one first."""
+    """`function(layers)` is the side, in pixels, of what one place sees through convolutions with
+    (kernel size, stride), first to last."""
     for layers in (((3, 2), (3, 2)), ((3, 1), (7, 2), (1, 2), (5, 1)), ()):
         first, last = 0, 0  # what output 0 sees, traced back from layer to layer
         for kernel, stride in reversed(layers):
@@ -64,7 +64,7 @@ def check_receptive_field(function: Callable[[Sequence[tuple[int, int]]], int]) 
 
 def check_folding(function: Callable[..., tuple[Array, Array]]) -> str:
     """`function(weight, gamma, beta, mean, variance, eps)` folds a BatchNorm into the linear layer
-    before it, weight (out, in): the weight and bias of a layer that does both."""
+    before it, weight (out, in), and returns the weight and bias of a layer that does both."""
     rng = np.random.default_rng(3)
     weight, x = rng.normal(size=(4, 6)), rng.normal(size=(7, 6))
     gamma, beta, mean = rng.normal(size=(3, 4))
@@ -77,7 +77,7 @@ def check_folding(function: Callable[..., tuple[Array, Array]]) -> str:
 
 
 def verdict(found: Any, expected: Array, case: str = "") -> str:
-    """Whether what a function returned is what was expected, in a line."""
+    """Say in one line whether a function returned what was expected."""
     where = f" for {case}" if case else ""
     if found is None:
         return f"not yet: the function returned None{where}"
@@ -85,6 +85,6 @@ def verdict(found: Any, expected: Array, case: str = "") -> str:
     if found.shape != expected.shape:
         return f"not yet: expected shape {expected.shape}, found {found.shape}{where}"
     difference = np.abs(found - expected).max()
-    if not difference <= CLOSE:  # not a number, too
+    if not difference <= CLOSE:  # catches NaN too
         return f"not yet: off by up to {difference:.2g}{where}"
     return f"right: off by no more than {difference:.0e}, which is rounding"

@@ -1,8 +1,9 @@
 """The figures of `observe.py`, and a drawing of the network. They need matplotlib (`plots`).
 
 Every function returns a matplotlib figure: a notebook shows it, `.savefig("name.png")` saves it.
-Strengths, which are never negative, are drawn in viridis, ordered for the colour-blind and in grey
-print too; signed values in red and blue, with zero in the middle, so that pale means weak.
+Strengths, which are never negative, are drawn in viridis, whose order the colour-blind can see and
+grey print keeps; signed values are drawn in red and blue with zero in the middle, so pale means
+weak.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def has_matplotlib() -> bool:
 
 
 def require_matplotlib() -> None:
-    """ValueError, in one line, where matplotlib is missing."""
+    """Raise ValueError, in one line, if matplotlib is missing."""
     if not has_matplotlib():
         raise ValueError(
             "figures need matplotlib: run pip install 'tinygmf[plots]', or save arrays (.npz)"
@@ -61,12 +62,12 @@ def require_matplotlib() -> None:
 
 
 def show(figure: Figure, description: str) -> None:
-    """The figure, in a notebook, with a description for those who do not see it."""
+    """A figure for a notebook, with a description for those who cannot see it."""
     show_growing(figure, description)
 
 
 def show_growing(figure: Figure, description: str) -> Callable[[], Any]:
-    """The same of a figure that is not finished; the function that is returned draws it anew."""
+    """The same for an unfinished figure; the returned function redraws it."""
     from IPython.display import display
 
     described = {"image/png": {"alt": description}}
@@ -88,10 +89,10 @@ def make_panels(rows: int, columns: int, width: float = PANEL, height: float = P
 
 
 def draw_map(axis: Axes, values: np.ndarray, title: str, unit: str, most: float = 0.0) -> None:
-    """A map (h, w) with its title and a colour bar that says what the colours measure.
+    """Draw a map (h, w) with a title and a colour bar that says what the colours measure.
 
-    Signed values, or any with `most`, are drawn from -most to most, by default their largest
-    magnitude, so that zero has one colour and several maps can share a scale.
+    Signed values, or any if `most` is given, are drawn from -most to most, by default their largest
+    magnitude, so that zero always has the same colour and several maps can share a scale.
     """
     signed = most > 0 or bool(values.min() < 0)
     most = most or float(np.abs(values).max())
@@ -102,7 +103,7 @@ def draw_map(axis: Axes, values: np.ndarray, title: str, unit: str, most: float 
 
 
 def _add_bar(axis: Axes, image: Any, unit: str) -> None:
-    """Below the map; the least and the greatest value say enough, and always find room."""
+    """A colour bar below the map; the smallest and the largest value always have room."""
     bar = axis.figure.colorbar(image, ax=axis, location="bottom", fraction=0.05, pad=0.03)
     low, high = image.get_clim()
     bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"], fontsize=8)
@@ -122,13 +123,13 @@ def draw_responses(
     seen: Sequence[Observation],
     titles: Sequence[str] = (),
 ) -> Figure:
-    """The paper's figure, a row for each picture: the picture, the ensemble layer, the four
-    pre-attention branches, the non-attention branch, laid over the picture. `titles` say what each
-    picture is."""
+    """The paper's figure, one row per picture: the picture, then, drawn over it, the ensemble
+    layer, the four pre-attention branches and the non-attention branch. `titles` name the pictures.
+    """
     rows = [one.responses() for one in seen]
     figure, axes = make_panels(len(seen), 1 + len(rows[0]), 1.9, 2.5)
-    told = titles or ["picture"] * len(seen)
-    for line, picture, maps, title in zip(axes, pictures, rows, told, strict=True):
+    labels = titles or ["picture"] * len(seen)
+    for line, picture, maps, title in zip(axes, pictures, rows, labels, strict=True):
         line[0].imshow(picture)
         line[0].set_title(f"(a) {title}", fontsize=9)
         for letter, axis, (name, values) in zip("bcdefg", line[1:], maps.items(), strict=True):
@@ -145,17 +146,17 @@ def draw_attention(
     query: Position | Sequence[Position],
     titles: Sequence[str] = (),
 ) -> Figure:
-    """What one place attends to, head by head, laid over the picture; two rows for each picture,
-    a column for each branch with its two heads. `query` is one place, in pixels of the pictures,
-    or one for each; `titles` say what each picture is.
+    """What one place attends to, head by head, drawn over the picture: two rows per picture, and a
+    column for each branch with its two heads. `query` is one place, in pixels of the pictures, or
+    one for each picture; `titles` name the pictures.
 
     The weights are those of Q softmax(K)ᵀ: they can be negative, and a row sums to whatever the
-    query's channels sum to. Each head has its own scale, which its colour bar tells.
+    query's channels sum to. Each head has its own scale, shown by its colour bar.
     """
     figure, axes = make_panels(2 * len(seen), 1 + NUM_HEADS // 2, 2.2, 2.7)
     places: Any = [query] * len(seen) if isinstance(query[0], int) else query
-    told = titles or [f"query at y={y}, x={x}" for y, x in places]
-    lines = zip(pictures, seen, places, told, strict=True)
+    labels = titles or [f"query at y={y}, x={x}" for y, x in places]
+    lines = zip(pictures, seen, places, labels, strict=True)
     for i, (picture, one, place, title) in enumerate(lines):
         plain, below = axes[2 * i : 2 * i + 2, 0]
         below.set_axis_off()
@@ -174,8 +175,8 @@ def draw_attention(
 def draw_over_picture(
     axis: Axes, picture: Image.Image, row: np.ndarray, query: Position, title: str
 ) -> None:
-    """A row of the attention map (h, w) over the picture in grey: red for positive weights, blue
-    for negative ones, and the weaker a weight, the more of the picture is seen."""
+    """Draw a row of the attention map (h, w) over the picture in grey: red for positive weights,
+    blue for negative ones; the weaker a weight, the more of the picture shows through."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -192,7 +193,7 @@ def draw_over_picture(
 
 
 def lay_over(axis: Axes, picture: Image.Image, values: np.ndarray, unit: str) -> None:
-    """A map (h, w), slightly transparent over the picture in grey, with its colour bar."""
+    """Draw a map (h, w), slightly transparent, over the picture in grey, with its colour bar."""
     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
     axis.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255)
     image = axis.imshow(values, cmap=STRENGTH, alpha=0.75, extent=extent, interpolation="nearest")
@@ -212,20 +213,20 @@ def draw_proxies(
     titles: Sequence[str] = (),
 ) -> Figure:
     """One group aggregator: its window on the picture, its kernel, its input and its output.
-    `titles` say what each picture is."""
+    `titles` name the pictures."""
     from matplotlib.patches import Rectangle
 
     first = seen[0]
     taps = effective_kernel(model, first.stage, first.block, kernel)
     field = receptive_field(model, first.stage, first.block, kernel)
     figure, axes = make_panels(len(seen), 4, 2.4, 2.9)
-    told = titles or [""] * len(seen)
-    for line, picture, one, title in zip(axes, pictures, seen, told, strict=True):
+    labels = titles or [""] * len(seen)
+    for line, picture, one, title in zip(axes, pictures, seen, labels, strict=True):
         line[0].imshow(picture)
         y, x = ((side // 2 + 0.5) * one.stride - 0.5 for side in one.size)
         for side, style in ((kernel * one.stride, "-"), (field, "--")):
             corner = (x - side / 2, y - side / 2)
-            for color, width in (("white", 4.0), (MARK, 2.0)):  # seen on any picture
+            for color, width in (("white", 4.0), (MARK, 2.0)):  # visible on any picture
                 frame = Rectangle(corner, side, side, fill=False, color=color, ls=style, lw=width)
                 line[0].add_patch(frame)
         _show_all(line[0], picture, (y, x), field)
@@ -241,7 +242,7 @@ def draw_proxies(
 
 
 def _show_all(axis: Axes, picture: Image.Image, middle: tuple[float, float], side: int) -> None:
-    """Limits that hold the picture and a square around `middle`: outside, the network has zeros."""
+    """Limits that include the picture and a square around `middle`; outside are zeros."""
     (y, x), half = middle, side / 2 + 1
     axis.set_facecolor("lightgrey")
     axis.set_xlim(min(-0.5, x - half), max(picture.width - 0.5, x + half))
@@ -251,8 +252,8 @@ def _show_all(axis: Axes, picture: Image.Image, middle: tuple[float, float], sid
 def draw_architecture(
     config: GroupMixFormerConfig, image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE)
 ) -> Figure:
-    """The network from its configuration, to scale: a box for each part, as high as the side of its
-    map; as wide as its channels, a stage as all its blocks beside each other; below, its costs."""
+    """The network of a configuration, to scale: a box for each part, as high as the side of its map
+    and as wide as its channels, a stage as wide as all its blocks together; costs are below."""
     from matplotlib.patches import Rectangle
 
     rows = summarize(config, image_size)
@@ -291,7 +292,7 @@ def _caption(row: StageSummary) -> str:
 
 
 def draw_head(picture: Image.Image, seen: Observation, query: Position, head: int) -> Figure:
-    """The picture, and what one head (0 to 7) makes the query attend to."""
+    """The picture, and what the query attends to in one head (0 to 7)."""
     figure, axes = make_panels(1, 2, 3, 3.5)
     axes[0, 0].imshow(picture)
     axes[0, 0].set_title(_heading(seen).split(":")[0], fontsize=9)
@@ -304,9 +305,9 @@ def draw_head(picture: Image.Image, seen: Observation, query: Position, head: in
 def explore_attention(
     pictures: Sequence[Image.Image], blocks: dict[str, Sequence[Observation]]
 ) -> Any:
-    """Sliders, in a notebook, for picture, block, query and head; `draw_head` is what they move.
+    """Sliders for a notebook that choose picture, block, query and head, and redraw `draw_head`.
 
-    `blocks` holds observations of the same pictures, by the names to choose from.
+    `blocks` holds observations of the same pictures under the names to choose from.
     """
     from ipywidgets import IntSlider, interactive
 

@@ -1,7 +1,7 @@
 """From a line of the model to what the device runs: kernels, their source, their times.
 
-tinygrad is lazy: an expression is a graph until its value is wanted. Then the graph is cut into
-kernels, and each kernel is written in the language of the device. All but `measure` needs no
+tinygrad is lazy: an expression remains a graph until its value is needed. Then the graph is cut
+into kernels, and each kernel is written in the language of the device. Only `measure` needs the
 hardware: the source for any GPU can be read on any machine.
 """
 
@@ -30,32 +30,32 @@ class Measurement:
     """One kernel on this machine."""
 
     name: str  # r for a reduction, E for elementwise, then the loops' sizes
-    flops: int  # additions and multiplications, each counted as one
+    flops: int  # additions and multiplications, one each
     bytes: int  # read and written, each buffer once
     seconds: float
 
     @property
     def intensity(self) -> float:
-        """FLOPs for each byte: few, and memory sets the pace; many, and arithmetic does."""
+        """FLOPs per byte: if few, memory limits the speed; if many, arithmetic does."""
         return self.flops / self.bytes
 
 
 def count_operations(*tensors: Tensor) -> int:
-    """The nodes of the graph that these tensors still are."""
+    """The nodes of the graph behind tensors that are not computed yet."""
     return len(UOp.sink(*(tensor.uop for tensor in tensors)).toposort())
 
 
 def kernels(*tensors: Tensor) -> list[UOp]:
-    """The kernels that computing these tensors takes, in order; nothing is computed.
+    """The kernels that would compute these tensors, in order; nothing is computed.
 
-    The tensors count as computed afterwards: ask once, of tensors that are not needed.
+    The tensors count as computed afterwards: call this once, on tensors that are not needed.
     """
     schedule = Tensor.schedule_linear(*tensors)
     return [call for call in schedule.src if call.src[0].op in (Ops.SINK, Ops.PROGRAM)]
 
 
 def source(kernel: UOp, device: str) -> str:
-    """A kernel's source for one of `LANGUAGES`, whether or not this machine has that device."""
+    """A kernel's source in one of `LANGUAGES`, whether or not this machine has the device."""
     renderer = _renderer(device)
     loops = full_rewrite_to_sink(kernel.src[0], renderer)
     info = ProgramInfo.from_sink(loops, renderer.target)
@@ -64,7 +64,7 @@ def source(kernel: UOp, device: str) -> str:
 
 
 def _renderer(device: str) -> Renderer:
-    """The writer alone, without the compiler that only that device's machines have."""
+    """The renderer alone, without the compiler that only machines with the device have."""
     if device not in LANGUAGES:
         raise ValueError(f"device: expected one of {', '.join(LANGUAGES)}, found {device!r}")
     renderer = object.__new__(LANGUAGES[device])
@@ -73,7 +73,7 @@ def _renderer(device: str) -> Renderer:
 
 
 def measure(*tensors: Tensor, repeats: int = 5) -> list[Measurement]:
-    """Compile and run these tensors' kernels one by one; of each, the fastest of some runs."""
+    """Compile and run these tensors' kernels one by one, and time the fastest run of each."""
     rows = []
     for call in compile_linear(UOp(Ops.LINEAR, src=tuple(kernels(*tensors)))).src:
         estimates, timer = estimate_uop(call), time_call(call)

@@ -1,12 +1,12 @@
 """What Group-Mix Attention does with a picture: responses, attention and group proxies, as arrays.
 
 Stages and blocks are counted from 1, as in the paper; positions are pixels (y, x) of the picture
-that the network sees. `figures.py` draws what is computed here. One block is looked at at a time:
+that the network sees. `figures.py` draws what is computed here. You look at one block at a time:
 
     [seen] = observe(model, pictures, stage=3, block=5)
     seen.responses()                    # the maps of the paper's figure
     seen.attention_rows([(112, 96)])    # what that place attends to, head by head
-    seen.before_and_after(kernel=7)     # what becomes of tokens that turn into group proxies
+    seen.before_and_after(kernel=7)     # tokens, and the group proxies made from them
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from tinygmf.layers import Module, record
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy
 
-KERNELS = (3, 5, 7)  # of the aggregators: a group is a window of so many tokens a side
+KERNELS = (3, 5, 7)  # of the aggregators: the side of a group's window, in tokens
 BRANCHES = ("tokens", "groups of 3x3", "groups of 5x5", "groups of 7x7")  # two heads each
 PANELS = ("ensemble layer", *BRANCHES, "non-attention")
-FEW = 8  # tokens a side, below which a map is too coarse to look at
+FEW = 8  # tokens per side, below which a map is too coarse to look at
 
 Position = tuple[int, int]  # (y, x) in pixels
 
 
 def head_label(head: int) -> str:
-    """What head 0 to 7 compares with what."""
+    """What a head, 0 to 7, compares with what."""
     branch = BRANCHES[head // 2]
     return f"head {head + 1}: {branch} to {branch.replace('groups of ', '')}"
 
@@ -83,8 +83,8 @@ class Observation:
     def attention_rows(self, queries: Sequence[Position]) -> np.ndarray:
         """The rows of Q softmax(K)ᵀ for some queries: (queries, heads, h, w).
 
-        Linear attention never forms this map, yet it is what its result would be had with: row
-        times V. Only the rows asked for are computed, so that large maps fit in memory.
+        Linear attention never forms this map, but its result equals a row of the map times V. Only
+        the requested rows are computed, so that large maps fit in memory.
         """
         q, k, _ = self.mixed  # (heads, N, head_dim) each
         chosen = q[:, [self.token_at(query) for query in queries]]  # (heads, queries, head_dim)
@@ -94,8 +94,8 @@ class Observation:
         return rows.transpose(1, 0, 2).reshape(len(queries), NUM_HEADS, *self.size)
 
     def before_and_after(self, kernel: int) -> tuple[np.ndarray, np.ndarray]:
-        """The channels that aggregator `kernel` (3, 5 or 7) gets, and the group proxies that it
-        makes of them: two maps (h, w), root mean square over Q, K, V and channels."""
+        """The channels that aggregator `kernel` (3, 5 or 7) reads, and the group proxies that it
+        makes from them: two maps (h, w), root mean square over Q, K, V and channels."""
         branch = 1 + _aggregator_index(kernel)
         segments = np.split(self.qkv, 5, axis=2)  # five of (3, N, D/5)
         before = rms(segments[branch], (0, 2)).reshape(self.size)
@@ -113,8 +113,8 @@ def choose_block(
 ) -> tuple[int, int]:
     """A stage and a block that exist, both counted from 1.
 
-    Where they are left open: the last stage with at least 8x8 tokens, and its fifth block or its
-    last. Raises ValueError for a stage or block that is not there.
+    By default the last stage with at least 8x8 tokens, and its fifth block or its last. Raises
+    ValueError for a stage or block that does not exist.
     """
     if stage is None:
         fits = [i for i in range(STAGES) if min(picture_size) >= FEW * STRIDES[i]]
@@ -133,8 +133,8 @@ def observe(
 ) -> list[Observation]:
     """One block at work on normalized pictures (B, 3, H, W): an observation of each picture.
 
-    `stage` and `block` count from 1; `choose_block` says what is taken without them. Raises
-    ValueError for a stage or block that is not there, and for pictures the network cannot take.
+    `stage` and `block` count from 1; `choose_block` chooses if they are not given. Raises
+    ValueError for a stage or block that does not exist, and for pictures the network cannot take.
     """
     model.config.require_published_form("explain")
     pictures = np.asarray(pictures, np.float32)
@@ -154,17 +154,17 @@ def observe(
 def run_until(
     model: GroupMixFormer, attention: GroupMixAttention, pictures: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """What the parts of one attention make of pictures: qkv (B, N, 3D), mixed
+    """What the parts of one attention compute for pictures: qkv (B, N, 3D), mixed
     (3, B, heads, N, head_dim), the non-attention branch (B, N, D/5), the ensemble layer (B, N, D).
 
-    The program computes no further than needed; it is compiled once for the shape of the pictures
-    and kept, as a network's own is.
+    The program stops at that block; it is compiled once for the shape of the pictures and kept, as
+    a network's own program is.
     """
     weights = [tensor for tensor in model.state_dict().values() if dtypes.is_float(tensor.dtype)]
     x = tensor_from_numpy(pictures, weights[0].device)
 
     def compute(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """`weights` are the model's own tensors: a program keeps none of its arguments."""
+        """`weights` are the model's tensors: a program does not keep its arguments."""
         found: dict[Module, Any] = {}
 
         def note(module: Module, output: Any) -> None:
@@ -200,7 +200,7 @@ def attention_rows(
     return observe(model, image[None], stage, block)[0].attention_rows(queries)
 
 
-# Group proxies: what the weights alone tell
+# Group proxies, from the weights alone
 
 
 def effective_kernel(
@@ -208,9 +208,9 @@ def effective_kernel(
 ) -> np.ndarray:
     """Aggregator `kernel` (3, 5 or 7) as one dense convolution: (D/5 out, channels in, k, k).
 
-    Depthwise and 1x1 convolution and BatchNorm's scale, multiplied out. With `of` ("q", "k" or
-    "v") the layer `qkv` before it as well: then it reads the D channels of the normalized tokens,
-    else the D/5 channels of its segment. Before that comes LayerNorm, which is no convolution.
+    It multiplies out the depthwise and 1x1 convolutions and BatchNorm's scale. With `of` ("q", "k"
+    or "v") it includes the layer `qkv` and reads the D channels of the normalized tokens; otherwise
+    it reads the D/5 channels of its segment. The LayerNorm before that is not a convolution.
     """
     stage, block = choose_block(model.config, (0, 0), stage, block)
     index = _aggregator_index(kernel)
@@ -231,9 +231,9 @@ def effective_kernel(
 
 
 def receptive_field(model: GroupMixFormer, stage: int, block: int, kernel: int) -> int:
-    """Side, in pixels, of what a group proxy sees of the picture through convolutions alone.
+    """The side, in pixels, of what a group proxy sees of the picture through convolutions alone.
 
-    Attention comes on top: from the second block on, every token has seen the whole picture.
+    Attention adds to that: from the second block on, every token has seen the whole picture.
     """
     convolutions = [model.conv_stem.proj1, model.conv_stem.proj2]
     for i in range(stage):

@@ -1,6 +1,6 @@
-"""What a network made of labeled pictures, to look at: confusion, the worst, a sheet of answers.
+"""How a network did on labeled pictures, in figures: confusion, worst answers, a sheet of answers.
 
-They need matplotlib (`plots`); `write_outcome` leaves accuracy by class as a table in any case.
+The figures need matplotlib (`plots`); `write_outcome` writes a table of accuracy by class anyway.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tinygmf.study.figures import MARK, has_matplotlib, make_panels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHEET, COLUMNS = 24, 6  # pictures on a sheet, and in its rows
-NUMBERED = 25  # classes, up to which every cell of the confusion has its number
-LABELLED = 60  # up to which every row and column has its name
+SHEET, COLUMNS = 24, 6  # pictures on a sheet, and per row
+NUMBERED = 25  # the most classes for which every cell of the confusion shows its number
+LABELLED = 60  # the most for which every row and column is named
 LONGEST = 18  # characters of a name in a figure
 
 
 def write_outcome(
     folder: Path, found: Evaluation, names: Sequence[str], load: Callable[[Any], Image.Image]
 ) -> list[str]:
-    """Write `by_class.csv` and, where matplotlib is installed, `confusion.png`, `predictions.png`
-    and `worst.png`; returns the names of what was written. `load(source)` gives a picture."""
+    """Write `by_class.csv` and, if matplotlib is installed, `confusion.png`, `predictions.png` and
+    `worst.png`; return the names of the files written. `load(source)` returns a picture."""
     with replacing(folder / "by_class.csv") as file:
         file.write(class_table(found, names).encode())
     if not has_matplotlib():
@@ -48,7 +48,7 @@ def write_outcome(
 
 
 def class_table(found: Evaluation, names: Sequence[str]) -> str:
-    """CSV: each class, its pictures, how many were right, and their share."""
+    """CSV: each class, its number of pictures, how many were right, and their share."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", "pictures", "right", "top1"])
@@ -58,7 +58,7 @@ def class_table(found: Evaluation, names: Sequence[str]) -> str:
 
 
 def spread(answers: Sequence[Answer], most: int = SHEET) -> list[Answer]:
-    """Up to `most` of the answers, in turn from each class."""
+    """Up to `most` answers, taken from each class in turn."""
     turns: dict[int, int] = {}
     ranked = []
     for place, answer in enumerate(answers):
@@ -95,7 +95,7 @@ def draw_answers(
     load: Callable[[Any], Image.Image],
     title: str,
 ) -> Figure:
-    """A sheet of pictures, the answer over each; the true class too where it was another."""
+    """A sheet of pictures with the answer above each, and the true class if that was another."""
     columns = min(COLUMNS, max(len(answers), 1))
     figure, axes = make_panels(-(-max(len(answers), 1) // columns), columns, 1.7, 2.1)
     for axis in axes.flat:
@@ -104,14 +104,14 @@ def draw_answers(
         picture = load(answer.source).copy()
         picture.thumbnail((256, 256))
         axis.imshow(picture)
-        told = f"{shortened(names[answer.answer])} {answer.probability:.0%}"
+        said = f"{shortened(names[answer.answer])} {answer.probability:.0%}"
         truth = "" if answer.right else f"\nit is {shortened(names[answer.label])}"
-        axis.set_title(told + truth, fontsize=8, color="black" if answer.right else MARK)
+        axis.set_title(said + truth, fontsize=8, color="black" if answer.right else MARK)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
 def shortened(name: str) -> str:
-    """A name that a figure has room for, free of what matplotlib would take for a formula."""
+    """A name that fits in a figure, escaped so that matplotlib reads no formula in it."""
     name = printable(name).replace("$", r"\$")
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"

@@ -1,8 +1,8 @@
 """What a configuration costs, stage by stage: parameters and FLOPs, beside the published figures.
 
-Parameters are counted from the shapes of the state dict. FLOPs are counted as the paper and its
-tools count them, multiply-adds of convolutions, linear layers and attention's two products, for one
-picture; the layers count them while the network is traced.
+Parameters are counted from the shapes of the state dict. FLOPs are counted as by the paper and its
+tools: multiply-adds of convolutions, linear layers and attention's two products, for one picture.
+The layers count them while the network is traced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tinygmf.model import ConvStem, GMABlock, GroupMixFormer, PatchEmbedLayer, s
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
-# Parameters in millions, FLOPs in thousand millions at 224x224, ImageNet-1K top-1 in per cent:
+# Parameters in millions, FLOPs in billions at 224x224, ImageNet-1K top-1 in percent:
 # arXiv 2311.15157, table 4, and the authors' page.
 PUBLISHED = {
     "groupmixformer_miny": (5.7, 1.4, 79.6),
@@ -32,7 +32,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One row: a stage with its patch embedding, or the stem, or the head."""
+    """One row: the stem, a stage with its patch embedding, or the head."""
 
     name: str
     height: int
@@ -47,7 +47,7 @@ def summarize(
     config: GroupMixFormerConfig, image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE)
 ) -> list[StageSummary]:
     """Stem, four stages and head of a network at an image size (height, width) in pixels."""
-    short = replace(config, serial_depths=(1,) * STAGES)  # the blocks of a stage are all alike
+    short = replace(config, serial_depths=(1,) * STAGES)  # the blocks of a stage are identical
     sizes, stem, embeddings, blocks, head = _trace(short, image_size)
     dims, depths = config.embedding_dims, config.serial_depths
     rows = [StageSummary("stem", *sizes[0], dims[0], 0, _parameters(short, "conv_stem"), stem)]
@@ -61,7 +61,7 @@ def summarize(
 
 
 def _parameters(config: GroupMixFormerConfig, *parts: str) -> int:
-    """The parameters below some names of the state dict."""
+    """The number of parameters under some prefixes of the state dict."""
     below = tuple(f"{part}." for part in parts)
     return sum(
         math.prod(shape)
@@ -73,8 +73,8 @@ def _parameters(config: GroupMixFormerConfig, *parts: str) -> int:
 def _trace(
     config: GroupMixFormerConfig, image_size: tuple[int, int]
 ) -> tuple[list[tuple[int, int]], int, list[int], list[int], int]:
-    """The sizes of the four maps; the FLOPs of the stem, of each patch embedding, of each block and
-    of the head, in a network of one block a stage."""
+    """The sizes of the four maps, and the FLOPs of the stem, of each patch embedding, of each block
+    and of the head, in a network with one block per stage."""
     model, parts, products = GroupMixFormer(config, seed=None), list[int](), list[int]()
 
     def note(module: Module, _: object) -> None:
@@ -93,8 +93,8 @@ def _trace(
 def flops_by_part(
     config: GroupMixFormerConfig, image_size: tuple[int, int] = (PUBLISHED_SIZE, PUBLISHED_SIZE)
 ) -> dict[str, float]:
-    """The FLOPs of a network in its published form by the parts of its blocks, from formulas; the
-    rest is stem, patch embeddings and head.
+    """The FLOPs of a network in its published form by the parts of its blocks, from formulas. The
+    last entry has stem, patch embeddings and head.
 
     For N tokens of D channels, s = D/5, head_dim = D/10, an MLP of ratio r: see each line.
     """
@@ -112,7 +112,7 @@ def flops_by_part(
             "crpe": sum(heads * k * k for k, heads in ConvRelPosEnc.KERNELS) * (dim // 10),
             "cpe": 9 * dim,
         }
-        for name, cost in costs.items():  # of one token
+        for name, cost in costs.items():  # per token
             parts[name] = parts.get(name, 0) + row.blocks * n * cost
     total = sum(row.flops for row in rows)
     return parts | {"stem, embeddings, head": total - sum(parts.values())}

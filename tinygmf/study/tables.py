@@ -1,4 +1,4 @@
-"""A table that a notebook shows as one, and a terminal as aligned text."""
+"""A table that a notebook shows as a table, and a terminal as aligned text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from html import escape
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, and rows of cells, each shown as `str` gives it; a row's first cell names it.
+    """Headings and rows of cells, shown as `str` formats them; the first cell of a row names it.
 
-    Raises ValueError for a row with another number of cells.
+    Raises ValueError for a row with a different number of cells.
     """
 
     header: Sequence[str]
@@ -28,7 +28,7 @@ class Table:
         return "\n".join(_aligned(line, widths) for line in lines)
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows, and pages that are made of a notebook."""
+        """The HTML that Jupyter shows, as do pages made from a notebook."""
         head = _html_row([f"<th>{escape(name)}</th>" for name in self.header])
         rows = []
         for first, *others in self.rows:

@@ -1,6 +1,6 @@
-"""Photographs, and tokens of them to try an attention on without any network.
+"""Photographs, and tokens made from them, to try attention on without a network.
 
-The photographs are those inside scikit-learn and scikit-image: nothing is fetched.
+The photographs come with scikit-learn and scikit-image: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ PHOTOGRAPHS = {  # name: package, and the file in it
 def photograph(name: str, size: int) -> Image.Image:
     """One of `PHOTOGRAPHS`, resized and cropped to a square of `size` pixels.
 
-    Raises ValueError for another name, and where the package that has it is missing.
+    Raises ValueError for an unknown name, or if the package that has it is missing.
     """
     if name not in PHOTOGRAPHS:
         raise ValueError(f"photograph: expected {', '.join(PHOTOGRAPHS)}, found {name!r}")
     package, file = PHOTOGRAPHS[name]
     found = find_spec(package)
     if found is None or found.origin is None:
-        raise ValueError(f"{name}: {package} has it, and is missing: pip install 'tinygmf[data]'")
+        raise ValueError(f"{name}: expected {package}, found none: pip install 'tinygmf[data]'")
     return resize_and_crop(load_image(Path(found.origin).parent / file), size)
 
 
 def patch_tokens(picture: Image.Image, patch: int, dim: int) -> np.ndarray:
     """A picture (H, W) as H/patch * W/patch tokens (N, D), read row by row.
 
-    A token holds the first D principal components of its patch's pixels: what differs most from
-    patch to patch comes first, then ever finer detail. Their spread is drawn together by a square
-    root, so that detail counts beside colour; their variance over all is 1. Raises ValueError for
-    more components than a patch has numbers, or than there are patches.
+    A token holds the first D principal components of its patch's pixels: what differs most between
+    patches comes first, then finer and finer detail. A square root compresses their spread, so that
+    detail counts beside colour, and their overall variance is 1. Raises ValueError for more
+    components than a patch has numbers, or than there are patches.
     """
     pixels = np.asarray(picture, np.float64) / 255  # (H, W, 3)
     rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
@@ -51,6 +51,6 @@ def patch_tokens(picture: Image.Image, patch: int, dim: int) -> np.ndarray:
         raise ValueError(f"dim: expected at most {min(patches.shape)}, found {dim}")
     centred = patches - patches.mean(0)
     left, spread, directions = np.linalg.svd(centred, full_matrices=False)
-    signs = np.where(directions.sum(1) < 0, -1, 1)  # else a matter of the library's version
+    signs = np.where(directions.sum(1) < 0, -1, 1)  # else they depend on the library's version
     tokens = (left * signs * np.sqrt(spread))[:, :dim]
     return tokens / tokens.std()  # (N, D)
