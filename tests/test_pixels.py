@@ -292,7 +292,7 @@ def test_an_array_gives_the_pixels_that_it_holds(kind):
         (np.zeros((0, 9, 3), np.uint8), r"\(0, 9, 3\)"),
         (np.zeros((9, 9), complex), "complex128"),
         (np.array([["a"]]), "<U1"),
-        (np.full((9, 9, 3), -0.5), "0 to 1 in floats, found -0.5: normalised pictures are"),
+        (np.full((9, 9, 3), -0.5), "0 to 1 in floats, found -0.5: normalized pictures are"),
         (np.full((9, 9), -3), "found -3"),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_file_an_image_and_an_array_of_one_picture_give_the_same_input(tmp_pat
             np.testing.assert_array_equal(predict.read(picture), expected)
     ready = np.random.default_rng(0).standard_normal((3, 32, 32), np.float32)
     np.testing.assert_array_equal(predict.read(ready), ready)
-    with pytest.raises(ImageError, match="normalised pictures are"):
+    with pytest.raises(ImageError, match="normalized pictures are"):
         predict.read(ready[:, :31])
 
 

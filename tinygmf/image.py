@@ -254,7 +254,7 @@ def preprocess(
     if channels not in (1, 3):
         raise ValueError(
             f"pictures: expected a network of 3 channels, or of 1 for grey, found one of {channels}"
-            f": give it normalised arrays ({channels}, {size}, {size})"
+            f": give it normalized arrays ({channels}, {size}, {size})"
         )
     crop = resize_and_crop(as_rgb(picture), size, settings)
     return normalize(crop.convert("L") if channels == 1 else crop, settings)

@@ -153,7 +153,7 @@ def array_to_rgb(array: np.ndarray) -> Image.Image:
         if np.min(planes, initial=0) < 0:
             raise ImageError(
                 f"expected a picture's values, 0 to 1 in floats, found {np.min(planes):.6g}: "
-                "normalised pictures are (3, size, size), of the network's own size"
+                "normalized pictures are (3, size, size), of the network's own size"
             )
         planes = _scale(planes, FLOATS if kind == "f" else INTEGERS)
     return Image.fromarray(np.ascontiguousarray(planes, np.uint8)).convert("RGB")

@@ -60,7 +60,7 @@ def test_a_predictor_gives_it_grey_pictures(grey):
 
 
 def test_for_other_numbers_arrays_are_asked_for():
-    with pytest.raises(ValueError, match=r"normalised arrays \(4, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"normalized arrays \(4, 32, 32\)"):
         preprocess(Image.new("RGB", (40, 40)), 32, channels=4)
 
 

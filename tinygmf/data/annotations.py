@@ -1,7 +1,7 @@
 """The annotations of one picture.
 
-Boxes are (x0, y0, x1, y1) in pixels: the picture's left upper corner is (0, 0), its right lower
-one (W, H), and the pixel in row y, column x reaches from (x, y) to (x + 1, y + 1).
+Boxes are (x0, y0, x1, y1) in pixels: the picture's upper left corner is (0, 0), its lower right
+one is (W, H), and the pixel in row y, column x reaches from (x, y) to (x + 1, y + 1).
 """
 
 from __future__ import annotations

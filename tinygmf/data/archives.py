@@ -40,7 +40,7 @@ PICTURES_MAGIC, LABELS_MAGIC = 2051, 2049  # bytes, of three dimensions and of o
 def cifar10(folder: Path) -> Dataset:
     """CIFAR-10's binary version: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`.
 
-    Raises DataError, which names the file, where one is missing or damaged.
+    Raises DataError, which names the file, if one is missing or damaged.
     """
     names = *(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"
     *train, test = (_records(folder / name) for name in names)
@@ -65,7 +65,7 @@ def _records(path: Path) -> np.ndarray:
 def fashion_mnist(folder: Path) -> Dataset:
     """Fashion-MNIST's four files (`train-images-idx3-ubyte.gz` …), packed or unpacked.
 
-    Raises DataError, which names the file, where one is missing or damaged.
+    Raises DataError, which names the file, if one is missing or damaged.
     """
     arrays: list[np.ndarray] = []
     for part in ("train", "t10k"):
@@ -142,7 +142,7 @@ def _check_labels(path: Path, labels: np.ndarray, source: str) -> None:
 def fetch_cifar10() -> Dataset:
     """CIFAR-10, which tinygrad's loader fetches once and keeps in its own cache.
 
-    Raises DataError where it cannot be fetched.
+    Raises DataError if it cannot be fetched.
     """
     from tinygrad.nn.datasets import cifar
 
@@ -152,7 +152,7 @@ def fetch_cifar10() -> Dataset:
 def fetch_fashion_mnist() -> Dataset:
     """Fashion-MNIST, which tinygrad's loader fetches once and keeps in its own cache.
 
-    Raises DataError where it cannot be fetched.
+    Raises DataError if it cannot be fetched.
     """
     from tinygrad.nn.datasets import mnist
 

@@ -35,6 +35,15 @@ class Answer(NamedTuple):
     def right(self) -> bool:
         return self.answer == self.label
 
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        return {
+            "image": str(self.source),
+            "class": names[self.label],
+            "answer": names[self.answer],
+            "probability": self.probability,
+            "probability_of_class": self.of_truth,
+        }
+
 
 @dataclass
 class Evaluation:
@@ -87,17 +96,7 @@ class Evaluation:
             "unreadable": self.unreadable,
             "by_class": self.by_class(names),
             "confusion": rows,
-            "worst": [
-                {
-                    "image": str(one.source),
-                    "class": names[one.label],
-                    "answer": names[one.answer],
-                    "probability": one.probability,
-                    "probability_of_class": one.of_truth,
-                }
-                for one in self.worst(WORST)
-                if not one.right
-            ],
+            "worst": [one.as_json(names) for one in self.worst(WORST) if not one.right],
         }
 
 

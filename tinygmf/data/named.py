@@ -41,7 +41,7 @@ def open_data(data: str, size: int, seed: int = 0, exclude: Collection[Path] = (
     """The data set of this name, or what the folder holds: see `folders.open_folder`. Shapes are
     drawn in `size` pixels.
 
-    Raises DataError where it is neither, or damaged.
+    Raises DataError if it is neither, or damaged.
     """
     if data in NAMED:
         return NAMED[data](size)
@@ -62,7 +62,7 @@ def measured_pictures(
 
     Raises ValueError if the network does not know one of the classes.
     """
-    index = ClassIndex(names, numbers=False)  # the digit 3 is no garment, though one is number 3
+    index = ClassIndex(names, numbers=False)  # the digit 3 is not the garment with that number
     classes = np.array([_known(name, index, data.name) for name in data.classes])
     tested = bool(data.test)
     sources, labels = (data.test, data.test_labels) if tested else (data.val, data.val_labels)

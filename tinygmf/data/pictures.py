@@ -79,7 +79,7 @@ def is_system(name: str) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a training run keeps its files here."""
+    """Whether the folder holds the files of a training run."""
     return any((folder / name).is_file() for name in RUN_MARKS)
 
 

@@ -38,7 +38,7 @@ def label_file(picture: Path) -> Path:
 def yolo_dataset(path: Path, task: str, seed: int = 0) -> DenseDataset:
     """A `data.yaml`, a folder that has one, or pictures and labels with a `classes.txt`.
 
-    Raises DataError where names are missing or all labels are bad.
+    Raises DataError if names are missing or all labels are bad.
     """
     settings = find_settings(path)
     if settings:

@@ -65,7 +65,7 @@ class Detector:
         self._lock = Lock()
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Detections]:
-        """A picture is a file's name, a Pillow image or an array (H, W, 3) uint8.
+        """A picture is a file name, a Pillow image or an array (H, W, 3) uint8.
 
         Raises ImageError for an unreadable file.
         """

@@ -1,6 +1,6 @@
-"""What this machine has for tinygrad to compute on, and what is missing.
+"""The devices that tinygrad can compute on here, and what the others need.
 
-tinygrad calls a place to compute a device: METAL, AMD, NV, CUDA, CL, CPU or WEBGPU.
+A device is tinygrad's name for a place to compute: METAL, AMD, NV, CUDA, CL, CPU or WEBGPU.
 Importing this file touches no device and does not import tinygrad; its functions do.
 """
 
@@ -31,7 +31,7 @@ NEEDS = {  # in the order of choice
     "NV": "an NVIDIA GPU on Linux with its driver",
     "CUDA": "an NVIDIA GPU with its driver and the CUDA libraries",
     "CL": "an OpenCL driver",
-    "CPU": "clang, which pip install 'tinygmf[clang]' brings",
+    "CPU": "clang, which pip install 'tinygmf[clang]' installs",
     "WEBGPU": "the Dawn library, named by WEBGPU_PATH",
 }
 PROBE_SECONDS, PROBE = 30, Path(__file__).with_name("probe.py")
@@ -60,7 +60,7 @@ def open_device(name: str | None = None) -> str:
     except DeviceError as error:
         reason = str(error)
     except Exception as error:
-        needs = NEEDS.get(asked.split(":")[0].upper(), "hardware that is not here")
+        needs = NEEDS.get(asked.split(":")[0].upper(), "hardware that is not present")
         reason = f"{first_line(error)} (it needs {needs})"
     works = ", ".join(_others_that_work()) or "none yet"
     raise DeviceError(f"device {asked} does not open: {reason}. Working here: {works}")

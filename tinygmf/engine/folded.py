@@ -55,7 +55,7 @@ class BlockWeights(NamedTuple):
     cpe_bias: Any
     qkv: Any  # D -> 3D
     qkv_bias: Any
-    windows: Any  # (7, 7, 3D): of query, key and value, five segments each
+    windows: Any  # (7, 7, 3D): for query, key and value, five segments each
     mix: Any  # 4D/5 -> 4D/5, one block for each segment; (1, 1, 1, in, out), never in panels
     mix_bias: Any
     fifth: Any  # (1, 3, D/5, D/5): the non-attention branch, from query, key and value

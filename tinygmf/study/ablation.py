@@ -1,8 +1,8 @@
-"""Taking Group-Mix Attention apart: networks that lack one thing each, trained alike and compared.
+"""Taking Group-Mix Attention apart: networks that each lack one thing, trained alike and compared.
 
-What is taken away is a value of `AttentionConfig`; everything else, recipe and seeds included, is
-the same for all. The networks are small and so is the data: a difference that is no larger than
-the spread over seeds says nothing, and what holds here need not hold for ImageNet.
+An ablation is a value of `AttentionConfig`; everything else, recipe and seeds included, is the same
+for all. The networks and the data are small: a difference no larger than the spread over seeds
+means nothing, and what holds here need not hold for ImageNet.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ABLATIONS = {
     "average": AttentionConfig(aggregator="average"),
     "maximum": AttentionConfig(aggregator="maximum"),
     "minimum": AttentionConfig(aggregator="minimum"),
-    "tokens": AttentionConfig(kernels=(1, 1, 1)),  # no groups, all else as published
+    "tokens": AttentionConfig(kernels=(1, 1, 1)),  # no groups, everything else as published
     "kernels-3": AttentionConfig(kernels=(3, 3, 3)),
     "kernels-5-7-9": AttentionConfig(kernels=(5, 7, 9)),
     "no-branch": AttentionConfig(non_attention=False),
@@ -58,7 +58,7 @@ ABLATIONS = {
     "no-crpe": AttentionConfig(crpe=False),
     "no-position": AttentionConfig(cpe=False, crpe=False),  # what the paper describes
     "softmax": AttentionConfig(softmax=True),
-    # multi-head self-attention of the same width, with nothing that knows of neighbours
+    # multi-head self-attention of the same width, with nothing that knows a token's neighbours
     "plain": AttentionConfig("none", non_attention=False, cpe=False, crpe=False, softmax=True),
     "plain-cpe": AttentionConfig("none", non_attention=False, crpe=False, softmax=True),
 }
@@ -77,7 +77,7 @@ class AnyBench(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What the networks are trained on and how; `pictures` of the data, or all of them."""
+    """The data and the recipe for training; `pictures` of the data, or all of them."""
 
     data: Callable[[], Dataset]
     recipe: Recipe
@@ -101,7 +101,7 @@ AnyTask = Task | SegmentationTask
 SCENES = replace(QUICK, warmup_epochs=0.5, crop=1, flip=0.5)
 TASKS: dict[str, AnyTask] = {
     "digits": Task(digits, RECIPES["digits"]),
-    # which of 13 photographs a patch is from, and which shape lies in the middle of a scene
+    # which of 13 photographs a patch comes from, and which shape lies in the middle of a scene
     "scenes-photograph": Task(scene_photographs, SCENES, 1950),
     "scenes-shape": Task(scene_shapes, replace(SCENES, size=64), 6000),
     "scenes-segment": SegmentationTask(),
@@ -110,13 +110,13 @@ TASKS: dict[str, AnyTask] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an ablation came to."""
+    """The result of an ablation."""
 
     name: str
     parameters: int
     flops: int  # for one picture, as in `tinygmf info`
     accuracies: tuple[float, ...]  # for each seed, a share of 1: what `measure` says
-    seconds: float  # of training and evaluating one seed, without compiling
+    seconds: float  # to train and evaluate one seed, without compiling
     measure: str = "top-1"  # of the held-out pictures
     by_class: dict[str, tuple[float, ...]] = field(default_factory=dict)  # where it is measured
 
@@ -133,9 +133,9 @@ class Outcome:
 class Bench:
     """A network's compiled programs for one recipe, used for every seed.
 
-    An ablation that is the published form with some weights held is trained as that: faster, and
-    compiled once for all. The trained network is evaluated as it stands: not every ablation can be
-    folded.
+    An ablation that equals the published form with some weights held fixed is trained in that form,
+    which is faster and compiled only once. The trained network is evaluated unfolded, because not
+    every ablation can be folded.
     """
 
     def __init__(
@@ -231,8 +231,8 @@ def ablate(
     device: str,
     jobs: int = 1,
 ) -> Iterator[Outcome]:
-    """Train each of `ABLATIONS` that is named, once for each seed; an outcome as each is done, and
-    on a terminal a bar for all of it. `jobs` of them are trained side by side, each on one core.
+    """Train each of the named `ABLATIONS` once per seed; yield an outcome as each is done, and on a
+    terminal show a bar for all of them. `jobs` of them train side by side, each on one core.
     """
     each = len(seeds) * task.recipe.epochs
     with tqdm(total=len(names) * each, unit=" epochs", disable=None, leave=False) as bar:
@@ -248,7 +248,7 @@ def ablate(
 def side_by_side(
     train: Callable[[str], Outcome], names: Sequence[str], jobs: int
 ) -> Iterable[Outcome]:
-    """Each in a process of its own, so many at a time, in the order of the names."""
+    """Train each in its own process, so many at a time; yield in the order of the names."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, limit_threads, (1,), max_tasks_per_child=1) as pool:
         yield from pool.map(train, names)
@@ -261,7 +261,7 @@ def alone(
     device: str,
     name: str,
 ) -> Outcome:
-    """`train_ablation` in a process that has opened nothing yet."""
+    """`train_ablation` in a new process, which has opened nothing yet."""
     set_default_device(open_device(device))
     return train_ablation(config, task, task.open(), seeds, device, lambda: None, name)
 
@@ -275,7 +275,7 @@ def train_ablation(
     tick: Callable[[], Any],
     name: str,
 ) -> Outcome:
-    """One of `ABLATIONS`, trained for each seed; `tick` is called after every epoch."""
+    """Train one of `ABLATIONS` for each seed; `tick` is called after every epoch."""
     changed = replace(
         config, attention=ABLATIONS[name], num_classes=len(data.classes), drop_path_rate=0.0
     )
@@ -317,7 +317,7 @@ def load_outcomes(path: Path) -> list[Outcome]:
 
 
 def draw_outcomes(outcomes: Sequence[Outcome]) -> Figure:
-    """Every seed a dot, the mean a line, one row for each ablation."""
+    """One row for each ablation: a dot for each seed, a line for their mean."""
     from tinygmf.study.figures import require_matplotlib
 
     require_matplotlib()

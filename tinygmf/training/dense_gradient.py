@@ -160,7 +160,7 @@ def semantic_fpn(tape: DenseTape, maps: list[Map]) -> Map:
 
 
 def feature_pyramid(tape: DenseTape, maps: list[Map]) -> list[Map]:
-    """torchvision's, of as many levels as maps."""
+    """torchvision's pyramid, a level for each map."""
     name = "backbone.fpn."
     return tape.top_down(f"{name}inner_blocks.{{}}.0", f"{name}layer_blocks.{{}}.0", maps)
 

@@ -1,7 +1,7 @@
 """Any file of weights, by its content, to arrays: `.pth` of either kind and `.safetensors`.
 
 A weight file is hostile until proven otherwise: nothing in it is executed, nothing is imported for
-it, and whatever is wrong with it becomes one `CheckpointError` of one line. Files are recognised by
+it, and whatever is wrong with it becomes one `CheckpointError` of one line. Files are recognized by
 their content, not by their name.
 """
 

@@ -21,7 +21,7 @@ extern const char *const network_names[NETWORK_CLASSES];
    NULL if it is another network's, cut short or damaged. */
 const float *network_weights(const void *file, size_t bytes);
 
-/* RGB pixels, row by row -> a picture as the network reads it: three planes, normalised. */
+/* RGB pixels, row by row -> a picture as the network reads it: three planes, normalized. */
 void network_prepare(const unsigned char *rgb, float *picture);
 
 /* NETWORK_BATCH pictures -> as many rows of NETWORK_CLASSES logits. The arena may hold anything;

@@ -28,7 +28,7 @@ class Network {
     return new Float32Array(this.#memory.buffer, start, count);
   }
 
-  /** Pictures, three normalised planes each, side by side -> the rows of logits. */
+  /** Pictures, three normalized planes each, side by side -> the rows of logits. */
   run(pictures) {
     const expected = this.info.batch * this.info.picture;
     if (pictures.length !== expected) throw new Error(`expected ${expected} values`);
