@@ -46,19 +46,30 @@ def by_hand(x: np.ndarray, weight: np.ndarray, g: np.ndarray, stride: int) -> tu
     return y, dx[:, rim : rim + height, rim : rim + width], dweight
 
 
+def padded(x: np.ndarray, size: tuple[int, ...], apart: int = 1) -> np.ndarray:
+    """With one zero around a map of `size`, in which the places of x lie so far apart."""
+    height, width = (side + 2 for side in size)
+    out = np.empty((len(x), height, width, x.shape[3]), np.float32)
+    return run(products.pad, out, x, rim=1, apart=apart)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(5, 6), (4, 2)], ids=str)
 def test_a_convolution_and_its_gradients_equal_those_by_hand(normal, size, stride):
     x, weight = normal(2, *size, 3), normal(3, 3, 3, 4)
     g = normal(2, *(-(-n // stride) for n in size), 4)
     y, dx, dweight = by_hand(x, weight, g, stride)
-    found = run(products.dense, np.zeros_like(g), x, weight, stride=stride)
+    seen = padded(x, size)
+    np.testing.assert_array_equal(seen, np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    found = run(products.dense, np.zeros_like(g), seen, weight, stride=stride)
     np.testing.assert_allclose(found, y, atol=1e-5)
     swapped = np.ascontiguousarray(weight.swapaxes(2, 3))
-    found = run(products.dense, np.zeros_like(x), g, swapped, back=True, stride=stride)
+    spread = products.Taps(3, stride, True, size).spread
+    seen_back = padded(g, size if spread > 1 else g.shape[1:3], spread)
+    found = run(products.dense, np.zeros_like(x), seen_back, swapped, back=True, stride=stride)
     np.testing.assert_allclose(found, dx, atol=1e-5)
     there = normal(*weight.shape)
-    found = run(products.dense_weight, there, x, g, share=True, stride=stride)
+    found = run(products.dense_weight, there, seen, g, share=True, stride=stride)
     np.testing.assert_allclose(found, there + dweight, atol=1e-4)
 
 

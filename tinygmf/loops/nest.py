@@ -18,7 +18,7 @@ from tinygrad.dtype import AddrSpace, DType
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from tinygmf.loops.pieces import in_pieces
-from tinygmf.loops.tiles import Table, best_tile, divisor
+from tinygmf.loops.tiles import divisor
 from tinygmf.loops.values import ZERO, add
 
 Index = Any  # a UOp or an int
@@ -149,94 +149,12 @@ class Channels:
 WHOLE = Channels()
 
 
-@dataclass(frozen=True)
-class Window:
-    """How one axis of a convolution maps places of its output to places of its input, or with
-    `back` the other way round, as its gradient does.
-
-    With `back` and a stride, an output's place is seen by few taps, which are the same for every
-    stride-th place: these `phases` are loops of their own, and the taps that miss are left out.
-    """
-
-    kernel: int
-    stride: int
-    back: bool
-    size: int  # of what is read
-    out: int  # of what is written
-
-    @property
-    def phases(self) -> int:
-        return self.stride if self.back and self.out % self.stride == 0 else 1
-
-    @property
-    def taps(self) -> int:
-        return -(-self.kernel // self.phases)
-
-    def tap(self, phase: UOp, number: UOp) -> UOp:
-        if self.phases == 1:
-            return number
-        return ((phase + self.kernel // 2) % self.phases + self.phases * number).minimum(
-            self.kernel - 1
-        )
-
-    def read(self, place: UOp, phase: UOp, number: UOp) -> tuple[UOp, UOp]:
-        """The place that a tap reads, and whether it is one."""
-        rim, tap = self.kernel // 2, self.tap(phase, number)
-        if not self.back:
-            at = place * self.stride + tap - rim
-            return at.maximum(0).minimum(self.size - 1), (at >= 0) & (at < self.size)
-        at = place + rim - tap
-        inside = (at >= 0) & (at < self.size * self.stride)
-        if self.stride > 1:
-            inside = inside & (at % self.stride).eq(0)
-            at = at.maximum(0) // self.stride
-        if self.phases > 1:
-            inside = inside & ((phase + rim) % self.phases + self.phases * number < self.kernel)
-        return at.maximum(0).minimum(self.size - 1), inside
-
-
-class Grid:
-    """The loops of a convolution over tiles of its outputs, and what one of them reads of x.
-
-    around: picture, row and column (each with its phase), part, and tile of channels; a tile is
-    `tokens` along a row by `columns`.
-    """
-
-    def __init__(
-        self,
-        nest: Nest,
-        out: UOp,
-        x: UOp,
-        kernel: tuple[int, int],
-        parts: int,
-        channels: int,
-        stride: int,
-        back: bool,
-        table: Table,
-    ) -> None:
-        batch, height, width, _ = out.shape
-        self.x = x
-        self.down = Window(kernel[0], stride, back, x.shape[1], height)
-        self.across = Window(kernel[1], stride, back, x.shape[2], width)
-        py, px = self.down.phases, self.across.phases
-        self.tokens, self.columns = best_tile(table, width // px, channels, exact=True)
-        tiles = width // px // self.tokens, px, parts, channels // self.columns
-        self.around = nest.loops(batch, height // py, py, *tiles)
-        self.b, y0, self.phase_y, self.x0, self.phase_x, self.part, c0 = self.around
-        self.row, self.channel = y0 * py + self.phase_y, c0 * self.columns
-
-    def column(self, i: UOp) -> UOp:
-        """Of token i in the tile."""
-        return (self.x0 * self.tokens + i) * self.across.phases + self.phase_x
-
-    def tap(self, ky: UOp, kx: UOp) -> tuple[UOp, UOp]:
-        return self.down.tap(self.phase_y, ky), self.across.tap(self.phase_x, kx)
-
-    def read(self, ky: UOp, kx: UOp, i: UOp, channel: UOp) -> UOp:
-        """What a tap of token i reads."""
-        down = self.down.read(self.row, self.phase_y, ky)
-        across = self.across.read(self.column(i), self.phase_x, kx)
-        return load_inside(self.x, self.b, down, across, channel)
+def inside(at: UOp, size: int, apart: int = 1) -> tuple[UOp, UOp]:
+    """A place of an axis, and whether there is one, of places that lie so far `apart`."""
+    there = (at >= 0) & (at < size * apart)
+    if apart > 1:
+        there = there & (at % apart).eq(0)
+    return at.maximum(0).minimum(size * apart - 1) // apart, there
 
 
 def load_inside(

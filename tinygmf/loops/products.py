@@ -1,7 +1,7 @@
 """Loop nests of training: convolutions and products, forward and backward, on the CPU.
 
-Maps have their channels last, (B, H, W, C). Nothing is padded: a place outside the map counts as
-zero. Many kernels read or write some channels of a wider map alone (`Channels`). Each function
+Maps have their channels last, (B, H, W, C). Many kernels read or write some channels of a wider map
+alone (`Channels`). Each function
 builds one kernel: first come the buffers it writes, then those it reads; those it may do without
 have names. The gradient of a weight is added to what is there, times `share[0]`
 (`training.gradient.GradientProgram`).
@@ -17,11 +17,10 @@ from tinygmf.loops.nest import (
     MOST_CHANNELS,
     WHOLE,
     Channels,
-    Grid,
     Nest,
-    Window,
     add_gradient,
     flat,
+    inside,
     kernel,
     load,
     load_inside,
@@ -51,48 +50,87 @@ def dense(
 ) -> UOp:
     """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x * factors] [+ plus].
 
-    A weight (S, K, E) means S products side by side, of K channels each; (B, S, 1, K, E) the same,
-    each picture's own. The parts of `channels` share the weight. With `back` it is the gradient for
-    the input: x is that of the result, and the weight's last two axes are swapped.
+    x has zeros around it for the windows, k // 2 on every side: see `pad`. A weight (S, K, E) means
+    S products side by side, of K channels each; (B, S, 1, K, E) the same, each picture's own. The
+    parts of `channels` share the weight. With `back` it is the gradient for the input: x is that of
+    the result, spread as `Taps` says, and the weight's last two axes are swapped.
     """
     parts, channel = channels.parts, channels.read
     blocks = {3: 0, 5: 1}.get(len(weight.shape))  # the axis of S
-    pointwise = blocks is not None or (weight.shape[:2] == (1, 1) and stride == 1)
-    if pointwise:
+    size = weight.shape[0] if blocks is None else 1
+    if size == stride == 1:
         out, x = (rows(t, weight, parts) for t in (out, x))
         factors, plus = (t if t is None else rows(t, weight, parts) for t in (factors, plus))
     groups = 1 if blocks is None else weight.shape[blocks]
-    size = (1, 1) if pointwise else weight.shape[:2]
-    depth, columns = weight.shape[-2:]
+    (batch, height, width, _), (depth, columns) = out.shape, weight.shape[-2:]
+    taps = Taps(size, stride, back, (height, width))
+    step, phases = taps.step, taps.phases
+    tile = best_tile(PRODUCT, width // phases, columns, exact=True)
+    tiles = width // phases // tile[0], phases, groups, columns // tile[1]
     nest = Nest()
-    grid = Grid(nest, out, x, size, groups, columns, stride, back, PRODUCT)
-    b, s, tile = grid.b, grid.part, (grid.tokens, grid.columns)
+    around = b, y, phase_y, x0, phase_x, s, c0 = nest.loops(batch, height // phases, phases, *tiles)
 
     def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
-        matrix = {3: (s,), 4: (ky, kx), 5: (b, s, 0)}[len(weight.shape)]
-        return load(weight, *matrix, k, e)
+        if blocks is not None:
+            return load(weight, *((s,) if blocks == 0 else (b, s, 0)), k, e)
+        (tap_y, one_y), (tap_x, one_x) = taps.find(phase_y, ky), taps.find(phase_x, kx)
+        value = load(weight, tap_y, tap_x, k, e)
+        return value if phases == 1 else (one_y & one_x).where(value, ZERO)
 
     def term(i: UOp, j: UOp) -> UOp:
         ky, kx, k = over
-        e, place = grid.channel + j, channel + s * depth + k
-        if pointwise:
-            return load(x, b, grid.row, grid.column(i), place) * weigh(ky, kx, k, e)
-        return grid.read(ky, kx, i, place) * weigh(*grid.tap(ky, kx), k, e)
+        place = b, y * step + taps.first + ky, (x0 * tile[0] + i) * step + taps.first + kx
+        return load(x, *place, channel + s * depth + k) * weigh(ky, kx, k, c0 * tile[1] + j)
 
     acc = nest.fill(
-        grid.around, tile, lambda i, j: ZERO if bias is None else load(bias, grid.channel + j)
+        around, tile, lambda i, j: ZERO if bias is None else load(bias, c0 * tile[1] + j)
     )
-    over = nest.loops(grid.down.taps, grid.across.taps, depth)
+    over = nest.loops(taps.count, taps.count, depth)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(*tile)
-    place, e = (b, grid.row, grid.column(i)), s * columns + grid.channel + j
+    place = b, y * phases + phase_y, (x0 * tile[0] + i) * phases + phase_x
+    e = s * columns + c0 * tile[1] + j
     value = acc[i, j].load()
     if factors is not None:
         value = value + load(x, *place, channel + e) * load(factors, *place, e)
     if plus is not None:
         value = value + load(plus, *place, e)
     name = name_of("dense", out, weight, numbers=(stride, back, channel, channels.write))
-    return kernel(name, put(out, (*place, channels.write + e), value).end(*grid.around, i, j))
+    return kernel(name, put(out, (*place, channels.write + e), value).end(*around, i, j))
+
+
+class Taps:
+    """Which taps of a window of `size` see an output, along either axis.
+
+    With `back` and a stride few do, the same for every stride-th place: these `phases` are loops of
+    their own. Where the stride does not divide the map, x is `spread` instead: its places lie so
+    far apart, with zeros between.
+    """
+
+    def __init__(self, size: int, stride: int, back: bool, out: tuple[int, int]) -> None:
+        divides = all(side % stride == 0 for side in out)
+        self.size, self.back, rim = size, back, size // 2
+        self.step = 1 if back else stride
+        self.phases = stride if back and divides else 1
+        self.spread = stride if back and not divides else 1
+        self.before = (size - 1 - rim) // self.phases  # places of x before that of the output
+        self.first = rim - self.before  # with the zeros around
+        self.count = self.before + (self.phases - 1 + rim) // self.phases + 1
+
+    def find(self, phase: UOp, number: UOp) -> tuple[UOp, UOp]:
+        """The tap of this number, and whether there is one."""
+        if not self.back:
+            return number, number >= 0
+        tap = phase + self.size // 2 - self.phases * (number - self.before)
+        return tap.maximum(0).minimum(self.size - 1), (tap >= 0) & (tap < self.size)
+
+
+def pad(out: UOp, x: UOp, *, rim: int, apart: int = 1) -> UOp:
+    """out = x with zeros around it, and between its places where they lie so far `apart`."""
+    b, y, z, c = loops = Nest().loops(*out.shape)
+    down, across = (inside(at - rim, n, apart) for at, n in zip((y, z), x.shape[1:3], strict=True))
+    stored = put(out, (b, y, z, c), load_inside(x, b, down, across, c)).end(*loops)
+    return kernel(name_of("pad", out, x), stored)
 
 
 def rows(x: UOp, weight: UOp, parts: int) -> UOp:
@@ -114,36 +152,29 @@ def dense_weight(
 ) -> UOp:
     """out (k, k, K, E) or (S, K, E) += the gradient of `dense` for its weight."""
     parts, channel, at = channels.parts, channels.read, channels.write
-    pointwise = len(out.shape) == 3 or (out.shape[:2] == (1, 1) and stride == 1)
-    if pointwise:
+    matrices = len(out.shape) == 3
+    size, groups = (1, out.shape[0]) if matrices else (out.shape[0], 1)
+    if size == stride == 1:
         x, g = (blocks(rows(t, out, parts), *out.shape[-2:]) for t in (x, g))
     batch, height, width, _ = g.shape
-    groups = out.shape[0] if len(out.shape) == 3 else 1
-    kh, kw = (1, 1) if pointwise else out.shape[:2]
     depth, columns = out.shape[-2:]
-    down = Window(kh, stride, False, x.shape[1], height)
-    across = Window(kw, stride, False, x.shape[2], width)
     nest, (m, c) = Nest(), best_tile(PRODUCT, depth, columns, exact=True)
     at_once = 1 if height * width >= FEW_ROWS else batch
     around = ky, kx, s, b0, k0, e0 = nest.loops(
-        kh, kw, groups, batch // at_once, depth // m, columns // c
+        size, size, groups, batch // at_once, depth // m, columns // c
     )
 
     def term(i: UOp, j: UOp) -> UOp:
         turn, h, w = over
         b = b0 * at_once + turn
         c_in, c_out = channel + s * depth + k0 * m + i, at + s * columns + e0 * c + j
-        if pointwise:
-            return load(x, b, h, w, c_in) * load(g, b, h, w, c_out)
-        rows_in, columns_in = down.read(h, h, ky), across.read(w, w, kx)
-        return load_inside(x, b, rows_in, columns_in, c_in) * load(g, b, h, w, c_out)
+        return load(x, b, h * stride + ky, w * stride + kx, c_in) * load(g, b, h, w, c_out)
 
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)
     over = nest.loops(at_once, height, width)
     acc = nest.accumulate(acc, over, term)
     i, j = nest.loops(m, c)
-    matrix = (s,) if len(out.shape) == 3 else (ky, kx)
-    place = (*matrix, k0 * m + i, e0 * c + j)
+    place = (*((s,) if matrices else (ky, kx)), k0 * m + i, e0 * c + j)
     stored = add_gradient(out, place, acc[i, j].load(), share).end(*around, i, j)
     name = name_of("dense_weight", out, g, numbers=(stride, channel, at))
     return kernel(name, stored, whole=(b0,))

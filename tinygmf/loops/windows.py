@@ -15,8 +15,10 @@ from tinygmf.loops.nest import (
     Channels,
     Nest,
     add_gradient,
+    inside,
     kernel,
     load,
+    load_inside,
     name_of,
     put,
 )
@@ -63,8 +65,9 @@ def depthwise(
         return load(weight, ky, kx, *own, c0 * c + j)
 
     def seen_at(y: UOp, z: UOp, j: UOp) -> UOp:
-        y, z = y0 * (rows * step) + y - size // 2, z - size // 2
-        return load_inside(x, b, y, z, first + j, apart)
+        places = y0 * (rows * step) + y - size // 2, z - size // 2
+        down, across = (inside(at, n, apart) for at, n in zip(places, x.shape[1:3], strict=True))
+        return load_inside(x, b, down, across, first + j)
 
     taps = nest.fill(around, (size, size, together, c), tap)
     shape = ((rows - 1) * step + size, (width - 1) * step + size, c)
@@ -114,8 +117,9 @@ def depthwise_weight(
     s, inner = (s1 if own else s2), [*around, *turns]
 
     def seen_at(z: UOp, j: UOp) -> UOp:
-        above, left = y * stride + ky - size // 2, z - size // 2
-        return load_inside(x, b, above, left, channel + s * x_wide + c0 * c + j)
+        places = y * stride + ky - size // 2, z - size // 2
+        down, across = (inside(at, n) for at, n in zip(places, x.shape[1:3], strict=True))
+        return load_inside(x, b, down, across, channel + s * x_wide + c0 * c + j)
 
     seen = nest.fill(inner, ((width - 1) * stride + size, c), seen_at)
     slopes = nest.fill(
@@ -147,17 +151,3 @@ def block(width: int, channels: int, step: int, most: int) -> tuple[int, int]:
         n for n in range(1, max(1, most // c) + 1) if width % n == 0 and (n == 1 or step == 1)
     ]
     return max(counts, key=lambda n: used(n * c, lanes)), c
-
-
-def load_inside(x: UOp, b: UOp, y: UOp, z: UOp, channel: UOp, apart: int = 1) -> UOp:
-    """A value of a map whose rows and columns lie so far `apart`, with zeros between and around."""
-    places, tests = [], []
-    for at, size in ((y, x.shape[1]), (z, x.shape[2])):
-        tests += [at >= 0, at < size * apart]
-        if apart > 1:
-            tests.append((at % apart).eq(0))
-        places.append(at.maximum(0).minimum(size * apart - 1) // apart)
-    test, *others = tests
-    for other in others:
-        test = test & other
-    return test.where(load(x, b, *places, channel), ZERO)

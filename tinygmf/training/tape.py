@@ -162,7 +162,9 @@ class Tape:
         columns = int(w.shape[-1])
         out = self.new(batch, -(-height // stride), -(-width // stride), columns)
         added = {"bias": bias, "plus": plus and plus.value}
-        result = Map(run(kernel, out, x.value, w, stride=stride, **added))
+        rim = size // 2
+        seen = x.value if depthwise or size == 1 else self.padded(x.value, rim)
+        result = Map(run(kernel, out, seen, w, stride=stride, **added))
 
         @self.backward
         def back() -> None:
@@ -171,15 +173,28 @@ class Tape:
                 self.set_gradient(plus, g)
             weight_shape = tuple(map(int, w.shape))
             self.add_weight_gradient(
-                of_weight, f"{name}.weight", weight_shape, x.value, g, stride=stride
+                of_weight, f"{name}.weight", weight_shape, seen, g, stride=stride
             )
             if bias is not None:
                 self.add_weight_gradient(products.column_sum, f"{name}.bias", (columns,), g)
             if x.needs_gradient:
                 swapped = w if depthwise else self.transposed(w)
+                if not depthwise and size > 1:
+                    spread = products.Taps(size, stride, True, (height, width)).spread
+                    g = self.padded(g, rim, spread, (height, width) if spread > 1 else None)
                 self.add_gradient(x, kernel, g, swapped, back=True, stride=stride)
 
         return result
+
+    def padded(
+        self, x: Tensor, rim: int, apart: int = 1, sides: tuple[int, int] | None = None
+    ) -> Tensor:
+        """A map with zeros around it, as `products.dense` reads it; its places lie so far apart, in
+        a map of these sides."""
+        batch, height, width, channels = map(int, x.shape)
+        height, width = sides or (height, width)
+        out = self.new(batch, height + 2 * rim, width + 2 * rim, channels)
+        return run(products.pad, out, x, rim=rim, apart=apart)
 
     def branch(self, x: Map, y: Map, name: str, row: int | None) -> Map:
         """x + the product of y, times stochastic depth's factors if it has any."""
