@@ -34,6 +34,7 @@ def test_a_run_shorter_than_its_warm_up_has_rates_too():
     [
         *(("batch_size", 0), ("size", 16), ("epochs", 0), ("schedule", "step"), ("seed", -1)),
         *(("learning_rate", 0.0), ("clip", -1.0), ("ema", 1.0), ("flip", 2.0), ("scale_max", 0.1)),
+        ("grow", 0.0),
     ],
 )
 def test_an_impossible_value_is_named_with_its_option(field, value):
@@ -44,6 +45,13 @@ def test_an_impossible_value_is_named_with_its_option(field, value):
 def test_a_picture_is_shown_whole_no_smaller_than_training_ever_showed_it():
     assert replace(RECIPE, size=128, scale_min=2.0, scale_max=3.0).whole_size == 256
     assert replace(RECIPE, size=128, scale_min=0.5).whole_size == 128
+
+
+def test_pictures_grow_after_half_of_the_epochs():
+    recipe = replace(RECIPE, size=128, epochs=5, scale_min=1.0, scale_max=1.5, grow=2.0)
+    scales = [recipe.augment(epoch).scale for epoch in range(5)]
+    assert scales == [(1.0, 1.5)] * 3 + [(2.0, 3.0)] * 2
+    assert recipe.whole_size == 256
 
 
 def test_every_recipe_can_be_and_every_field_is_an_option():

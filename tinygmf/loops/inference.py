@@ -228,16 +228,16 @@ def dense_loops(
         return weight[0, part, ky, kx, k, j] if cut else weight[*picture, ky, kx, k, e0 + j]
 
     def shift(i: UOp, j: UOp) -> UOp:
-        return load(bias[0], e0 + j) if bias else ZERO
+        return load(bias[0], (e0 + j).minimum(columns - 1)) if bias else ZERO
 
     window, apart = (kh, kw, deep), (stride[1] * x.shape[3], weight.shape[-1])
     if packed:
         acc = pairs.sums(nest, around, window, (m, c), token, row, apart)
     else:
-        acc = nest.fill(around, (m, c), shift)
+        acc = nest.fill(around, (m, max(c, only or 0)), shift)
         over = ky, kx, k = nest.loops(*window)
         at = (ky * kw + kx) * deep + k
-        once = cut and batch * height == 1  # of several rows each would ask for it again
+        once = cut and weight.shape[1] > 1 and batch * height == 1  # rows would each ask again
         acc = nest.accumulate(
             acc,
             over,

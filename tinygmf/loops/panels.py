@@ -4,7 +4,8 @@ A tile of outputs needs all rows of the matrix but few of its columns. In rows o
 lie far apart: each is in a cache line and every second in a page of its own, and no processor
 fetches ahead of such steps. So the matrix (kh, kw, K, E) is kept as panels (1, P, kh, kw, K, c) of
 as many columns as a tile has. Where c does not divide E, the last panel repeats columns of the one
-before it.
+before it. Fewer columns than a tile has are filled up with zeros: clang computes what is left over
+of a vector number by number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import Nest, statement
 from tinygmf.loops.pieces import start
-from tinygmf.loops.tiles import PAIRS, PRODUCT, panel_width
+from tinygmf.loops.tiles import PAIRS, PRODUCT, VECTORS, panel_width, registers
 
 LINE = 64  # bytes of the caches' lines
 CACHED = 1 << 18  # numbers, 1 MB: a matrix of so many stays in a core's cache beside the maps
@@ -26,9 +27,12 @@ TILES = range(8, 3, -1)  # of tokens, with which a panel is used before the next
 
 def cut(array: np.ndarray, unit: str | None = None) -> np.ndarray:
     """(kh, kw, K, E) -> (1, P, kh, kw, K, c), for products by this unit of the processor; a matrix
-    that is one panel, and one with other axes, as it is."""
+    that fills one panel, and one with other axes, as it is."""
     columns = array.shape[-1]
     width = panel_width(PAIRS if unit else PRODUCT, columns, unit)
+    lanes = VECTORS[registers()].lanes
+    if array.ndim == 4 and not unit and columns < width and columns % lanes and width % lanes == 0:
+        return np.pad(array, [(0, 0)] * 3 + [(0, width - columns)])[None, None]
     if array.ndim != 4 or width >= columns:
         return array
     starts = [min(first, columns - width) for first in range(0, columns, width)]

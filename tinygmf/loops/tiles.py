@@ -2,9 +2,9 @@
 
 A tile of a product is so many tokens by so many channels. It must fit the vector registers beside a
 row of weights, or clang keeps it in memory; and be large, or loading takes longer than multiplying.
-The rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, 2.6 GHz, peak 166 with
-AVX-512; SIMD128: the same under node) or, in proportion, reckoned from the registers (NEON). Only
-their order counts.
+The rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, where nothing but
+multiply-adds of AVX-512 reaches 213; SIMD128: the same under node) or, in proportion, reckoned from
+the registers (NEON). Only their order counts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ class Tile(NamedTuple):
     tokens: int
     channels: int
     rate: float
+
+
+class Vectors(NamedTuple):
+    """A processor's vector registers, and the numbers in each."""
+
+    registers: int
+    lanes: int
 
 
 Table = Mapping[str, tuple[Tile, ...]]
@@ -68,7 +75,10 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
 }
 
 LANES = {"avx512": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
-VECTORS = {"avx512": (32, 16), "avx2": (16, 8), "neon": (32, 4), "simd128": (16, 4)}  # of numbers
+VECTORS = {
+    "avx512": Vectors(32, 16), "avx2": Vectors(16, 8), "neon": Vectors(32, 4),
+    "simd128": Vectors(16, 4),
+}  # fmt: skip
 
 
 def best_tile(

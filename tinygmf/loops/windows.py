@@ -53,7 +53,7 @@ def depthwise(
     out_wide, x_wide = out.shape[3] // parts, x.shape[3] // parts
     step, apart = (1, stride) if back else (stride, 1)
     together, c = block(width, weight.shape[-1], step, MOST)
-    _, lanes = VECTORS[registers()]
+    lanes = VECTORS[registers()].lanes
     places = divisor(width // together, max(1, SUMS * lanes // (together * c)))
     rows = divisor(height, ROWS)
     nest = Nest()
@@ -145,7 +145,7 @@ def block(width: int, channels: int, step: int, most: int) -> tuple[int, int]:
 
     With a step between the places' windows, which then do not lie as the places do, it is one.
     """
-    _, lanes = VECTORS[registers()]
+    lanes = VECTORS[registers()].lanes
     c = vectors(channels, most, min(lanes, 8))
     counts = [
         n for n in range(1, max(1, most // c) + 1) if width % n == 0 and (n == 1 or step == 1)

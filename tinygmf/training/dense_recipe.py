@@ -42,6 +42,7 @@ class DenseRecipe:
 
     scale_min: float = option(0.5, "smallest random scale of a picture; 1 just fits the square")
     scale_max: float = option(2.0, "largest")
+    grow: float = option(1.0, "enlargement of pictures in the second half of the epochs")
     flip: float = option(0.5, "how often a picture is mirrored")
     colour: float = option(0.4, "largest change of brightness, contrast and saturation")
 
@@ -55,7 +56,7 @@ class DenseRecipe:
         self._require("size", self.size >= 32, "at least 32 pixels")
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
         self._require("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES))
-        for name in ("learning_rate", "clip", "scale_min"):
+        for name in ("learning_rate", "clip", "scale_min", "grow"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "warmup_steps", "patience"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
@@ -85,11 +86,12 @@ class DenseRecipe:
     def whole_size(self) -> int:
         """Side, in pixels, at which the trained network sees whole pictures. It exceeds the
         training crops if even the smallest random scale does."""
-        return round(self.size * max(1.0, self.scale_min))
+        return round(self.size * max(1.0, self.scale_min * self.grow))
 
-    @property
-    def augment(self) -> DenseAugment:
-        scale = self.scale_min, self.scale_max
+    def augment(self, epoch: int) -> DenseAugment:
+        """The augmentation of an epoch, counted from 0."""
+        grown = self.grow if 2 * epoch >= self.epochs else 1.0
+        scale = self.scale_min * grown, self.scale_max * grown
         return DenseAugment(self.size, scale, self.flip, self.colour)
 
 

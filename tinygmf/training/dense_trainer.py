@@ -65,7 +65,8 @@ class DenseBatches:
         self, recipe: DenseRecipe, epoch: int, first: int = 0
     ) -> Iterator[tuple[np.ndarray, Known]]:
         """Pictures (B, 3, S, S) and what is known of them, from batch `first` of the epoch on."""
-        drawn = self.data.batches(recipe.augment, recipe.batch_size, recipe.seed, epoch, first)
+        augment = recipe.augment(epoch)
+        drawn = self.data.batches(augment, recipe.batch_size, recipe.seed, epoch, first)
         for number, (pictures, known) in enumerate(drawn, first):
             rng = np.random.default_rng([recipe.seed, MIX, epoch, number])
             yield pictures, Known(known, rng)
