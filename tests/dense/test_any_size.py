@@ -10,14 +10,13 @@ from tinygrad import Tensor
 from tinygmf import Detector, Segmenter
 from tinygmf.dense.boxes import clip, decode, grid_anchors, suppress_by_class
 from tinygmf.dense.detector import grids_of
-from tinygmf.dense.networks import use_backbone
 from tinygmf.dense.pictures import resized
 from tinygmf.dense.pyramid import adaptive_average, double, resize
 
 F = np.float32
 ODD = normal(3, 2, 3, 45, 70)  # pictures
 
-pytestmark = pytest.mark.usefixtures("each_backbone_once")
+pytestmark = pytest.mark.usefixtures("backbones_in_loop_nests")
 
 
 @pytest.mark.parametrize("name", ["upernet", "semantic_fpn"])
@@ -37,7 +36,6 @@ def test_a_segmenter_takes_the_best_of_the_network_s_resized_logits(name):
 
 def test_a_detector_finds_what_a_sort_of_all_anchors_finds():
     model = network("retinanet")
-    use_backbone(model, network("upernet"))
     outputs = {key: value.numpy() for key, value in model(Tensor(ODD)).items()}
     sizes = [[s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))] for s in (8, 16, 32, 64, 128)]
     anchors = grid_anchors((45, 70), grids_of((45, 70), 1), sizes, (0.5, 1.0, 2.0))

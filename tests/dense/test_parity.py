@@ -11,7 +11,7 @@ from tinygmf.dense.boxes import grid_anchors
 from tinygmf.dense.detector import grids_of
 from tinygmf.dense.settings import sizes_of_levels
 
-pytestmark = pytest.mark.usefixtures("each_backbone_once")
+pytestmark = pytest.mark.usefixtures("backbones_in_loop_nests")
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
