@@ -173,7 +173,10 @@ def test_a_mistake_is_one_line_that_comes_before_anything_is_compiled(
 
 def test_data_that_is_none_is_one_line(failure, tmp_path):
     line = failure("train", tmp_path / "missing")
-    assert "expected digits, shapes, cifar10, fashion-mnist or a folder of pictures" in line
+    assert (
+        "expected digits, shapes, cifar10, fashion-mnist, scenes-photograph, scenes-shape or a "
+        in line
+    )
     (tmp_path / "empty").mkdir()
     assert "one folder for each class, found none" in failure("train", tmp_path / "empty")
 

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=Path,
         metavar="DIR",
-        help="one folder per class, or the files of CIFAR-10 or Fashion-MNIST; or digits, shapes, "
-        "cifar10, fashion-mnist, of which it takes the test pictures, or else the held-out ones",
+        help="one folder per class, or the files of CIFAR-10 or Fashion-MNIST; or a data set of "
+        "`tinygmf train`, of which it takes the test pictures, or else the held-out ones",
     )
     add_weights(parser)
     parser.add_argument(

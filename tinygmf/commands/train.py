@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="?",
         metavar="DATA",
-        help="digits, shapes; cifar10 or fashion-mnist, which tinygrad fetches; or a folder: one "
-        "folder of pictures for each class, the same below train and val, or the files of CIFAR-10 "
-        "(binary version) or Fashion-MNIST",
+        help="digits, shapes, scenes-shape or scenes-photograph; cifar10 or fashion-mnist, which "
+        "tinygrad fetches; or a folder: one folder of pictures per class, the same below train "
+        "and val, or the files of CIFAR-10 (binary version) or Fashion-MNIST",
     )
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="where the options start from")
     start = parser.add_mutually_exclusive_group()

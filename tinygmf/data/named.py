@@ -13,6 +13,7 @@ from tinygmf.data.classes import ClassIndex
 from tinygmf.data.dataset import DataError, Dataset
 from tinygmf.data.digits import digits
 from tinygmf.data.folders import open_folder
+from tinygmf.data.scenes import scene_photographs, scene_shapes
 from tinygmf.data.shapes import shapes
 from tinygmf.files import printable
 
@@ -21,6 +22,8 @@ NAMED: dict[str, Callable[[int], Dataset]] = {  # by the size to train on
     "shapes": shapes,
     "cifar10": lambda size: fetch_cifar10(),
     "fashion-mnist": lambda size: fetch_fashion_mnist(),
+    "scenes-photograph": lambda size: scene_photographs(),
+    "scenes-shape": lambda size: scene_shapes(),
 }
 
 

@@ -37,7 +37,7 @@ from tinygmf.study.summary import summarize
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.threads import limit_threads
 from tinygmf.training.programs import Programs
-from tinygmf.training.recipe import QUICK, RECIPES, Recipe
+from tinygmf.training.recipe import RECIPES, Recipe
 from tinygmf.training.state import TrainingState
 from tinygmf.training.update import update_schedule
 from tinygmf.weights.checkpoint import state_arrays
@@ -98,12 +98,11 @@ class Task:
 
 
 AnyTask = Task | SegmentationTask
-SCENES = replace(QUICK, warmup_epochs=0.5, crop=1, flip=0.5)
 TASKS: dict[str, AnyTask] = {
     "digits": Task(digits, RECIPES["digits"]),
     # which of 13 photographs a patch comes from, and which shape lies in the middle of a scene
-    "scenes-photograph": Task(scene_photographs, SCENES, 1950),
-    "scenes-shape": Task(scene_shapes, replace(SCENES, size=64), 6000),
+    "scenes-photograph": Task(scene_photographs, RECIPES["scenes-photograph"], 1950),
+    "scenes-shape": Task(scene_shapes, RECIPES["scenes-shape"], 6000),
     "scenes-segment": SegmentationTask(),
 }
 

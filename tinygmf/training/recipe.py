@@ -108,6 +108,9 @@ FINETUNE = Recipe(
     ema=0.99,
 )
 
+# No random crop: which shape lies in the middle of the picture is the question
+SCENES = replace(QUICK, warmup_epochs=0.5, crop=1, flip=0.5)
+
 RECIPES = {
     "published": Recipe(),
     "finetune": FINETUNE,
@@ -119,6 +122,8 @@ RECIPES = {
     "head": replace(FINETUNE, head_only=True, learning_rate=0.1, layer_decay=1),
     "quick": QUICK,
     "shapes": replace(QUICK, epochs=12, crop=1, flip=0.5),
+    "scenes-photograph": SCENES,
+    "scenes-shape": replace(SCENES, size=64),
     # Garments fill their pictures and differ in outline: a random crop would cut the outline off,
     # as would the published view, 7/8 of the side. Grey pictures have no colour to vary. At 64x64 a
     # token of the first stage covers 1.75 pixels of the original, at 32x32 it would cover 3.5: too
