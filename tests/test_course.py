@@ -1,6 +1,7 @@
 """The course: links from notebook to notebook, descriptions of figures, answers to exercises, the
 attention in PyTorch, and the site that is made of it."""
 
+import io
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from notebook_files import FOLDER, NOTEBOOKS, code_cells, each_notebook, load, text_of
 from parity import DATA, TWO_PICTURES, activations_of
+from PIL import Image
 
 from tinygmf.study import exercises
 from tinygmf.weights.checkpoint import read_tensors
@@ -50,6 +52,21 @@ def test_every_figure_is_described_for_those_who_do_not_see_it(path):
                 if kind.startswith("image/"):
                     assert len(output["metadata"].get(kind, {}).get("alt", "")) > 30
     assert all(len(alt) > 20 for text in markdown(path) for alt in IMAGE.findall(text))
+
+
+def test_drawings_keep_every_pixel_and_photographs_become_small():
+    pytest.importorskip("nbformat", reason="needs pip install 'tinygmf[notebooks]'")
+    from notebooks.course.execute import packed
+
+    scene = Image.open(FOLDER.parent / "tinygmf" / "assets" / "scenes" / "16500.png")
+    photograph = scene.convert("RGB").resize((384, 384), Image.Resampling.BICUBIC)
+    lines = Image.fromarray(np.kron(np.eye(8), np.full((20, 20), 255)).astype(np.uint8))
+    for picture, expected, most in (lines, "image/png", 0), (photograph, "image/jpeg", 2):
+        picture.convert("RGB").save(png := io.BytesIO(), "PNG", optimize=True)
+        kind, data = packed(png.getvalue())
+        found = np.asarray(Image.open(io.BytesIO(data)), np.int64)
+        assert kind == expected and len(data) <= png.tell() / (1 + (most > 0))
+        assert np.abs(found - np.asarray(picture.convert("RGB"))).mean() <= most
 
 
 @each_notebook

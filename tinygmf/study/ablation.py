@@ -65,14 +65,14 @@ ABLATIONS = {
 
 
 class AnyBench(Protocol):
-    """A network ready to be trained for one seed after another. `costs` are its parameters and the
-    FLOPs of one picture, as in `tinygmf info`."""
+    """A network ready to be trained for one seed after another. `costs`: its parameters and its
+    FLOPs for one picture, as in `tinygmf info`."""
 
     costs: tuple[int, int]
 
     def run(self, seed: int, tick: Callable[[], Any]) -> tuple[float, dict[str, float]]:
-        """Train from fresh weights; what the task measures of the held-out pictures, and of each
-        class of them, where it does. `tick` is called after every epoch."""
+        """Train from fresh weights; the task's measure on the held-out pictures, and for each class
+        where it has one. `tick` is called after every epoch."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Task:
     measure = "top-1"
 
     def takes(self, attention: AttentionConfig) -> bool:
-        """Whether this ablation can be trained."""
+        """Whether this ablation can be trained on the task."""
         return True
 
     def open(self) -> Dataset:
@@ -114,10 +114,10 @@ class Outcome:
     name: str
     parameters: int
     flops: int  # for one picture, as in `tinygmf info`
-    accuracies: tuple[float, ...]  # for each seed, a share of 1: what `measure` says
+    accuracies: tuple[float, ...]  # `measure` for each seed, from 0 to 1
     seconds: float  # to train and evaluate one seed, without compiling
-    measure: str = "top-1"  # of the held-out pictures
-    by_class: dict[str, tuple[float, ...]] = field(default_factory=dict)  # where it is measured
+    measure: str = "top-1"  # on the held-out pictures
+    by_class: dict[str, tuple[float, ...]] = field(default_factory=dict)  # if the task has it
 
     @property
     def accuracy(self) -> float:
@@ -213,7 +213,7 @@ class Bench:
 
 
 def chosen_ablations(task: AnyTask, asked: Sequence[str]) -> list[str]:
-    """Those asked for, or else all that the task takes. Raises ValueError for any other."""
+    """The ablations asked for, by default all that the task takes. Raises ValueError for others."""
     known = [name for name, attention in ABLATIONS.items() if task.takes(attention)]
     for name in asked:
         if name not in known:

@@ -1,7 +1,7 @@
-"""Ablations of the backbone of a segmentation network: `study/ablation.py`, a class for each pixel.
+"""Ablations of a segmentation network's backbone, for `study/ablation.py`.
 
-A dense network is trained in the published form alone, so these are the ablations that this form
-becomes where some of its weights are held.
+Dense networks train in the published form only, so this takes the ablations that equal it with some
+weights held fixed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SegmentationTask:
 
 
 class SegmentationBench:
-    """As `ablation.Bench`, with the ablation that `config` describes as the backbone."""
+    """As `ablation.Bench`, for a Semantic FPN on the backbone that `config` describes."""
 
     def __init__(
         self, config: GroupMixFormerConfig, data: DenseDataset, recipe: DenseRecipe, device: str
@@ -83,7 +83,7 @@ class SegmentationBench:
         return self.held.apply(state_arrays(self.network(seed)))
 
     def run(self, seed: int, tick: Callable[[], Any]) -> tuple[float, dict[str, float]]:
-        """The mean IoU of the held-out pictures after training, and that of each class."""
+        """Train from fresh weights; the mean IoU of the held-out pictures and each class's IoU."""
         trainer = self.trainer
         trainer.recipe = replace(self.recipe, seed=seed)
         trainer.numbers.restart(self.fresh(seed))

@@ -24,14 +24,14 @@ class Held:
         return {name: a * self.free[name] + self.values[name] for name, a in arrays.items()}
 
     def stop(self, state: TrainingState) -> None:
-        """The rate of what is held becomes zero, though its gradient counts where the norm of all
-        is clipped."""
+        """Set the learning rate of the held weights to zero. Their gradients still count in the
+        norm that is clipped."""
         rates = state["rates"].numpy() * state.layout.weights.join(self.free)
         write_tensor(state["rates"], rates)
 
 
 def can_be_held(attention: AttentionConfig) -> bool:
-    """Whether the published form becomes this one where some of its weights are held."""
+    """Whether this form equals the published one with some weights held fixed."""
     published = AttentionConfig()
     pairs = zip(attention.kernels, published.kernels, strict=True)
     smaller = all(own <= size for own, size in pairs)
