@@ -8,7 +8,7 @@ import pytest
 from tinygrad import Tensor
 
 from tinygmf.config import VARIANTS
-from tinygmf.loops import norms, products, values, windows
+from tinygmf.loops import norms, products, tiles, values, windows
 from tinygmf.loops.nest import Channels
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
@@ -85,6 +85,19 @@ def test_a_depthwise_convolution_and_its_gradients_equal_those_by_hand(normal, s
     np.testing.assert_allclose(found, dx, atol=1e-5)
     found = run(windows.depthwise_weight, np.zeros_like(weight), x, g, share=True, stride=stride)
     np.testing.assert_allclose(found, np.einsum("ijkk->ijk", dweight), atol=1e-4)
+
+
+@pytest.mark.parametrize("machine", sorted(tiles.VECTORS))
+def test_vectors_of_several_places_give_the_same_for_any_processor(normal, machine):
+    x, weight, g = normal(1, 5, 12, 8), normal(7, 7, 8), normal(1, 5, 12, 8)
+    y, dx, dweight = by_hand(x, weight[..., None] * np.eye(8, dtype=np.float32), g, 1)
+    with tiles.for_machine(registers=machine):
+        found = run(windows.depthwise, np.zeros_like(g), x, weight)
+        found_back = run(windows.depthwise, np.zeros_like(x), g, weight, back=True)
+        found_weight = run(windows.depthwise_weight, np.zeros_like(weight), x, g, share=True)
+    np.testing.assert_allclose(found, y, atol=1e-5)
+    np.testing.assert_allclose(found_back, dx, atol=1e-5)
+    np.testing.assert_allclose(found_weight, np.einsum("ijkk->ijk", dweight), atol=1e-4)
 
 
 def test_parts_of_a_map_are_read_and_written_where_they_lie(normal):

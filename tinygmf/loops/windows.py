@@ -1,9 +1,9 @@
 """Loop nests of training: depthwise convolutions, forward and backward, on the CPU.
 
-The rows that some rows of outputs see are copied first, with zeros around them, to a small array
-that stays in the core's first cache: no tap has to test whether it is inside the map. There the
-channels of neighbouring places lie side by side, so that a few channels of several places fill a
-vector. Maps and channels as in `products`.
+The input rows that a few output rows see are first copied, with zeros around them, to a small array
+that stays in the core's first-level cache, so no tap has to test whether it is inside the map. There
+the channels of neighboring places lie side by side: a few channels of several places fill a vector.
+Maps and channels as in `products`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def depthwise_weight(
     own = len(out.shape) == 4
     x_wide, g_wide = x.shape[3] // parts, g.shape[3] // parts
     count, lanes = VECTORS[registers()]
-    together, c = block(width, out.shape[-1], stride, min(MOST, count * 3 // 4 // size * lanes))
+    most = max(1, count * 3 // 4 // size) * lanes  # sums of a tap, as all taps of a row stay
+    together, c = block(width, out.shape[-1], stride, min(MOST, most))
     nest = Nest()
     around = ky, s1, c0 = nest.loops(size, parts if own else 1, out.shape[-1] // c)
     acc = nest.fill(around, (size, together * c), lambda i, j: ZERO)
@@ -140,10 +141,10 @@ def depthwise_weight(
 
 
 def block(width: int, channels: int, step: int, most: int) -> tuple[int, int]:
-    """How many neighbouring places of a row, by how many channels, are multiplied at once: such as
-    fill whole vectors, not more than `most` numbers.
+    """How many neighboring places of a row, and how many channels, to multiply at once: at most
+    `most` numbers, which fill whole vectors as well as possible.
 
-    With a step between the places' windows, which then do not lie as the places do, it is one.
+    With a step above 1 the windows do not lie side by side as the places do: then it is one place.
     """
     lanes = VECTORS[registers()].lanes
     c = vectors(channels, most, min(lanes, 8))
