@@ -1,7 +1,7 @@
 """Loop nests of training: depthwise convolutions, forward and backward, on the CPU.
 
 The input rows that a few output rows see are first copied, with zeros around them, to a small array
-that stays in the core's first-level cache, so no tap has to test whether it is inside the map. There
+that stays in the core's first-level cache, so no tap has to test whether it is in the map. There
 the channels of neighboring places lie side by side: a few channels of several places fill a vector.
 Maps and channels as in `products`.
 """
