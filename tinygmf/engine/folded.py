@@ -36,6 +36,7 @@ from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
+from tinygmf.loops.tiles import blocks_of
 from tinygmf.loops.values import add, add_product, gelu, hardswish
 from tinygmf.model import check_pictures
 from tinygmf.tensors import on_cpu, tensor_from_numpy
@@ -158,13 +159,13 @@ def attention(
     qkv = dense(y, w.qkv, w.qkv_bias).reshape(batch, *size, 3 * dim)
     qkv = depthwise(pad(qkv, WINDOW // 2), w.windows, runs=segment_runs(segment), parts=3)
     qkv = qkv.reshape(batch, 1, 3 * n, dim)
-    cut = blocks_of(4, segment)
+    cut = blocks_of(4, segment, VECTOR)
     mixed = dense(qkv, w.mix, w.mix_bias, epilogue=hardswish, blocks=cut)  # (B, 1, 3N, 4D/5)
     fifth = dense(qkv, w.fifth, stride=(1, 3), channel=most, columns=segment)  # (B, 1, N, D/5)
     fifth = layernorm(fifth, w.fifth_weight, w.fifth_bias, eps=1e-5, epilogue=hardswish)
 
     q_k_v = mixed.reshape(batch, n, 3 * most)
-    cut = blocks_of(NUM_HEADS, dim // 10)
+    cut = blocks_of(NUM_HEADS, dim // 10, VECTOR)
     context = outer(softmax(q_k_v, most, most), q_k_v, mask, 2 * most, cut)  # (B, 4D/5, 4D/5)
     values = pad(mixed.reshape(batch, *size, 3 * most), WINDOW // 2, channel=2 * most)
     around = depthwise(values, w.crpe, w.crpe_bias, runs=head_runs(dim // 10))
@@ -172,15 +173,6 @@ def attention(
     context = context.reshape(batch, 1, 1, most, most)
     heads = dense(others[0], context, others=others, epilogue=add_product, blocks=cut)
     return heads, fifth  # heads = queries @ context + queries * around
-
-
-def blocks_of(count: int, channels: int) -> int:
-    """The number of diagonal blocks in a product of `count` parts of so many channels each.
-
-    Parts that do not fill a vector share a block: zeros cost less than short vectors.
-    """
-    together = next(n for n in (1, 2, 4, 8) if n * channels >= VECTOR or n == count)
-    return count // together
 
 
 def segment_runs(segment: int) -> tuple[Run, ...]:

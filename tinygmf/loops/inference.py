@@ -22,7 +22,7 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.calls import run_loops, written
-from tinygmf.loops.nest import Nest, flat, load, seen_as, store, tile, value_of
+from tinygmf.loops.nest import Nest, flat, inside, load, seen_as, store, tile, value_of
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
 from tinygmf.loops.values import ZERO, Value, exp, identity
@@ -81,14 +81,14 @@ def dense(
         )
         shape = (x.shape[0], height, width, columns)
         return run_loops(kernel, shape, dtype, x, weight, *bias, *others)
-    rows = windows(x[..., channel : channel + depth], (kh, kw), stride)  # (B, H, W, kh * kw * K)
+    rows = unfold(x[..., channel : channel + depth], (kh, kw), stride)  # (B, H, W, kh * kw * K)
     matrix = weight.reshape(-1, 1, kh * kw * depth, columns)  # (B or 1, 1, kh * kw * K, E)
     total = sum(bias, rows.matmul(matrix, dtype=dtypes.float32))
     total = epilogue(total, *(other[..., :columns] for other in others))
     return total.cast(dtype).contiguous()
 
 
-def windows(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+def unfold(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """x (B, H', W', K) -> (B, H, W, kh * kw * K), every window's values side by side."""
     bottom, right = ((int(x.shape[i + 1]) - size[i]) // stride[i] * stride[i] + 1 for i in range(2))
     places = ((i, j) for i in range(size[0]) for j in range(size[1]))
@@ -183,13 +183,12 @@ def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int, blocks: int = 1) -> 
 # The same operations, as loop nests for the CPU
 
 
-def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int) -> UOp:
-    _, height, width, _ = x.shape
+def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int = 0, apart: int = 1) -> UOp:
+    """As `pad`; zeros also lie between the places of x where these are so far `apart`."""
     b, row, column, c = loops = Nest().loops(*out.shape)
-    h, w = row - rim, column - rim
-    inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
-    h, w = h.maximum(0).minimum(height - 1), w.maximum(0).minimum(width - 1)
-    value = inside.where(x[b, h, w, channel + c].load(), ZERO.cast(x.dtype))
+    sides = zip((row, column), x.shape[1:3], strict=True)
+    (h, down), (w, across) = (inside(at - rim, size, apart) for at, size in sides)
+    value = (down & across).where(x[b, h, w, channel + c].load(), ZERO.cast(x.dtype))
     return store(f"pad_{math.prod(out.shape)}", out, tuple(loops), value, *loops)
 
 

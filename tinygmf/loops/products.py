@@ -20,10 +20,8 @@ from tinygmf.loops.nest import (
     Nest,
     add_gradient,
     flat,
-    inside,
     kernel,
     load,
-    load_inside,
     name_of,
     put,
     seen_as,
@@ -50,10 +48,11 @@ def dense(
 ) -> UOp:
     """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x * factors] [+ plus].
 
-    x has zeros around it for the windows, k // 2 on every side: see `pad`. A weight (S, K, E) means
-    S products side by side, of K channels each; (B, S, 1, K, E) the same, each picture's own. The
-    parts of `channels` share the weight. With `back` it is the gradient for the input: x is that of
-    the result, spread as `Taps` says, and the weight's last two axes are swapped.
+    x has zeros around it for the windows, k // 2 on every side (`inference.pad_loops`). A weight
+    (S, K, E) means S products side by side, of K channels each; (B, S, 1, K, E) the same, each
+    picture's own. The parts of `channels` share the weight. With `back` it is the gradient for the
+    input: x is that of the result, spread as `Taps` says, and the weight's last two axes are
+    swapped.
     """
     parts, channel = channels.parts, channels.read
     blocks = {3: 0, 5: 1}.get(len(weight.shape))  # the axis of S
@@ -123,14 +122,6 @@ class Taps:
             return number, number >= 0
         tap = phase + self.size // 2 - self.phases * (number - self.before)
         return tap.maximum(0).minimum(self.size - 1), (tap >= 0) & (tap < self.size)
-
-
-def pad(out: UOp, x: UOp, *, rim: int, apart: int = 1) -> UOp:
-    """out = x with zeros around it, and between its places where they lie so far `apart`."""
-    b, y, z, c = loops = Nest().loops(*out.shape)
-    down, across = (inside(at - rim, n, apart) for at, n in zip((y, z), x.shape[1:3], strict=True))
-    stored = put(out, (b, y, z, c), load_inside(x, b, down, across, c)).end(*loops)
-    return kernel(name_of("pad", out, x), stored)
 
 
 def rows(x: UOp, weight: UOp, parts: int) -> UOp:

@@ -118,6 +118,15 @@ def panel_width(table: Table, channels: int, unit: str | None = None) -> int:
     return max(known, key=lambda tile: tile.rate * used(channels, tile.channels)).channels
 
 
+def blocks_of(count: int, channels: int, least: int) -> int:
+    """The number of diagonal blocks in a product of `count` parts of so many channels each.
+
+    Parts of fewer than `least` channels share a block: zeros cost less than short vectors.
+    """
+    together = next(n for n in (1, 2, 4, 8) if n * channels >= least or n == count)
+    return count // together
+
+
 def used(size: int, width: int) -> float:
     """The part of a tile's width that is work of use."""
     return size / (-(-size // width) * width)

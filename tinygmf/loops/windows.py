@@ -65,9 +65,8 @@ def depthwise(
         return load(weight, ky, kx, *own, c0 * c + j)
 
     def seen_at(y: UOp, z: UOp, j: UOp) -> UOp:
-        places = y0 * (rows * step) + y - size // 2, z - size // 2
-        down, across = (inside(at, n, apart) for at, n in zip(places, x.shape[1:3], strict=True))
-        return load_inside(x, b, down, across, first + j)
+        top, left = y0 * (rows * step) - size // 2, -(size // 2)
+        return value_or_zero(x, b, top + y, left + z, first + j, apart)
 
     taps = nest.fill(around, (size, size, together, c), tap)
     shape = ((rows - 1) * step + size, (width - 1) * step + size, c)
@@ -118,9 +117,8 @@ def depthwise_weight(
     s, inner = (s1 if own else s2), [*around, *turns]
 
     def seen_at(z: UOp, j: UOp) -> UOp:
-        places = y * stride + ky - size // 2, z - size // 2
-        down, across = (inside(at, n) for at, n in zip(places, x.shape[1:3], strict=True))
-        return load_inside(x, b, down, across, channel + s * x_wide + c0 * c + j)
+        here = channel + s * x_wide + c0 * c + j
+        return value_or_zero(x, b, y * stride + ky - size // 2, z - size // 2, here)
 
     seen = nest.fill(inner, ((width - 1) * stride + size, c), seen_at)
     slopes = nest.fill(
@@ -138,6 +136,12 @@ def depthwise_weight(
     here = (ky, kx, s1, c0 * c + j) if own else (ky, kx, c0 * c + j)
     stored = add_gradient(out, here, value, share).end(*around, kx, j)
     return kernel(name_of("depthwise_weight", out, g, numbers=(stride,)), stored)
+
+
+def value_or_zero(x: UOp, b: UOp, y: UOp, z: UOp, channel: UOp, apart: int = 1) -> UOp:
+    """A value of a map, or zero where none is, its places lying so far `apart`."""
+    down, across = inside(y, x.shape[1], apart), inside(z, x.shape[2], apart)
+    return load_inside(x, b, down, across, channel)
 
 
 def block(width: int, channels: int, step: int, most: int) -> tuple[int, int]:

@@ -17,12 +17,13 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
 
-from tinygmf.config import GroupMixFormerConfig
+from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.loops import attention as attention_loops
 from tinygmf.loops import products, windows
 from tinygmf.loops.inference import softmax_loops
 from tinygmf.loops.nest import Channels
+from tinygmf.loops.tiles import blocks_of
 from tinygmf.training.gradient import cross_entropy
 from tinygmf.training.state import Layout
 from tinygmf.training.tape import Map, Tape, run
@@ -197,14 +198,14 @@ def attend(tape: Tape, mixed: Map, joined: Map, name: str, segment: int) -> None
     batch, height, width, _ = map(int, mixed.value.shape)
     wide, tokens = 4 * segment, height * width
     keys, values = wide, 2 * wide  # where they begin; the queries begin at 0
-    block = next(n * segment // 2 for n in (1, 2, 4, 8) if n * segment >= 2 * FULL or n == 8)
+    blocks = blocks_of(NUM_HEADS, segment // 2, FULL)
     flat = mixed.value.reshape(batch, tokens, QKV * wide)
     soft = run(softmax_loops, tape.new(batch, tokens, wide), flat, channel=keys)
 
     def outer(x: Tensor, y: Tensor, x_channel: int = 0, y_channel: int = 0) -> Tensor:
         head = {"head_dim": segment // 2, "scale": attention_scale(5 * segment)}
         begin = {"x_channel": x_channel, "y_channel": y_channel}
-        out = tape.new_float32(batch, wide // block, 1, block, block)
+        out = tape.new_float32(batch, blocks, 1, wide // blocks, wide // blocks)
         return run(attention_loops.outer, out, x, y, **head, **begin)
 
     around, back_through_crpe = crpe(tape, mixed, name, segment)

@@ -21,7 +21,7 @@ from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import norms, products, values, windows
-from tinygmf.loops.inference import apply_loops
+from tinygmf.loops.inference import apply_loops, pad_loops
 
 Kernel = Callable[..., UOp]
 Backward = Callable[[], None]
@@ -194,7 +194,7 @@ class Tape:
         batch, height, width, channels = map(int, x.shape)
         height, width = sides or (height, width)
         out = self.new(batch, height + 2 * rim, width + 2 * rim, channels)
-        return run(products.pad, out, x, rim=rim, apart=apart)
+        return run(pad_loops, out, x, rim=rim, apart=apart)
 
     def branch(self, x: Map, y: Map, name: str, row: int | None) -> Map:
         """x + the product of y, times stochastic depth's factors if it has any."""
