@@ -1,6 +1,7 @@
 """Tests run on the CPU unless DEV says otherwise, and never touch the user's own caches."""
 
 import os
+import shutil
 
 os.environ.setdefault("DEV", "CPU")  # before tinygrad is imported
 
@@ -14,6 +15,8 @@ from tinygmf.engine import devices
 # How long an example takes says nothing: other processes may have the cores.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +39,19 @@ def rng() -> np.random.Generator:
 def patient(monkeypatch) -> None:
     """Devices are waited for: on a busy machine, a process may take long to start."""
     monkeypatch.setattr(devices, "PROBE_SECONDS", 600)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One Chromium for all tests: a process can hold playwright open only once."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=0)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(params=MEASURED)

@@ -1,6 +1,5 @@
-"""The page, written once, of the nano network; and a browser that opens it from the disk."""
+"""The page, written once, of the nano network, and opened from the disk."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from parity import DATA
 from tinygmf.config import Settings
 from tinygmf.explore.writer import write_page
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -25,18 +22,6 @@ def folder(nano, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("a page")
     write_page({"digits": nano}, folder, (SMALLER,))
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options, timeout=0)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
