@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools.mask import decode
 
 from tinygmf.commands.main import main
-from tinygmf.commands.train_dense import goes_on
+from tinygmf.commands.train_dense import has_this_head
 from tinygmf.data.scenes import SHAPES, Scene, annotated, scene
 from tinygmf.dense.networks import create_model, load_model
 from tinygmf.training.dense_networks import head_options, named
@@ -102,10 +102,10 @@ def test_another_network_gives_its_backbone_to_a_fresh_head_and_that_is_said(tmp
     weights = fresh("semantic_fpn", tmp_path / "fpn.safetensors")
     known = load_model(weights)
     for head, classes, kept in (("semantic_fpn", 7, True), ("semantic_fpn", 8, False)):
-        assert goes_on(weights, known, head, classes) is kept
-        assert ("gives its backbone" in capsys.readouterr().err) is not kept
-    assert not goes_on(weights, known, "retinanet", 7)
-    assert "a semantic_fpn of 7 classes gives its backbone" in capsys.readouterr().err
+        assert has_this_head(weights, known, head, classes) is kept
+        assert ("only the backbone" in capsys.readouterr().err) is not kept
+    assert not has_this_head(weights, known, "retinanet", 7)
+    assert "only the backbone of this semantic_fpn of 7 classes is used" in capsys.readouterr().err
 
 
 def demo(command: str, capsys) -> list[tuple[Scene, list[dict]]]:
@@ -157,10 +157,10 @@ def test_the_detection_demo_finds_most_objects_of_its_scenes(capsys):
             "--head: expected upernet",
         ),
         (["train", "scenes", "--task", "segment", "--mixup", "1"], "--mixup: expected no such"),
-        (["train", "digits", "--head", "upernet"], "--head: expected it with --task alone"),
+        (["train", "digits", "--head", "upernet"], "--head: expected --task with it, found none"),
         (["train", "nothing", "--task", "detect"], "nothing: expected annotated pictures"),
-        (["segment", "--demo", "a.png"], "--demo: expected it alone, found IMAGE"),
-        (["detect"], "IMAGE: expected one, found none"),
+        (["segment", "--demo", "a.png"], "--demo: expected it alone, found PICTURE"),
+        (["detect"], "PICTURE: expected one, found none"),
         (["detect", "a.png"], "--weights: expected one, found none"),
         (
             ["train", "scenes", "--task", "segment", "--batch-size", "20000"],

@@ -81,9 +81,9 @@ def test_a_folder_that_holds_something_stays_as_it_is(tmp_path, capsys):
     [
         (["--to", "c", "--dtype", "float16"], "--dtype: expected float32, found float16"),
         (["--to", "onnx", "--batch", "2"], "--batch: an ONNX file takes any number"),
-        (["--to", "onnx", "--maps", "x"], "--maps: in an ONNX file every value has a name"),
-        (["--to", "c", "--size", "free"], "--size: expected a number for c, found free"),
-        (["--to", "c", "--folded"], "--folded: c always is"),
+        (["--to", "onnx", "--maps", "x"], "--maps: an ONNX file names every value"),
+        (["--to", "c", "--size", "free"], "--size: expected pixels for c, found free"),
+        (["--to", "c", "--folded"], "--folded: an export to c always is"),
         (["--to", "c", "--size", "31"], "size: expected at least 32 pixels, found 31"),
         (["--to", "onnx", "--size", "31"], "size: expected at least 32 pixels, found (31, 31)"),
         (["--to", "c", "--example", "no.png"], "no.png: expected a picture file"),

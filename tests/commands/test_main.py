@@ -37,7 +37,7 @@ def test_too_little_memory_is_one_line(failure, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("tinygmf.study.summary.format_summary", too_little)
-    assert "too little memory" in failure("info", "groupmixformer_nano")
+    assert "out of memory" in failure("info", "groupmixformer_nano")
 
 
 def test_classify_names_the_likeliest_classes(picture, capsys):
@@ -149,7 +149,7 @@ def test_the_file_of_weights_says_size_and_classes(picture, tmp_path, capsys):
             )
             captured = capsys.readouterr()
             answers.append(json.loads(captured.out))
-            differs = "trained on pictures of 32 pixels, used on 64"
+            differs = "trained at a size of 32 pixels, used at 64"
             assert captured.err.count(differs) == (options[1:] == ["64"])
         assert answers[0] == answers[1] != answers[2]
         assert all(entry["name"] == names[entry["class"]] for entry in answers[0][0]["top"])

@@ -65,7 +65,7 @@ def test_standard_input_is_a_picture_or_names(tmp_path, monkeypatch):
         names_read("-")
 
 
-def test_broken_pictures_are_named_counted_and_passed_over(tmp_path, capsys):
+def test_broken_pictures_are_named_counted_and_skipped(tmp_path, capsys):
     folder = write_pictures(tmp_path, "1.png", "3.png")
     for name in ("0.png", "2.jpg"):
         (folder / name).write_bytes(b"no picture")
@@ -73,7 +73,7 @@ def test_broken_pictures_are_named_counted_and_passed_over(tmp_path, capsys):
     assert len(list(pictures.read(as_rgb))) == pictures.count == 2
     assert pictures.finish() == 1
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in lines[:3]] == ["passed over"] * 3
+    assert [line.split(":")[0] for line in lines[:3]] == ["skipped"] * 3
     assert all(name in line for name, line in zip(("0", "2", "missing"), lines, strict=False))
     assert lines[3:] == ["3 of 5 pictures cannot be read"]
 
@@ -82,7 +82,7 @@ def test_broken_pictures_are_named_counted_and_passed_over(tmp_path, capsys):
     ("names", "message"),
     [
         (["one.png"], "one.png: expected a picture file, found No such file"),
-        (["one.png", "two.png"], "expected pictures, found none of 2 that can be read"),
+        (["one.png", "two.png"], "expected pictures, found 2 that cannot be read"),
         (["empty"], "empty: expected pictures, found none"),
         (["*.nothing"], r"\*.nothing: expected a picture file, found No such file"),
     ],

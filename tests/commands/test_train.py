@@ -147,7 +147,7 @@ def pictures(tmp_path) -> Path:
         (["--out", "{data}/cat/0.png/run"], "0.png/run: cannot be written: Not a directory"),
         (["--out", "{data}/cat/0.png"], "0.png: cannot be written: File exists"),
         (["--out", "{data}/cat/0.png/run.pth"], "cannot be written: File exists"),
-        (["--out", "{out}/folder.pth"], "expected a file's name, found a folder"),
+        (["--out", "{out}/folder.pth"], "expected a file name, found a folder"),
         (["--device", "ABACUS"], "ABACUS does not open: there is no such device"),
         (["--batch-size", "9"], "one batch of 9 pictures to train on, found 8: give a smaller"),
         (["--accumulate", "9"], "one batch of 18 pictures"),
@@ -310,7 +310,7 @@ def test_two_runs_in_one_folder_are_refused_until_the_first_has_ended(failure, p
     for resume in ([], ["--resume"]):
         write_run(folder)
         line = failure("train", *usual, *resume)
-        assert "found one that is still running in it, in another process" in line
+        assert "expected no run in progress, found one in another process" in line
     held.kill()  # its file stays
     held.communicate()
     with locked(folder):
@@ -319,7 +319,7 @@ def test_two_runs_in_one_folder_are_refused_until_the_first_has_ended(failure, p
 
 def test_a_run_in_a_folder_of_pictures_is_refused(failure, pictures):
     line = failure("train", pictures, "--batch-size", "2", "--out", pictures / "cat")
-    assert "expected a folder of its own for the run, found pictures in it" in line
+    assert "expected a separate folder for the run, found pictures in it" in line
     assert len(list((pictures / "cat").iterdir())) == 5
 
 

@@ -81,7 +81,7 @@ def test_a_class_of_one_picture_is_trained_on_and_named(tmp_path, capsys):
     assert data.counts.tolist() == [4, 16, 1]
     tell_classes(data)
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "no picture is held out of zebra: accuracy says nothing of them"
+    assert said[0] == "no picture is held out of zebra: accuracy does not cover them"
     assert said[1].startswith("classes are unbalanced: 1 of zebra to train on, 16 of dog")
 
 
@@ -96,10 +96,10 @@ def test_one_line_says_what_is_about_to_happen(tmp_path, capsys, monkeypatch):
     for i in range(3):
         (folder / "cat" / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypxxxx")
     data, model = folder_pictures(folder), create_model("nano", 2)
-    assert "in HEIC, readable after pip install pillow-heif (3: IMG_0.HEIC" in str(data.passed)
+    assert "in HEIC, readable after pip install pillow-heif (3: IMG_0.HEIC" in str(data.skipped)
     tell_plan(model, data, RECIPES["quick"], ("CUDA:0", "CUDA:1"), Path("runs/data"))
     assert capsys.readouterr().err == (
-        "2 classes, 16 pictures to train on, 4 held out, 3 passed over (.heic); nano, 32x32, "
+        "2 classes, 16 pictures to train on, 4 held out, 3 skipped (.heic); nano, 32x32, "
         "20 epochs in batches of 64, CUDA:0, CUDA:1; to runs/data\n"
     )
 

@@ -1,4 +1,4 @@
-"""What is wrong with annotations is named, counted and passed over; nothing hostile gets far."""
+"""What is wrong with annotations is named, counted and skipped; nothing hostile gets far."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ BAD_NOTES = [
 
 
 @pytest.mark.parametrize(("change", "reason"), BAD_NOTES)
-def test_a_bad_annotation_is_named_and_passed_over(tmp_path, change, reason):
+def test_a_bad_annotation_is_named_and_skipped(tmp_path, change, reason):
     folder = coco(tmp_path, "code")
     file = edit_coco(folder, lambda content: content["annotations"][2].update(change))
     data = open_dense(folder, "instance")

@@ -12,7 +12,7 @@ from tinygmf.config import Settings
 from tinygmf.data.classes import ClassIndex, folder_classes, names_of, read_labels, read_names
 from tinygmf.data.evaluation import find_pictures
 from tinygmf.data.folders import folder_pictures
-from tinygmf.data.pictures import PassedOver
+from tinygmf.data.pictures import Skipped
 
 TWELVE = [str(i) for i in range(12)]
 
@@ -219,16 +219,16 @@ def test_names_come_from_the_option_then_the_weights_then_the_file_beside_them(t
         names_of(settings, 3, weights, option)
 
 
-def test_what_is_passed_over_is_counted(tmp_path):
+def test_what_is_skipped_is_counted(tmp_path):
     write_pictures(tmp_path, "cat/x.png", "cat/.x.png", "cat/._x.png", "beside.png")
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "Thumbs.db").touch()
-    passed = PassedOver()
-    assert len(find_pictures(tmp_path, ["cat"], passed=passed)) == 1
-    assert {kind: len(names) for kind, names in passed.names.items()} == {
+    skipped = Skipped()
+    assert len(find_pictures(tmp_path, ["cat"], skipped=skipped)) == 1
+    assert {kind: len(names) for kind, names in skipped.names.items()} == {
         "hidden or system names": 3,
         "pictures beside the class folders": 1,
         "files that are not pictures": 1,
     }
-    assert "files that are not pictures (1: notes.txt)" in str(passed)
-    assert not PassedOver() and np.all(bool(passed))
+    assert "files that are not pictures (1: notes.txt)" in str(skipped)
+    assert not Skipped() and np.all(bool(skipped))

@@ -1,4 +1,4 @@
-"""Batches: the same ones whatever the threads do, and broken pictures passed over."""
+"""Batches: the same ones whatever the threads do, and broken pictures skipped."""
 
 import random
 import threading

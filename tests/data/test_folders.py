@@ -10,7 +10,7 @@ from PIL import Image, features
 from tinygmf.data.dataset import DataError
 from tinygmf.data.evaluation import find_pictures
 from tinygmf.data.folders import folder_pictures, part_of
-from tinygmf.data.pictures import PassedOver, is_picture, natural, pictures_below
+from tinygmf.data.pictures import Skipped, is_picture, natural, pictures_below
 
 LINKS = pytest.mark.skipif(os.name == "nt", reason="needs links")
 
@@ -31,9 +31,7 @@ def two_classes(folder: Path, *roots: str, count: int = 2) -> Path:
 
 
 def below(folder: Path, **options) -> list[str]:
-    return [
-        str(path.relative_to(folder)) for path in pictures_below(folder, PassedOver(), **options)
-    ]
+    return [str(path.relative_to(folder)) for path in pictures_below(folder, Skipped(), **options)]
 
 
 def test_numbers_in_names_count_as_numbers():
@@ -90,7 +88,7 @@ def test_what_systems_and_programs_leave_is_no_class_and_no_picture(tmp_path, pa
     data = folder_pictures(tmp_path)
     assert data.classes == ["cat", "dog"]
     assert len(data.train) + len(data.val) == 10 * len(parts)
-    assert "hidden or system names" in str(data.passed)
+    assert "hidden or system names" in str(data.skipped)
     found = find_pictures(tmp_path / parts[-1], ["cat", "dog"])
     assert len(found) == 10
 
@@ -140,7 +138,7 @@ def test_a_part_to_test_on_is_left_aside_where_there_is_one_to_validate_on(tmp_p
     two_classes(tmp_path, "train", "valid", "test")
     data = folder_pictures(tmp_path)
     assert {path.parts[len(tmp_path.parts)] for path in data.val} == {"valid"}
-    assert "folders left aside (1: test)" in str(data.passed)
+    assert "folders left aside (1: test)" in str(data.skipped)
 
 
 REFUSED = {

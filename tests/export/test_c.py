@@ -141,7 +141,7 @@ def test_pictures_and_weights_that_are_none_are_refused_in_one_line(folder, clas
         assert "bad.ppm: expected a PPM" in done.stderr
 
 
-def test_a_comment_in_the_ppm_is_passed_over(folder, classify, tmp_path):
+def test_a_comment_in_the_ppm_is_skipped(folder, classify, tmp_path):
     picture = (folder / "example.ppm").read_bytes()
     (tmp_path / "commented.ppm").write_bytes(picture.replace(b"P6\n", b"P6\n# by hand\n", 1))
     done = start(classify, str(tmp_path / "commented.ppm"), folder=folder)

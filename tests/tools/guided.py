@@ -22,7 +22,7 @@ with atheris.instrument_imports(
         "tinygmf.weights.notes",
         "tinygmf.weights.pth",
         "tinygmf.weights.reading",
-        "tinygmf.weights.recognise",
+        "tinygmf.weights.recognize",
         "tinygmf.weights.safetensors",
         "tinygmf.weights.unpickle",
         "tinygmf.image",

@@ -34,7 +34,7 @@ from PIL import Image
 from process import environment
 from tinygrad import Tensor
 
-from tinygmf.commands.run_folder import holds_ended
+from tinygmf.commands.run_folder import holds_finished
 from tinygmf.engine import program_cache, user_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.tensors import tensor_from_numpy
@@ -196,7 +196,7 @@ class Training:
         return main(["train", str(self.folder / "data"), *options.split(), *resume])
 
     def prepare(self, r: random.Random) -> None:
-        if holds_ended(self.out):
+        if holds_finished(self.out):
             assert self._weights() == self.expected, "other weights than the undisturbed run's"
             self.finished += 1
             shutil.rmtree(self.out)

@@ -196,7 +196,7 @@ AVERAGES = {
 def test_of_a_network_and_its_average_the_average_is_taken_and_told(tmp_path, name, caplog):
     path = torch_save(AVERAGES[name](), tmp_path / "a.pth")
     assert_network(path)
-    assert f"took '{name}'" in caplog.text and "--entry chooses" in caplog.text
+    assert f"chose '{name}'" in caplog.text and "--entry names another" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -237,10 +237,10 @@ def test_a_teacher_of_another_shape_is_no_average(tmp_path):
     assert_identical(dict(load_weights(path, "student").arrays), NANO)
 
 
-def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
+def test_what_is_skipped_is_counted_and_named(tmp_path, caplog):
     sizes = {f"size{i}": i for i in range(5)}
     assert_network(torch_save({**NANO, **sizes}, tmp_path / "a.pth"))
-    assert "passed over" in caplog.text and "5 names: size0, size1, size2, …" in caplog.text
+    assert "skipped" in caplog.text and "5 names: size0, size1, size2, …" in caplog.text
 
 
 def test_real_tensors_beside_the_network_are_an_error_that_names_them(tmp_path):
@@ -308,7 +308,7 @@ INSIDE = {
     "None": (None, "NoneType"),
     "a list": ([1.0, 2.0], "list"),
     "an object": (Call(Attributes, ()), "trainer.State"),
-    "integers": (np.ones((10, 40), np.int8), "of integers or quantised: head.weight"),
+    "integers": (np.ones((10, 40), np.int8), "integer or quantized: head.weight"),
     "complex numbers": (np.ones((10, 40), np.complex64), "complex64"),
     "float8": (Typed(np.ones(400, np.uint8), "float8_e4m3fn", (10, 40)), "float8_e4m3fn"),
 }

@@ -35,13 +35,13 @@ def test_a_file_without_metadata_has_the_usual_settings(tmp_path, suffix):
 
 
 def test_a_dense_networks_backbone_is_shown_pictures_of_the_size_it_learned_from(tmp_path, caplog):
-    """And what is passed over is told of a file, but of no network that comes along."""
+    """And what is skipped is told of a file, but of no bundled network."""
     own = load_weights("scenes-segment")
     assert own.settings.image_size == 128 and caplog.text == ""
     copy = tmp_path / "mine.safetensors"
     copy.write_bytes(find_weights("scenes-segment").read_bytes())
     assert load_weights(copy).settings == own.settings
-    assert "mine.safetensors: passed over what is no part of the network" in caplog.text
+    assert "mine.safetensors: skipped what is not part of the network" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from pickles import (
     DTYPES,
     PARAMETER_WITH_STATE,
-    QUANTISED,
+    QUANTIZED,
     REGISTRY,
     SPARSE,
     AsNumPy,
@@ -87,7 +87,7 @@ BESIDE = {
     "float8": Typed(np.ones(2, np.uint8), "float8_e4m3fn", (2,)),
     "complex64": np.ones(2, np.complex64),
     "sparse": Call(SPARSE, ("torch.sparse_coo", (FLOATS, FLOATS))),
-    "quantised": Call(QUANTISED, (FLOATS, 0, (2,), (1,), "affine")),
+    "quantized": Call(QUANTIZED, (FLOATS, 0, (2,), (1,), "affine")),
 }
 
 
@@ -224,7 +224,7 @@ def test_a_tensor_whose_sign_is_put_off_is_refused_rather_than_read_without_it(t
 def test_text_of_python_2_and_numbers_of_any_length_are_read(tmp_path):
     long = (2**100).to_bytes(14, "little")
     program = b"\x80\x02}(U\x03oldT\x02\0\0\0ab" + text("n") + b"\x8b\x0e\0\0\0" + long + b"u."
-    assert "no tensors by name" in refusal(archive(tmp_path / "a.pth", program))
+    assert "no named tensors" in refusal(archive(tmp_path / "a.pth", program))
 
 
 @pytest.mark.parametrize(

@@ -26,27 +26,26 @@ from tinygmf.study.ablation import (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `tinygmf ablate`."""
     listed = ", ".join(ABLATIONS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {listed}; by default all")
     parser.add_argument(
         "--model", type=full_name, choices=list(VARIANTS), default="groupmixformer_nano"
     )
     able = ", ".join(chosen_ablations(TASKS["scenes-segment"], ()))
-    text = f"scenes-segment is a Semantic FPN on each network, of {able} alone"
+    text = f"scenes-segment: a Semantic FPN on each network, for {able} only"
     parser.add_argument("--data", choices=list(TASKS), default="digits", help=text)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, seeded 0, 1, 2, …")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training pictures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them: .png or .svg")
     parser.add_argument("--device", help="CPU, CUDA, METAL, AMD, CL, …; by default the best one")
-    text = "ablations trained side by side, each on one core; by default one, on all of them"
+    text = "ablations trained side by side, each on one core; by default one, on all cores"
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help=text)
     add_threads(parser)
 
 
-def refuse_what_cannot_be(args: argparse.Namespace) -> None:
-    """Raise ValueError or OSError before minutes go into training."""
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError or OSError before minutes are spent on training."""
     from tinygmf.study.figures import require_matplotlib
 
     if args.seeds < 1:
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Train ablations of Group-Mix Attention and compare them."""
     from tinygmf.engine.devices import device_description, open_device, set_default_device
 
-    refuse_what_cannot_be(args)
+    check_options(args)
     known: Any = TASKS[args.data]
     task = replace(known, recipe=replace(known.recipe, epochs=args.epochs))
     names, config = chosen_ablations(task, args.names), VARIANTS[args.model]

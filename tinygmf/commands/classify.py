@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="DIR",
+        metavar="FOLDER",
         help="folder for the pictures, each with its answer written below",
     )
     add_predictor(parser)
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 def answers(
     predict: Any, pictures: Pictures, names: list[str], topk: int, folder: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The name and the likeliest classes of each readable picture; `folder` receives the picture
-    with its answer written below."""
+    """Yield the name and the likeliest classes of each readable picture; with `folder`, save the
+    picture there with its answer written below."""
     from tinygmf.engine.predictor import probabilities, ranking
     from tinygmf.image import as_rgb
 
@@ -123,7 +123,7 @@ def print_csv(found: Iterable[dict[str, Any]], topk: int, out: TextIO) -> None:
 
 
 def print_json(found: Iterable[dict[str, Any]], out: TextIO) -> None:
-    """Print one list, which is complete JSON even if an error ends it."""
+    """Print one list; it is valid JSON even if an error ends it."""
     before = "["
     try:
         for answer in found:

@@ -1,4 +1,4 @@
-"""Rewrite weights in the other format, or take the network out of a checkpoint."""
+"""Rewrite weights in the other format, or extract the network from a checkpoint."""
 
 from __future__ import annotations
 

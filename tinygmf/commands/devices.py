@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="DEVICE", help="devices to test; default: all")
+    parser.add_argument("names", nargs="*", metavar="DEVICE", help="to test; by default all")
     parser.add_argument("--test", action="store_true", help="run a whole network on each device")
 
 

@@ -30,29 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         type=Path,
-        metavar="DIR",
+        metavar="FOLDER",
         help="one folder per class, or the files of CIFAR-10 or Fashion-MNIST; or a data set of "
-        "`tinygmf train`, of which it takes the test pictures, or else the held-out ones",
+        "`tinygmf train`: its test pictures or, if it has none, the held-out ones",
     )
     add_weights(parser)
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="lines PICTURE CLASS, instead of class folders"
     )
     add_classes(parser)
-    parser.add_argument("--batch-size", type=positive, default=16, help="pictures in one run")
+    parser.add_argument("--batch-size", type=positive, default=16, help="pictures per run")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures and the confusion table"
+        "--json", type=Path, metavar="FILE", help="write the figures and the confusion matrix"
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="draw the confusion, the worst answers and a sheet of answers; write a table by class",
+        help="draw the confusion matrix, the worst answers and a sheet of answers; write a table "
+        "by class",
     )
     parser.add_argument(
         "--task",
         choices=("segment", "detect", "instance"),
-        help="measure a dense network: DIR holds annotated pictures, or is scenes",
+        help="measure a dense network: FOLDER holds annotated pictures, or is scenes",
     )
     add_predictor(parser)
 
@@ -79,18 +80,18 @@ def run(args: argparse.Namespace) -> int:
 def chosen_pictures(
     args: argparse.Namespace, names: list[str], size: int
 ) -> tuple[list[Any], Callable[[Any], Image]]:
-    """The pictures of DIR, each with its class of `names`, and what loads one."""
+    """The pictures of FOLDER with their class numbers in `names`, and a function to load one."""
     from tinygmf.data.evaluation import find_pictures
     from tinygmf.data.named import is_data_set, measured_pictures, open_data
-    from tinygmf.data.pictures import PassedOver
+    from tinygmf.data.pictures import Skipped
     from tinygmf.image import load_image
 
     if args.labels is None and is_data_set(args.folder):
         return measured_pictures(open_data(str(args.folder), size), names)
-    passed = PassedOver()
-    samples = find_pictures(args.folder, names, args.labels, passed)
-    if passed:
-        print(f"passed over: {passed}", file=sys.stderr)
+    skipped = Skipped()
+    samples = find_pictures(args.folder, names, args.labels, skipped)
+    if skipped:
+        print(f"skipped: {skipped}", file=sys.stderr)
     return samples, load_image
 
 
@@ -101,7 +102,7 @@ def report(
     from tinygmf.study.outcome import write_outcome
 
     for line in result.unreadable:
-        print(f"passed over: {line}", file=sys.stderr)
+        print(f"skipped: {line}", file=sys.stderr)
     figures = {**result.as_json(names), "classes": names}
     print(
         f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of {result.count} pictures, "

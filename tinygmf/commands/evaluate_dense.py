@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if model.config.num_classes != len(data.classes):
         raise ValueError(
             f"{args.weights}: expected {len(data.classes)} classes, those of {args.folder}, found "
-            f"{model.config.num_classes}: evaluate it on the data that it was trained for"
+            f"{model.config.num_classes}: evaluate it on the data it was trained on"
         )
     measure = segmentation_figures if args.task == "segment" else detection_figures
     figures = measure(model, data, device)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def known(figures: Any) -> Any:
-    """The same with None in place of NaN, which stands for a fraction of nothing."""
+    """Replace NaN, which stands for 0 / 0, by None: JSON has no NaN."""
     if isinstance(figures, dict):
         return {name: known(value) for name, value in figures.items()}
     if isinstance(figures, list | tuple):

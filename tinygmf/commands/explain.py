@@ -28,7 +28,6 @@ SUFFIXES = (".png", ".svg", ".npz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `tinygmf explain`."""
     add_pictures(parser)
     add_weights(parser)
     parser.add_argument("--stage", type=int, help="1 to 4; by default the last with 8x8 tokens")
@@ -91,7 +90,7 @@ def read_pictures(
     pictures: Pictures, size: int, settings: Settings, query: Position | None
 ) -> list[Looked]:
     """The readable pictures. Raises ValueError, before anything is computed, if the query lies
-    outside what the network sees of one."""
+    outside the crop that the network sees."""
     from tinygmf.image import as_rgb, resize_and_crop
 
     def read(picture: Any) -> tuple[Image, tuple[int, int]]:

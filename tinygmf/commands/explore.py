@@ -10,12 +10,11 @@ from pathlib import Path
 
 from tinygmf.commands.options import add_entry
 
-SHOWN = "digits", "scenes-segment"  # of the networks in the package
+SHOWN = "digits", "scenes-segment"  # of the bundled networks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `tinygmf explore`."""
-    text = ".pth or .safetensors, shown beside the networks in the package"
+    text = ".pth or .safetensors, shown beside the bundled networks"
     parser.add_argument("--weights", metavar="FILE", help=text)
     add_entry(parser)
     parser.add_argument(
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{page}: {', '.join(networks)}; {size / 1e6:.1f} MB in all")
     if not args.no_open and not webbrowser.open(page.resolve().as_uri()):
-        print("no browser was found here: open the page in one", file=sys.stderr)
+        print("no browser found: open the page yourself", file=sys.stderr)
     return 0
 
 
@@ -58,5 +57,5 @@ def tell(name: str, size: int) -> None:
 
 
 def name_of(path: str) -> str:
-    """What the page and its files call a network: the file's name, in plain letters."""
+    """The name of a network in the page and its files: its file's, in plain letters."""
     return re.sub(r"[^A-Za-z0-9-]+", "-", Path(path).stem).strip("-") or "network"

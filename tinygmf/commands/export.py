@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tinygmf.weights.checkpoint import NetworkWeights
 
 EXAMPLE = files("tinygmf").joinpath("assets/digits/3_0059.png")
-TOLERANCE = 1e-4  # of a logit, relative to the largest where that is above 1
+TOLERANCE = 1e-4  # of a logit, relative to the largest if that is above 1
 
 
 def size_or_free(text: str) -> int | str:
@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="not for ONNX: maps to keep, by their checkpoint names",
     )
     parser.add_argument(
-        "--dtype", default="float32", help="float32, as all exports are; the README says why"
+        "--dtype", default="float32", help="float32 is the only one; the README says why"
     )
     parser.add_argument("--folded", action="store_true", help="ONNX: fold norms into convolutions")
     add_classes(parser)
     parser.add_argument(
-        "--example", type=Path, metavar="IMAGE", help="picture to check it with; default: a digit"
+        "--example", type=Path, metavar="PICTURE", help="to check it with; by default a digit"
     )
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from tinygmf.files import new_folder
     from tinygmf.image import load_image, preprocess
 
-    refuse_what_does_not_fit(args)
+    check_options(args)
     start = time.perf_counter()
     weights = chosen_weights(args)
     free, args.size = args.size == "free", None if args.size == "free" else args.size
@@ -84,25 +84,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_what_does_not_fit(args: argparse.Namespace) -> None:
-    """Raise ValueError for options of the other targets, and for halves, which none takes."""
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for options of other targets, and for half precision, which none has."""
     if args.dtype != "float32":
         raise ValueError(
-            f"--dtype: expected float32, found {args.dtype}: C11 and WebAssembly cannot calculate "
-            "with halves, and a runtime narrows an ONNX file itself"
+            f"--dtype: expected float32, found {args.dtype}: C11 and WebAssembly have no "
+            "half-precision arithmetic, and a runtime converts an ONNX file itself"
         )
     if args.to == "onnx" and args.batch:
-        raise ValueError("--batch: an ONNX file takes any number of pictures: leave it out")
+        raise ValueError("--batch: an ONNX file takes any number of pictures; leave it out")
     if args.to == "onnx" and args.maps:
-        raise ValueError("--maps: in an ONNX file every value has a name: leave it out")
+        raise ValueError("--maps: an ONNX file names every value; leave it out")
     if args.to != "onnx" and args.size == "free":
-        raise ValueError(f"--size: expected a number for {args.to}, found free")
+        raise ValueError(f"--size: expected pixels for {args.to}, found free: give a number")
     if args.to != "onnx" and args.folded:
-        raise ValueError(f"--folded: {args.to} always is: leave it out")
+        raise ValueError(f"--folded: an export to {args.to} always is; leave it out")
 
 
 def chosen_weights(args: argparse.Namespace) -> NetworkWeights:
-    """The network of WEIGHTS, with the names that the options give its classes."""
+    """The network of WEIGHTS, with the class names that the options give it."""
     from tinygmf.weights.checkpoint import load_weights
 
     weights = load_weights(args.weights, args.entry)

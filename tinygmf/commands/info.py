@@ -10,7 +10,7 @@ from tinygmf.config import PUBLISHED_SIZE, VARIANTS, GroupMixFormerConfig, full_
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL|FILE", help="default: every model")
+    parser.add_argument("model", nargs="?", metavar="MODEL|FILE", help="by default every model")
     add_entry(parser)
     add_size(parser)
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
     """The configuration of a listed network or of one in a file, the picture size if its settings
-    name one, and the network itself."""
+    have one, and the network itself."""
     from tinygmf.dense.networks import create_model, list_models, load_model
     from tinygmf.weights.reading import find_weights
 

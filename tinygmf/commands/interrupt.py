@@ -1,8 +1,7 @@
 """Ctrl-C that always arrives.
 
-Python raises KeyboardInterrupt wherever the program happens to be. From a weak reference's callback
-or a finalizer no exception gets out: Python would print "Exception ignored in …", and the program
-run on as if nobody had asked it to stop.
+Python raises KeyboardInterrupt wherever the program happens to be. In a weak reference's callback
+or a finalizer it is lost: Python prints "Exception ignored in …" and the program runs on.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ EXIT_CODE = 130
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Raise again a KeyboardInterrupt that Python drops: soon afterwards, or as the block ends."""
+    """Re-raise a KeyboardInterrupt that Python drops: soon after, or when the block ends."""
     threads: list[threading.Thread] = []
 
     def unraisable(dropped: Any) -> None:
@@ -42,7 +41,7 @@ def kept() -> Iterator[None]:
 
 
 def _interrupt_after(frame: FrameType) -> None:
-    """Interrupt the main thread when it has left a frame."""
+    """Interrupt the main thread once it has left a frame."""
     while True:
         here: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
         while here is not None and here is not frame:

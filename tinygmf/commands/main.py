@@ -47,7 +47,7 @@ COMMANDS = {
     "tune": "Search once for faster kernels of a network, and keep them.",
     "info": "Show what a network is made of, stage by stage.",
     "verify": "Compare this port with the pure-Python reference, stage by stage.",
-    "convert": "Rewrite weights in the other format, or take the network out of a checkpoint.",
+    "convert": "Rewrite weights in the other format, or extract the network from a checkpoint.",
     "export": "Write a network as a C program, as WebAssembly or as an ONNX file.",
     "devices": "List the devices that work here, and run a kernel on each.",
     "cache": "Show or clear the cache of compiled programs.",
@@ -115,7 +115,7 @@ def _run(words: list[str]) -> int:
 
 
 def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
-    """Suggest the option of a command that the first unknown one was probably meant to be."""
+    """Suggest the option that the first unknown one was probably meant to be."""
     options = set(re.findall(r"--[a-z0-9-]+", command.format_help())) - {"--help"}
     for word in (word.partition("=")[0] for word in unknown if word.startswith("--")):
         near = [SYNONYMS[word]] if SYNONYMS.get(word) in options else []
@@ -127,7 +127,7 @@ def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
 def _line(error: Exception) -> str:
     """An error in one line; a system error names its file first."""
     if isinstance(error, MemoryError):
-        return "too little memory: use a smaller batch or smaller pictures"
+        return "out of memory: use a smaller batch or smaller pictures"
     if isinstance(error, RuntimeError) and not isinstance(error, DeviceError):
         return (  # from tinygrad, when a device or its compiler fails
             f"the device failed ({one_line(first_line(error))}): choose another with --device, or "
@@ -141,9 +141,9 @@ def _line(error: Exception) -> str:
 
 
 def _prepare_output() -> None:
-    """Let a stream escape what it cannot encode, and a warning be one line."""
+    """Make streams escape what they cannot encode, and print a warning as one line."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # no stream at all, or a test's own
+        with contextlib.suppress(AttributeError):  # no stream, or a test's
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.showwarning = _show_warning
 

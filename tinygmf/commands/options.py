@@ -11,7 +11,7 @@ from typing import Any
 
 from tinygmf.config import PUBLISHED_SIZE
 from tinygmf.tensors import DTYPES
-from tinygmf.weights.reading import SHIPPED
+from tinygmf.weights.reading import BUNDLED
 
 
 def positive(text: str) -> int:
@@ -22,7 +22,7 @@ def positive(text: str) -> int:
 
 
 def add_weights(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    text = f".pth or .safetensors, or a network in the package: {', '.join(SHIPPED)}"
+    text = f".pth or .safetensors, or a bundled network: {', '.join(BUNDLED)}"
     parser.add_argument("--weights", required=required, metavar="FILE", help=text)
     add_entry(parser)
 
@@ -31,8 +31,8 @@ def add_entry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--entry",
         metavar="NAME",
-        help="which of several networks in the file, e.g. model or state_dict.teacher; of a "
-        "network and its moving average, the average is the default",
+        help="which of several networks in the file, e.g. model or state_dict.teacher; by "
+        "default the moving average, if the file holds a network and its average",
     )
 
 
@@ -55,7 +55,7 @@ def add_classes(parser: argparse.ArgumentParser) -> None:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     text = (
         "of the products; on the CPU device bfloat16 saves time if the processor multiplies it "
-        "(AMX, or AMD from Zen 4 on); otherwise, like float16, it saves memory alone"
+        "(AMX, or AMD since Zen 4); otherwise, like float16, it saves only memory"
     )
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help=text)
 
@@ -65,7 +65,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    text = "of the CPU device; by default OMP_NUM_THREADS, or one per core"
+    text = "for the CPU device; by default OMP_NUM_THREADS, or one per core"
     parser.add_argument("--threads", type=positive, help=text)
 
 
@@ -98,7 +98,7 @@ def chosen_device(args: argparse.Namespace) -> str:
 
 
 def without_device() -> Any:
-    """A context for code that computes nothing: tensors lie in Python's memory and no device is
+    """A context for code that computes nothing: tensors stay in Python's memory and no device is
     opened."""
     from tinygrad import Context
 
@@ -108,14 +108,14 @@ def without_device() -> Any:
 def chosen_size(args: argparse.Namespace, model: Any) -> int:
     """The side of the pictures in pixels: --size, else the training size, else 224.
 
-    Prints a line if the network was trained on another size. Raises ValueError if one picture and
-    its first maps alone would not fit in memory.
+    Prints a line if the network was trained at another size. Raises ValueError if even one picture
+    and its first maps do not fit in memory.
     """
     check_memory(args.size, model.config)
     trained = model.settings.image_size
     if args.size and trained and args.size != trained:
         print(
-            f"{args.weights}: trained on pictures of {trained} pixels, used on {args.size}",
+            f"{args.weights}: trained at a size of {trained} pixels, used at {args.size}",
             file=sys.stderr,
         )
     return args.size or trained or PUBLISHED_SIZE
@@ -123,7 +123,7 @@ def chosen_size(args: argparse.Namespace, model: Any) -> int:
 
 def check_memory(size: int | None, config: Any) -> None:
     """Raise ValueError if one picture of --size and the stem's maps do not fit in memory: the
-    system would kill the program without a word."""
+    system would kill the process without a message."""
     there = memory_here()
     if size is None or there is None:
         return

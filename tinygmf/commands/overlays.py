@@ -1,4 +1,4 @@
-"""What `segment` and `detect` share: their options, and the drawings they write."""
+"""Shared by `segment` and `detect`: their options, and the drawings they write."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pictures(parser, required=False)
     add_weights(parser, required=False)
     parser.add_argument(
-        "--demo", action="store_true", help="use three scenes and the network in the package"
+        "--demo", action="store_true", help="use the bundled network on three scenes"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the drawings")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the drawings")
     parser.add_argument(
         "--json", action="store_true", help="print results in COCO's format; draw only with --out"
     )
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def choose(args: argparse.Namespace, network: str) -> None:
-    """Fill in what `--demo` stands for: the package's own pictures, and `network` of `SHIPPED`."""
-    given = {"IMAGE": args.images, "--weights": args.weights}
+    """Replace `--demo` by the bundled pictures, and by `network` of `BUNDLED`."""
+    given = {"PICTURE": args.images, "--weights": args.weights}
     if args.demo:
         if named := [name for name, value in given.items() if value]:
             raise ValueError(f"--demo: expected it alone, found {named[0]} too: leave one out")
@@ -56,7 +56,7 @@ def choose(args: argparse.Namespace, network: str) -> None:
 def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) -> int:
     """Look at every picture: print, draw, or both; returns 1 if one could not be read.
 
-    `kinds` names the networks that will do; `look(model, device)` returns the function for one
+    `kinds` names the accepted networks; `look(model, device)` returns the function for one
     picture.
     """
     from tinygmf.dense.networks import load_model
@@ -115,7 +115,7 @@ def pixels_of(picture: Any) -> np.ndarray:
 
 
 def places(folder: Path) -> Callable[[str], Path]:
-    """A function from a picture's name to a file for its drawing, different each time."""
+    """Return a function from a picture's name to a file for its drawing, new each time."""
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
 

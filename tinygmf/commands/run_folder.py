@@ -1,6 +1,6 @@
 """The folder of a training run: what may be written there, who writes, and which run it holds.
 
-What a run was started with stands in its file, so that its folder alone is enough to go on.
+A run's file records the options it was started with, so its folder is enough to resume it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from tinygmf.weights.checkpoint import WRITERS, CheckpointError
 from tinygmf.weights.reading import NETWORK, RUN
 
 WEIGHTS, BEST, CLASSES = NETWORK, "best.safetensors", "classes.txt"
-STARTED = (  # options that a run keeps, beside its recipe
+STARTED = (  # options kept in a run's file, besides the recipe
     *("data", "recipe", "model", "weights", "entry", "num_classes", "task", "head", "channels"),
     "device",
 )
-MOVABLE = "data", "device"  # those that may be others when it goes on
+MOVABLE = "data", "device"  # those that may change when it is resumed
 
 
 def usual_folder(data: str, resuming: bool = False) -> Path:
-    """`runs/NAME`, or `runs/NAME-2` and so on: the first in which no run has ended; to resume the
-    last that is there."""
+    """`runs/NAME`, or `runs/NAME-2` and so on: the first without a finished run; when resuming,
+    the last that exists."""
     name = Path(data).resolve().name
     folders = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in count(1))
     if resuming:
         return ([*takewhile(Path.is_dir, folders)] or [Path("runs") / name])[-1]
-    return next(folder for folder in folders if not holds_ended(folder))
+    return next(folder for folder in folders if not holds_finished(folder))
 
 
-def holds_ended(folder: Path) -> bool:
-    """Whether a run has come to its end in this folder."""
+def holds_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
     if not (folder / RUN).exists():
         return (folder / WEIGHTS).exists()
     try:
@@ -49,7 +49,7 @@ def holds_ended(folder: Path) -> bool:
 
 
 def started_with(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a command as the file of its run keeps them: paths for any folder."""
+    """A command's options as its run's file keeps them: with absolute paths."""
     kept = {name: getattr(args, name) for name in STARTED}
     for name in ("data", "weights"):
         if kept[name] is not None:
@@ -59,10 +59,10 @@ def started_with(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def recall(args: argparse.Namespace) -> dict[str, Any] | None:
-    """What the run is about that --resume names, after `args` have the options that it was started
-    with; None for a new run.
+    """The metadata of the run that --resume names, None for a new run. Options that were not given
+    are set in `args` to those it was started with.
 
-    Raises ValueError where there is no such run, or an option that was given says otherwise.
+    Raises ValueError if there is no such run, or if a given option differs from the run's.
     """
     if args.resume is None:
         if args.data is None:
@@ -100,12 +100,12 @@ def _take_options(args: argparse.Namespace, then: Mapping[str, Any], folder: Pat
 
 
 def check_out(out: Path, folder: Path | None) -> None:
-    """Raises ValueError for an --out that cannot take the result, before time goes into it.
+    """Raise ValueError if --out cannot hold the result, before time is spent on it.
 
-    `folder` is the run's, or None where --out names the file of the trained network alone.
+    `folder` is the run's, or None if --out names a file for the trained network alone.
     """
     if folder is None and out.is_dir():
-        raise ValueError(f"--out {out}: expected a file's name, found a folder: choose another")
+        raise ValueError(f"--out {out}: expected a file name, found a folder: choose another")
     if folder is None and out.exists():
         raise ValueError(
             f"--out {out}: expected no file, found one: remove it, or choose another name"
@@ -117,22 +117,22 @@ def check_out(out: Path, folder: Path | None) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"--out {out}: cannot be written: {error.strerror}: choose another place"
+            f"--out {out}: cannot be written: {error.strerror}: choose another path"
         ) from None
 
 
 def check_no_pictures(folder: Path) -> None:
-    """Raises ValueError for a folder of pictures, a class's say: a run needs one of its own."""
+    """Raise ValueError for a folder of pictures, a class's say: a run needs a separate one."""
     if folder.is_dir() and not is_run(folder) and holds_pictures(folder):
         raise ValueError(
-            f"--out {folder}: expected a folder of its own for the run, found pictures in it: "
+            f"--out {folder}: expected a separate folder for the run, found pictures in it: "
             "choose another"
         )
 
 
 def check_nothing_lost(folder: Path) -> None:
-    """Raises ValueError where a new run would replace one, finished or not, or its network."""
-    if holds_ended(folder):
+    """Raise ValueError if a new run would overwrite one, finished or not, or its network."""
+    if holds_finished(folder):
         raise ValueError(
             f"{folder}: expected no finished run, found {WEIGHTS} of one: give another --out; "
             f"`tinygmf train --resume {folder} --epochs N` makes that run longer"
@@ -142,24 +142,24 @@ def check_nothing_lost(folder: Path) -> None:
             about = read_about(folder / RUN)
             raise ValueError(
                 f"{folder}: expected no unfinished run, found one that stopped after step "
-                f"{about['step']} of {about['steps']}: `tinygmf train --resume {folder}` goes on "
-                f"with it; or give another --out, or remove {folder / RUN}"
+                f"{about['step']} of {about['steps']}: `tinygmf train --resume {folder}` "
+                f"continues it; or give another --out, or remove {folder / RUN}"
             )
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a run's folder for this process: ValueError where another one has it.
+    """Lock a run's folder for this process; ValueError if another process holds it.
 
-    The system takes the lock away from a process that ends, however it ends; the file stays.
+    The system releases the lock when the process ends, however it ends; the file stays.
     """
     with open(folder / LOCK, "a+") as file:
         try:
             _lock(file.fileno())
         except OSError:
             raise ValueError(
-                f"{folder}: expected a folder of its own for the run, found one that is still "
-                "running in it, in another process: wait for it, or give another --out"
+                f"{folder}: expected no run in progress, found one in another process: "
+                "wait for it, or give another --out"
             ) from None
         yield
 

@@ -1,4 +1,4 @@
-"""`tinygmf train`: its options, and what they choose; `train_loop` has the run itself."""
+"""`tinygmf train`: its options and what they choose; the run itself is in `train_loop`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECIPE_OPTIONS = {name for name, *_ in recipe_options()}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every option of `tinygmf train`; the fields of the recipe are options too."""
-    parser.usage = "%(prog)s DATA [option …]"  # a list of all forty would hide what is wrong
+    parser.usage = "%(prog)s DATA [option …]"  # a list of all forty would hide the error
     parser.add_argument(
         "data",
         nargs="?",
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tinygrad fetches; or a folder: one folder of pictures per class, the same below train "
         "and val, or the files of CIFAR-10 (binary version) or Fashion-MNIST",
     )
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="where the options start from")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="preset for the recipe's options")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
         "--model", type=full_name, choices=list(VARIANTS), help="a network with fresh weights"
@@ -50,28 +50,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="a trained network to go on from; its head is kept if it has as many classes",
+        help="a trained network to start from; its head is kept if it has the same classes",
     )
     add_entry(parser)
-    parser.add_argument("--num-classes", type=int, metavar="N", help="check that the data has N")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="check for N classes")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
-        help="the run's folder, by default runs/NAME, or runs/NAME-2 and so on where a run has "
-        "ended; a name in .safetensors or .pth: the trained network alone",
+        help="the run's folder, by default runs/NAME, or runs/NAME-2 and so on if that holds a "
+        "finished run; a name in .safetensors or .pth: a file for the trained network alone",
     )
     parser.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="FOLDER",
-        help="go on with the run in FOLDER, or in --out, which says all the rest; a run that has "
-        "ended needs --epochs, more than it was started with",
+        help="continue the run in FOLDER, or in --out, with the options it was started with; a "
+        "finished run needs more --epochs",
     )
     parser.add_argument(
         "--device",
-        help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 share every batch",
+        help="CPU, CUDA, METAL, …; by default the best one; CUDA:0,CUDA:1 split every batch",
     )
     add_threads(parser)
     add_recipe(parser)
@@ -90,7 +90,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_recipe(args: argparse.Namespace, then: dict[str, Any] | None = None) -> Recipe:
-    """The recipe that the options name, or `then` of a run that goes on, with what they change."""
+    """The recipe that the options name, or `then` of a resumed run, with their changes."""
     usual = usual_recipe(args)
     changes: dict[str, Any] = {name: getattr(args, name) for name, *_ in recipe_options()}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -107,7 +107,7 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
     from tinygmf.data.dataset import DataError
     from tinygmf.data.named import open_data
 
-    own = [chosen_out(args)]  # what this run leaves is no class of pictures
+    own = [chosen_out(args)]  # the run's own files are not a class of pictures
     data = open_data(args.data, recipe.size, recipe.seed, own)
     if args.num_classes not in (None, len(data.classes)):
         raise DataError(
@@ -123,10 +123,10 @@ def chosen_out(args: argparse.Namespace) -> Path:
 
 
 def chosen_network(args: argparse.Namespace, data: Any, recipe: Recipe) -> Any:
-    """The network to begin with; trained weights keep their head if it has these classes.
+    """The network to start from; trained weights keep their head if it has the data's classes.
 
-    Its file's names say whether it has, and its rows are put in the order of `classes`; where
-    nothing names them, their number decides.
+    The names in its file decide, and its rows are put in the data's order; without names, the
+    number of classes decides.
     """
     from tinygmf.data.classes import known_names
     from tinygmf.model import create_model
@@ -139,7 +139,7 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: Recipe) -> Any:
     trained = model.settings.image_size
     if trained not in (None, recipe.size):
         print(
-            f"{args.weights}: trained on pictures of {trained} pixels, goes on with {recipe.size}",
+            f"{args.weights}: trained at a size of {trained} pixels, continues at {recipe.size}",
             file=sys.stderr,
         )
     known = known_names(model.settings, args.weights)
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     folder = None if args.out.suffix in WRITERS else args.out
     device = opened_devices(args)
     check_no_pictures(args.out)
-    recipe, data = chosen_lesson(args, about)
+    recipe, data = recipe_and_data(args, about)
     check_out(args.out, folder)
     with locked(folder) if folder else contextlib.nullcontext():
         saved = load_run(folder / RUN) if folder and about else None
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def opened_devices(args: argparse.Namespace) -> Any:
-    """The device of all tensors from here on, or several that share every batch."""
+    """The device of all tensors from here on, or several that split every batch."""
     from tinygmf.engine.devices import open_device, set_default_device
 
     opened = tuple(open_device(name or None) for name in (args.device or "").split(","))
@@ -186,16 +186,16 @@ def opened_devices(args: argparse.Namespace) -> Any:
     return opened if len(opened) > 1 else opened[0]
 
 
-def chosen_lesson(args: argparse.Namespace, about: dict[str, Any] | None) -> tuple[Any, Any]:
-    """The recipe and the data set; those of a run that goes on."""
+def recipe_and_data(args: argparse.Namespace, about: dict[str, Any] | None) -> tuple[Any, Any]:
+    """The recipe and the data set, those of a resumed run if there is one."""
     then = about["recipe"] if about else None
     if args.task is not None:
         recipe: Any = train_dense.chosen_recipe(args, RECIPE_OPTIONS, then)
         return recipe, train_dense.chosen_data(args, recipe)
     recipe = chosen_recipe(args, then)
     data = chosen_data(args, recipe)
-    if data.passed:
-        print(f"passed over: {data.passed}", file=sys.stderr)
+    if data.skipped:
+        print(f"skipped: {data.skipped}", file=sys.stderr)
     recipe = recipe if then else fitted(args, recipe, data)
     data.check(recipe.batch_size * recipe.accumulate)
     tell_classes(data)
@@ -203,7 +203,7 @@ def chosen_lesson(args: argparse.Namespace, about: dict[str, Any] | None) -> tup
 
 
 def network_to_train(args: argparse.Namespace, data: Any, recipe: Any, resuming: bool) -> Any:
-    """The network to begin with; of a run that goes on the one that it has made so far."""
+    """The network to start from; for a resumed run its network so far."""
     from tinygmf.dense.networks import load_model
 
     if resuming:

@@ -19,12 +19,12 @@ HEADS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser, known: set[str], converters: Any) -> None:
-    """The options of dense networks alone; recipe options that `known` names are there already."""
-    parser.add_argument("--task", choices=list(HEADS), help="annotated pictures, and what to learn")
+    """The options of dense networks alone, without the recipe options in `known`."""
+    parser.add_argument("--task", choices=list(HEADS), help="what to learn from annotated pictures")
     heads = sorted({head for heads in HEADS.values() for head in heads})
     parser.add_argument("--head", choices=heads, help="by default upernet, retinanet, maskrcnn")
     parser.add_argument("--channels", type=int, metavar="N", help="width of the new head")
-    group = parser.add_argument_group("recipe with --task", "in brackets those of segment")
+    group = parser.add_argument_group("recipe with --task", "in brackets the values of segment")
     for name, kind, default, text in recipe_options():
         if name not in known:
             flag = "--" + name.replace("_", "-")
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser, known: set[str], converters: 
 def chosen_recipe(
     args: argparse.Namespace, others: set[str], then: dict[str, Any] | None = None
 ) -> DenseRecipe:
-    """The recipe of the task, or `then` of a run that goes on, with what the options change.
+    """The recipe of the task, or `then` of a resumed run, with the options' changes.
 
-    Raises ValueError for an option of `others`, which say nothing about a dense network.
+    Raises ValueError for an option in `others`, which do not apply to dense networks.
     """
     own = {name: getattr(args, name) for name, *_ in recipe_options()}
     for name in sorted(others - set(own) | {"recipe", "num_classes"}):
@@ -52,23 +52,23 @@ def chosen_recipe(
 
 
 def refuse(args: argparse.Namespace, others: set[str]) -> None:
-    """Raises ValueError for an option that says nothing about a classification network."""
+    """Raise ValueError for an option that does not apply to classification networks."""
     own = {name for name, *_ in recipe_options()} - others | {"head", "channels"}
     for name in sorted(own):
         if getattr(args, name) is not None:
             raise ValueError(
-                f"--{name.replace('_', '-')}: expected it with --task alone, found none: name the "
-                f"task, {', '.join(HEADS)}"
+                f"--{name.replace('_', '-')}: expected --task with it, found none: name the task, "
+                f"{', '.join(HEADS)}"
             )
 
 
 def chosen_data(args: argparse.Namespace, recipe: DenseRecipe) -> Any:
-    """The annotated pictures. Raises ValueError where they cannot be trained on or measured."""
+    """The annotated pictures. Raises ValueError if they cannot be trained on or measured."""
     from tinygmf.data.dense_folders import open_dense
     from tinygmf.dense.measures import MISSING, MeasureError
 
     if args.task != "segment" and find_spec("pycocotools") is None:
-        raise MeasureError(MISSING)  # before an epoch goes into it
+        raise MeasureError(MISSING)  # before an epoch is spent
     data = open_dense(args.data, args.task, recipe.seed)
     if len(data.train) < (batch := recipe.batch_size * recipe.accumulate):
         raise ValueError(
@@ -88,14 +88,14 @@ def chosen_head(args: argparse.Namespace) -> str:
 
 
 def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> Any:
-    """A fresh head on a fresh or a trained backbone, or a whole trained network to go on from: one
+    """A fresh head on a fresh or trained backbone, or a whole trained network to continue from: one
     with this head and as many classes."""
     from tinygmf.dense.networks import create_model, load_model
     from tinygmf.training.dense_networks import head_options, named
 
     head, weights = chosen_head(args), args.weights
     model = load_model(weights, entry=args.entry) if weights else None
-    if model is None or not goes_on(weights, model, head, len(data.classes)):
+    if model is None or not has_this_head(weights, model, head, len(data.classes)):
         options = head_options(head, args.channels, small=args.data == "scenes")
         known: dict[str, Any] = {"num_classes": len(data.classes), "seed": recipe.seed}
         backbone = model or args.model or "groupmixformer_nano"
@@ -103,14 +103,14 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> 
     return named(model, data.classes, recipe.whole_size)
 
 
-def goes_on(weights: Path, model: Any, head: str, classes: int) -> bool:
-    """Whether a network has this head and as many classes; says so where it is a dense network
-    that has not, and so gives its backbone alone."""
+def has_this_head(weights: Path, model: Any, head: str, classes: int) -> bool:
+    """Whether a network has this head and as many classes. If it is another dense network, prints
+    that only its backbone is used."""
     from tinygmf.dense.networks import kind_of_network
 
     kind = kind_of_network(model)
     found = model.config.num_classes
     if kind and (kind, found) != (head, classes):
-        said = f"{weights}: a {kind} of {found} classes gives its backbone to a fresh {head}"
-        print(f"tinygmf: {said} of {classes}", file=sys.stderr)
+        used = f"{weights}: only the backbone of this {kind} of {found} classes is used"
+        print(f"tinygmf: {used}, under a fresh {head} of {classes}", file=sys.stderr)
     return (kind, found) == (head, classes)

@@ -45,7 +45,7 @@ def run_to_the_end(
     with stopping(trainer):
         finished = train(trainer, folder)
     for line in trainer.data.report():
-        print(f"passed over: {line}", file=sys.stderr)
+        print(f"skipped: {line}", file=sys.stderr)
     if not finished:
         tell_stopped(trainer, folder)
         return interrupt.EXIT_CODE
@@ -78,14 +78,14 @@ def save_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
     if folder is None:
         save_model(trainer.finish(), out)
         return
-    with replacing(folder / CLASSES) as file:  # for networks' files that have no names in them
+    with replacing(folder / CLASSES) as file:  # for network files without class names
         file.write("".join(f"{printable(name)}\n" for name in trainer.data.classes).encode())
     if not isinstance(trainer.recipe, DenseRecipe):
         show_outcome(trainer, folder)
 
 
 def show_outcome(trainer: Trainer, folder: Path) -> None:
-    """What the network makes of the held-out pictures, as figures and a table in its folder."""
+    """Evaluate the network on the held-out pictures; write figures and a table to the folder."""
     from tinygmf.data.evaluation import evaluate
     from tinygmf.study.outcome import write_outcome
 
@@ -105,30 +105,30 @@ def tell_time(seconds: float) -> None:
 
 
 def tell_resumed(trainer: Trainer, folder: Path) -> None:
-    """Where a run goes on, or that it does not."""
+    """Print where a run continues, or that it does not."""
     from tinygmf.training.run_file import best_epoch
 
     reports, recipe = trainer.about()["reports"], trainer.recipe
-    said = f"goes on after step {trainer.step} of {trainer.steps}"
+    said = f"continues after step {trainer.step} of {trainer.steps}"
     if trainer.step >= trainer.steps:
-        said = f"has ended, after {recipe.epochs} epochs: --epochs N, more than that, goes on"
+        said = f"has finished, after {recipe.epochs} epochs: give more --epochs to continue"
     elif trainer.ended:
         said = (
-            f"has ended, after {len(reports)} epochs, the best of them the {best_epoch(reports)}.: "
-            f"a --patience of more than {recipe.patience} goes on, or of 0"
+            f"stopped early, after {len(reports)} epochs, the best of which was epoch "
+            f"{best_epoch(reports)}: give a --patience above {recipe.patience}, or 0, to continue"
         )
     print(f"{folder}: this run {said}", file=sys.stderr)
 
 
 def tell_stopped(trainer: Trainer, folder: Path | None) -> None:
-    how = "to go on, give --out a folder to keep runs"
+    how = "to be able to resume, give --out a folder"
     if folder:
-        how = f"{folder / WEIGHTS} is the network so far; `tinygmf train --resume {folder}` goes on"
+        how = f"{folder / WEIGHTS} is the network so far; `tinygmf train --resume {folder}` resumes"
     print(f"stopped after step {trainer.step} of {trainer.steps}; {how}")
 
 
 def tell_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
-    """The network's file and its figure, and the better one of an earlier epoch."""
+    """Print the network's file and figure, and those of a better epoch before it."""
     from tinygmf.training.run_file import best_epoch
 
     reports, broken = trainer.reports, trainer.data.broken
@@ -136,7 +136,7 @@ def tell_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
     best = best_epoch(trainer.about()["reports"])
     if len(reports) < trainer.recipe.epochs:
         patience = trainer.recipe.patience
-        print(f"ended after epoch {len(reports)}: no better one in the last {patience}")
+        print(f"stopped early after epoch {len(reports)}: no better one in the last {patience}")
     if folder and best != len(reports):
         print(f"{folder / BEST}: {first_measure(reports[best - 1])}, of epoch {best}")
     path = folder / WEIGHTS if folder else out
@@ -157,7 +157,7 @@ def measured(report: Any) -> str:
 
 def train(trainer: Trainer, folder: Path | None) -> bool:
     """Run the remaining epochs, saving after each, and in long ones between; False if the user
-    stopped it. Raises ValueError, with the last checkpoint intact, where the disk is full."""
+    stopped it. Raises ValueError, with the last checkpoint intact, if the disk is full."""
     from tinygmf.training import log
 
     if folder is not None:
@@ -182,10 +182,10 @@ def train(trainer: Trainer, folder: Path | None) -> bool:
 
 
 def save(trainer: Trainer, folder: Path, epoch_ended: bool) -> None:
-    """Write the network, the run, then its log: what a run in a file promises is there.
+    """Write the network, the run, then its log: all that a saved run refers to is there.
 
-    After an epoch that none before equals, the network is the best one too. Raises CheckpointError
-    or ValueError if the disk refuses.
+    After an epoch that none before beats, also write the network as the best one. Raises
+    CheckpointError or ValueError if writing fails.
     """
     from tinygmf.training import log
     from tinygmf.training.run_file import best_epoch, save_run
@@ -203,7 +203,7 @@ def save(trainer: Trainer, folder: Path, epoch_ended: bool) -> None:
 
 
 def rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """Of the log: one for each epoch."""
+    """The rows of the log, one for each epoch."""
     return [asdict(report) for report in trainer.reports]
 
 
@@ -214,13 +214,13 @@ def room_for_the_log(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ValueError(
             f"{folder}: expected room for the log, found {error.strerror}: the run is saved; make "
-            f"room, then `tinygmf train --resume {folder}` goes on"
+            f"room, then `tinygmf train --resume {folder}` continues"
         ) from None
 
 
 @contextlib.contextmanager
 def stopping(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C ends training after the present step; the second ends it at once."""
+    """The first Ctrl-C ends training after the current step; the second ends it at once."""
 
     def stop(*_: object) -> None:
         trainer.stop = True

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tinygmf.data.dataset import Dataset
 
 SMALL, USUAL = 32, 64  # pixels, for fresh networks: by the size of the pictures
-UNBALANCED = 3  # ratio of the largest class to the smallest from which on a line says so
+UNBALANCED = 3  # ratio of the largest class to the smallest from which a line warns
 FEWEST = 2  # batches in an epoch, if there are too few pictures for a full one
 FEWEST_STEPS = 400  # in fewer, neither fresh nor trained weights learn much
 # Recipes for any size and number of pictures
@@ -25,15 +25,15 @@ OF_ANY_PICTURES = "quick", "finetune", "finetune-small", "head"
 
 
 def usual_recipe(args: argparse.Namespace) -> str:
-    """The name of the recipe that the options start from unless --recipe says another."""
+    """The name of the recipe that is used without --recipe."""
     from tinygmf.data.named import known_as
-    from tinygmf.weights.reading import comes_along
+    from tinygmf.weights.reading import is_bundled
 
     known = known_as(args.data) if args.data else None
     if known in ("digits", "shapes"):  # random crops, or flips, would spoil them
         return known
     if args.weights:
-        small = comes_along(args.weights)
+        small = is_bundled(args.weights)
         return "head" if args.head_only else "finetune-small" if small else "finetune"
     return known if known in RECIPES else "quick"
 
@@ -61,17 +61,17 @@ def fitted(args: argparse.Namespace, recipe: Recipe, data: Dataset) -> Recipe:
 
 
 def usual_epochs(recipe: Recipe, pictures: int) -> int:
-    """The recipe's, or as many more as `FEWEST_STEPS` take: with few pictures an epoch has few."""
+    """The recipe's epochs, or as many as give `FEWEST_STEPS` if that is more."""
     steps = max(1, pictures // (recipe.batch_size * recipe.accumulate))
     return max(recipe.epochs, -(-FEWEST_STEPS // steps))
 
 
 def usual_size(weights: Path | None, otherwise: int, data: Dataset) -> int:
-    """The size that trained weights were trained on, if their file says so; for fresh weights, and
-    those that come along, 64 pixels, or 32 if the pictures are smaller than that."""
-    from tinygmf.weights.reading import comes_along, network_file, read_metadata
+    """The training size of --weights, if their file has it; for fresh or bundled weights 64 pixels,
+    or 32 if the pictures are smaller than 64."""
+    from tinygmf.weights.reading import is_bundled, network_file, read_metadata
 
-    if weights is not None and not comes_along(weights):
+    if weights is not None and not is_bundled(weights):
         return read_metadata(network_file(weights)).get("image_size") or otherwise
     return USUAL if data.typical_side() >= USUAL else SMALL
 
@@ -80,7 +80,7 @@ def tell_classes(data: Dataset) -> None:
     """Warn of classes with no held-out picture, or with far fewer pictures than others."""
     counts, held_out = data.counts, np.bincount(data.val_labels, minlength=len(data.classes))
     if missing := [data.classes[i] for i in np.flatnonzero(held_out == 0)]:
-        say(f"no picture is held out of {', '.join(missing)}: accuracy says nothing of them")
+        say(f"no picture is held out of {', '.join(missing)}: accuracy does not cover them")
     least, most = int(counts.argmin()), int(counts.argmax())
     if counts[most] >= UNBALANCED * counts[least]:
         say(
@@ -90,16 +90,16 @@ def tell_classes(data: Dataset) -> None:
 
 
 def tell_plan(model: Any, data: Any, recipe: Any, device: Any, out: Path) -> None:
-    """`6 classes, 288 pictures to train on, 72 held out, 40 passed over (.heic); nano, 64x64, …`"""
+    """`6 classes, 288 pictures to train on, 72 held out, 40 skipped (.heic); nano, 64x64, …`"""
     config = getattr(model.config, "backbone", model.config)
     name = (variant_name(config) or "GroupMixFormer").removeprefix("groupmixformer_")
-    passed = getattr(data, "passed", None)
+    skipped = getattr(data, "skipped", None)
     devices = device if isinstance(device, str) else ", ".join(device)
     what = [
         f"{len(data.classes)} classes",
         f"{len(data.train)} pictures to train on",
         f"{len(data.val)} held out",
-        *([passed.count()] if passed else []),
+        *([skipped.count()] if skipped else []),
     ]
     how = [
         name,

@@ -9,7 +9,7 @@ from tinygmf.commands.options import add_predictor, add_weights, chosen_predicto
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
-    parser.add_argument("--batch-size", type=positive, default=1, help="pictures in one run")
+    parser.add_argument("--batch-size", type=positive, default=1, help="pictures per run")
     parser.add_argument("--beam", type=positive, default=2, help="width of the beam search")
     add_predictor(parser)
 
@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     predict = chosen_predictor(args, args.batch_size)
     before, after = predict.tune(args.beam)
-    kept = "kept" if after < before else "nothing faster was found, the program is unchanged"
+    kept = "kept" if after < before else "nothing faster found, the program is unchanged"
     print(f"{1000 * before:.1f} ms before, {1000 * after:.1f} ms after: {kept}")
     return 0

@@ -205,7 +205,7 @@ READERS: dict[str, Callable[[Path], Dataset]] = {
 }
 
 
-def recognise(folder: Path) -> str | None:
+def recognize(folder: Path) -> str | None:
     """The name of the data set whose files are in the folder; None for a folder of pictures.
 
     Raises DataError for CIFAR-10's Python version, whose files are programs.

@@ -14,7 +14,7 @@ from PIL import Image
 from tinygmf.config import Settings
 from tinygmf.data.augment import BatchRecipe, mix, targets, training_picture
 from tinygmf.data.kept import KeptPictures, reduced
-from tinygmf.data.pictures import PassedOver
+from tinygmf.data.pictures import Skipped
 from tinygmf.engine.predictor import chunks, read_ahead
 from tinygmf.files import one_line
 from tinygmf.image import PUBLISHED, normalize, resize_and_crop
@@ -46,8 +46,8 @@ class Dataset:
     val: list[Any]
     val_labels: np.ndarray
     load: Callable[[Any], Image.Image]
-    broken: dict[str, str] = field(default_factory=dict)  # passed over: source -> why
-    passed: PassedOver = field(default_factory=PassedOver)  # while looking for pictures
+    broken: dict[str, str] = field(default_factory=dict)  # skipped: source -> why
+    skipped: Skipped = field(default_factory=Skipped)  # while looking for pictures
     settings: Settings = PUBLISHED  # how pictures are prepared for the network
     kept: KeptPictures = field(default_factory=KeptPictures)
     test: list[Any] = field(default_factory=list)  # neither trained on nor used for any choice
@@ -105,7 +105,7 @@ class Dataset:
         )
 
     def report(self) -> list[str]:
-        """A line for each picture that was passed over."""
+        """A line for each picture that was skipped."""
         return list(self.broken.values())
 
     def read(

@@ -23,7 +23,7 @@ class DenseDataset:
     """Pictures for training and validation, with their annotations.
 
     If objects are annotated, `classes[0]` is the background. `load(source)` returns an RGB picture
-    and its annotations, or raises ImageError. `broken` records what was passed over, when the data
+    and its annotations, or raises ImageError. `broken` records what was skipped, when the data
     set was opened or later, and why: file and id -> reason.
     """
 

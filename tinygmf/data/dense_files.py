@@ -48,7 +48,7 @@ def read_text(file: Path) -> str:
 
 def pictures_below(folder: Path) -> list[Path]:
     """The pictures below a folder, in natural order of their names."""
-    return list(pictures.pictures_below(folder, pictures.PassedOver()))
+    return list(pictures.pictures_below(folder, pictures.Skipped()))
 
 
 def partners(

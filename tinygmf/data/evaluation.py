@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tinygmf.data.classes import ClassIndex, folder_classes, read_labels
-from tinygmf.data.pictures import NESTED, PassedOver, class_folders, pictures_below
+from tinygmf.data.pictures import NESTED, Skipped, class_folders, pictures_below
 from tinygmf.engine.predictor import Predictor, chunks, probabilities, ranking, read_ahead
 from tinygmf.files import printable
 from tinygmf.pixels import ImageError
@@ -107,39 +107,39 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def find_pictures(
-    folder: Path, names: Sequence[str], labels: Path | None = None, passed: PassedOver | None = None
+    folder: Path, names: Sequence[str], labels: Path | None = None, skipped: Skipped | None = None
 ) -> list[Sample]:
     """The pictures below a folder with their classes; `names` are the network's, in its order.
 
     With `labels`, a file of lines `PICTURE CLASS`, they are the pictures listed there. Without,
-    there is one folder for each class, named like it; some may be missing. `passed` records what
-    is passed over. Raises ValueError if these are not classes of the network, or there are no
+    there is one folder for each class, named like it; some may be missing. `skipped` records what
+    is skipped. Raises ValueError if these are not classes of the network, or there are no
     pictures.
     """
-    passed = PassedOver() if passed is None else passed
+    skipped = Skipped() if skipped is None else skipped
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of pictures, found none: check the name")
     index = ClassIndex(names)
     if labels is not None:
         samples = list(read_labels(folder, index, labels))
     else:
-        folders = class_folders(folder, passed)
+        folders = class_folders(folder, skipped)
         classes = folder_classes(list(folders), index, folder)
         samples = [
             (path, label)
             for place, label in zip(folders.values(), classes, strict=True)
-            for path in pictures_below(place, passed)
+            for path in pictures_below(place, skipped)
         ]
     if not samples:
-        raise ValueError(f"{labels or folder}: {_nothing(passed, labels)}")
+        raise ValueError(f"{labels or folder}: {_nothing(skipped, labels)}")
     return samples
 
 
-def _nothing(passed: PassedOver, labels: Path | None) -> str:
+def _nothing(skipped: Skipped, labels: Path | None) -> str:
     expected = "pictures and their classes" if labels else "pictures in a folder for each class"
-    nested = passed.names.get(NESTED, [])
+    nested = skipped.names.get(NESTED, [])
     way = f"name one of those, such as {printable(nested[0])}" if nested else "check the name"
-    return f"expected {expected}, found none of them, but {passed or 'nothing'}: {way}"
+    return f"expected {expected}, found none of them, but {skipped or 'nothing'}: {way}"
 
 
 def evaluate(
@@ -148,7 +148,7 @@ def evaluate(
     progress: bool = True,
     load: Callable[[Any], Any] | None = None,
 ) -> Evaluation:
-    """Run every picture through the network; unreadable ones are named and passed over.
+    """Run every picture through the network; unreadable ones are named and skipped.
 
     `load(source)` returns a picture, for sources that the predictor cannot read itself. Raises
     ValueError if no picture can be read.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygmf.data.archives import READERS, recognise
+from tinygmf.data.archives import READERS, recognize
 from tinygmf.data.dataset import DataError, Dataset, every_nth
 from tinygmf.data.pictures import (
     NESTED,
-    PassedOver,
+    Skipped,
     class_folders,
     entries,
     is_picture,
@@ -47,39 +47,39 @@ def folder_pictures(folder: Path, seed: int = 0, exclude: Collection[Path] = ())
     if not folder.is_dir():
         what = "a file: unpack it and name" if folder.exists() else "none: check the name of"
         raise DataError(f"{folder}: expected a folder of pictures, found {what} the folder")
-    exclude, passed = {path.resolve() for path in exclude}, PassedOver()
-    roots = find_parts(folder, passed) or [folder]
-    places = [class_folders(root, passed, exclude) for root in roots]
+    exclude, skipped = {path.resolve() for path in exclude}, Skipped()
+    roots = find_parts(folder, skipped) or [folder]
+    places = [class_folders(root, skipped, exclude) for root in roots]
     classes = sorted({name for found in places for name in found}, key=natural)
     if not classes:
-        raise DataError(f"{folder}: {_no_classes(passed)}")
-    found = [_find(place, classes, passed, exclude) for place in places]
+        raise DataError(f"{folder}: {_no_classes(skipped)}")
+    found = [_find(place, classes, skipped, exclude) for place in places]
     if len(roots) == 1:
         found = _split(*found[0], seed)
     (train, train_labels), (val, val_labels) = found
     return Dataset(
-        str(folder), classes, train, train_labels, val, val_labels, load_image, passed=passed
+        str(folder), classes, train, train_labels, val, val_labels, load_image, skipped=skipped
     )
 
 
-def _no_classes(passed: PassedOver) -> str:
-    nested = passed.names.get(NESTED)
+def _no_classes(skipped: Skipped) -> str:
+    nested = skipped.names.get(NESTED)
     if nested:
         return (
             f"expected one folder of pictures for each class, found {printable(nested[0])}, which "
             "holds only folders: name the folder that holds the classes"
         )
-    return f"expected one folder for each class, found {passed or 'none'}: make them"
+    return f"expected one folder for each class, found {skipped or 'none'}: make them"
 
 
-def find_parts(folder: Path, passed: PassedOver) -> list[Path]:
+def find_parts(folder: Path, skipped: Skipped) -> list[Path]:
     """The folders for training and for validation; none if the folder has no parts.
 
     Without a validation folder, `test` takes its place. Raises DataError if the parts are
     ambiguous, since test pictures must not end up in training.
     """
     parts: dict[str, Path] = {}
-    others, inside = [], [path for path in entries(folder, PassedOver()) if path.is_dir()]
+    others, inside = [], [path for path in entries(folder, Skipped()) if path.is_dir()]
     for path in inside:
         part = part_of(path.name)
         if part in parts:
@@ -101,24 +101,24 @@ def find_parts(folder: Path, passed: PassedOver) -> list[Path]:
             f"other, or name {first} to have part of it held out; if it is a class, rename it"
         )
     for path in [*others, *(p for name, p in parts.items() if name == "test" and p != held_out)]:
-        passed.note(ASIDE, path)
+        skipped.note(ASIDE, path)
     return [parts["train"], held_out]
 
 
 def holds_pictures(folder: Path) -> bool:
     """Whether the folder itself, not one inside it, holds pictures."""
-    return any(not path.is_dir() and is_picture(path) for path in entries(folder, PassedOver()))
+    return any(not path.is_dir() and is_picture(path) for path in entries(folder, Skipped()))
 
 
 def _find(
-    places: dict[str, Path], classes: Sequence[str], passed: PassedOver, exclude: Collection[Path]
+    places: dict[str, Path], classes: Sequence[str], skipped: Skipped, exclude: Collection[Path]
 ) -> tuple[list[Path], np.ndarray]:
     """The pictures of each class's folder, in natural order, and their classes."""
     paths, labels = [], []
     for label, name in enumerate(classes):
         if name not in places:
             continue
-        for path in pictures_below(places[name], passed, exclude):
+        for path in pictures_below(places[name], skipped, exclude):
             _check_no_part(path, places[name])
             paths.append(path)
             labels.append(label)
@@ -150,5 +150,5 @@ def open_folder(folder: Path, seed: int = 0, exclude: Collection[Path] = ()) -> 
 
     Raises DataError if it is none of these.
     """
-    name = recognise(folder)
+    name = recognize(folder)
     return READERS[name](folder) if name else folder_pictures(folder, seed, exclude)

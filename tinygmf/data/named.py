@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tinygmf.data.archives import fetch_cifar10, fetch_fashion_mnist, recognise
+from tinygmf.data.archives import fetch_cifar10, fetch_fashion_mnist, recognize
 from tinygmf.data.classes import ClassIndex
 from tinygmf.data.dataset import DataError, Dataset
 from tinygmf.data.digits import digits
@@ -32,12 +32,12 @@ def known_as(data: str) -> str | None:
 
     Raises DataError for a folder with files of CIFAR-10's Python version.
     """
-    return data if data in NAMED else recognise(Path(data))
+    return data if data in NAMED else recognize(Path(data))
 
 
 def is_data_set(path: Path) -> bool:
     """Whether this is a folder of a data set's files, or a data set's name and no folder."""
-    return bool(recognise(path) if path.is_dir() else str(path) in NAMED)
+    return bool(recognize(path) if path.is_dir() else str(path) in NAMED)
 
 
 def open_data(data: str, size: int, seed: int = 0, exclude: Collection[Path] = ()) -> Dataset:

@@ -1,6 +1,6 @@
 """Which files in people's folders are pictures, and which folders are classes.
 
-Whatever is passed over is counted and reported.
+Whatever is skipped is counted and reported.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ NESTED = "folders that hold only folders"
 
 
 @dataclass
-class PassedOver:
-    """Names that were passed over, grouped by what they are."""
+class Skipped:
+    """Names that were skipped, grouped by what they are."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
 
@@ -44,11 +44,11 @@ class PassedOver:
         self.names.setdefault(kind, []).append(path.name)
 
     def count(self) -> str:
-        """`40 passed over (.heic, .txt)`: files and folders, and the files' suffixes."""
+        """`40 skipped (.heic, .txt)`: files and folders, and the files' suffixes."""
         names = [name for found in self.names.values() for name in found]
         suffixes = sorted({Path(name).suffix.lower() for name in names} - {""})
         shown = [*map(printable, suffixes[:SHOWN]), *["…"][: len(suffixes) > SHOWN]]
-        return f"{len(names)} passed over" + (f" ({', '.join(shown)})" if shown else "")
+        return f"{len(names)} skipped" + (f" ({', '.join(shown)})" if shown else "")
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -88,22 +88,22 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in picture_suffixes() or looks_like_picture(path)
 
 
-def entries(folder: Path, passed: PassedOver) -> list[Path]:
+def entries(folder: Path, skipped: Skipped) -> list[Path]:
     """The contents of a folder without system names, in natural order."""
     try:
         names = os.listdir(folder)
     except OSError:
-        passed.note(CLOSED, folder)
+        skipped.note(CLOSED, folder)
         return []
     found = [folder / name for name in sorted(names, key=natural)]
     for path in found:
         if is_system(path.name) and path.name not in RUN_MARKS:
-            passed.note(SYSTEM_NAMES, path)
+            skipped.note(SYSTEM_NAMES, path)
     return [path for path in found if not is_system(path.name)]
 
 
 def pictures_below(
-    folder: Path, passed: PassedOver, exclude: Collection[Path] = ()
+    folder: Path, skipped: Skipped, exclude: Collection[Path] = ()
 ) -> Iterator[Path]:
     """The pictures in a folder and the folders in it, in natural order.
 
@@ -111,47 +111,45 @@ def pictures_below(
     lists resolved folders to leave out; runs are always left out.
     """
     whole = folder.resolve()
-    yield from _below(folder, passed, {*exclude}, {whole, *whole.parents})
+    yield from _below(folder, skipped, {*exclude}, {whole, *whole.parents})
 
 
-def _below(folder: Path, passed: PassedOver, exclude: set[Path], seen: set[Path]) -> Iterator[Path]:
-    for path in entries(folder, passed):
+def _below(folder: Path, skipped: Skipped, exclude: set[Path], seen: set[Path]) -> Iterator[Path]:
+    for path in entries(folder, skipped):
         if not path.is_dir():
             if is_picture(path):
                 yield path
             else:
-                passed.note(kind_of_file(path), path)
+                skipped.note(kind_of_file(path), path)
         elif (place := path.resolve()) in seen:
-            passed.note(LOOPS, path)
+            skipped.note(LOOPS, path)
         elif place in exclude or is_run(path):
-            passed.note(RUNS, path)
+            skipped.note(RUNS, path)
         else:
             seen.add(place)
-            yield from _below(path, passed, exclude, seen)
+            yield from _below(path, skipped, exclude, seen)
 
 
-def class_folders(
-    root: Path, passed: PassedOver, exclude: Collection[Path] = ()
-) -> dict[str, Path]:
+def class_folders(root: Path, skipped: Skipped, exclude: Collection[Path] = ()) -> dict[str, Path]:
     """The class folders in a folder, by name, in natural order.
 
     A class folder may be empty. Runs, links back and folders that hold only folders do not count.
     """
     found, above = {}, {root.resolve(), *root.resolve().parents}
-    for path in entries(root, passed):
+    for path in entries(root, skipped):
         if not path.is_dir():
-            passed.note(BESIDE if is_picture(path) else kind_of_file(path), path)
+            skipped.note(BESIDE if is_picture(path) else kind_of_file(path), path)
         elif path.resolve() in above:
-            passed.note(LOOPS, path)
+            skipped.note(LOOPS, path)
         elif path.resolve() in exclude or is_run(path):
-            passed.note(RUNS, path)
+            skipped.note(RUNS, path)
         elif holds_only_folders(path):
-            passed.note(NESTED, path)
+            skipped.note(NESTED, path)
         else:
             found[path.name] = path
     return found
 
 
 def holds_only_folders(folder: Path) -> bool:
-    inside = entries(folder, PassedOver())
+    inside = entries(folder, Skipped())
     return bool(inside) and all(path.is_dir() for path in inside)

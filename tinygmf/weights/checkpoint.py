@@ -1,7 +1,7 @@
-"""Networks and their weights: from files of either format and back, strict both ways.
+"""Load and save networks, in either format, strictly.
 
-`reading` makes arrays of a file, `entries` finds the network among them; here names, shapes and
-values are held against those of the architecture that they imply.
+`reading` turns a file into arrays, `entries` finds the network among them; here names, shapes and
+values are checked against the architecture that they imply.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tinygmf.weights.reading import (
     METADATA,
     Checkpoint,
     CheckpointError,
-    comes_along,
+    is_bundled,
     network_file,
     read_checkpoint,
 )
 from tinygmf.weights.safetensors import write_safetensors
 
 WRITERS = {".pth": write_pth, ".safetensors": write_safetensors}
-BLOCK_TENSORS = 40  # a block has 50: names alone must not cost the time to build blocks
+BLOCK_TENSORS = 40  # a block has 50: bounds the time that hostile names can cost
 COUNTER = "num_batches_tracked"
 SHOWN = 3  # keys of each kind that an error lists
 
@@ -52,23 +52,22 @@ class NetworkWeights(NamedTuple):
 
     @classmethod
     def of(cls, model: GroupMixFormer) -> NetworkWeights:
-        """Copy a model's present weights."""
+        """Copy a model's current weights."""
         return cls(model.config, state_arrays(model), model.settings)
 
 
 def load_weights(path: str | os.PathLike[str], entry: str | None = None) -> NetworkWeights:
     """Return the network that a weight file holds, its architecture inferred from keys and shapes.
 
-    A training run's folder, or its own file, stands for the network that it has made so far. Of
-    several networks in the file `entry` names one, by the way to it ("teacher",
-    "state_dict.model"); without it the average is taken of a network and its average. What was
-    chosen or passed over is logged as a warning.
+    A training run's folder or file stands for its network so far. `entry` names one of several
+    networks in the file by the path to it ("teacher", "state_dict.model"); without it, of a network
+    and its average the average is loaded. What was chosen or skipped is logged as a warning.
 
-    A network may come without its head, and then without its last norm, which becomes neutral; it
-    gives features and can be fine-tuned. BatchNorm's counters are 0 where they are lacking.
+    A network without a head may also lack its last norm, which becomes neutral; it returns features
+    and can be fine-tuned. Missing BatchNorm counters become 0.
 
     Raises:
-        CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
+        CheckpointError: the file cannot be read, is not a GroupMixFormer, or holds several.
     """
     weights, remark = _network_of(read_network(path, entry), path)
     shapes = state_shapes(weights.config)
@@ -86,13 +85,13 @@ def load_model(
     `device` is the tinygrad device of its weights; None is the default device.
 
     Raises:
-        CheckpointError: the file cannot be read, is no GroupMixFormer, or holds several.
+        CheckpointError: the file cannot be read, is not a GroupMixFormer, or holds several.
     """
     return build_model(read_network(path, entry), path, device)
 
 
 def read_network(path: str | os.PathLike[str], entry: str | None = None) -> Checkpoint:
-    """Read the network of a file; of a training run's folder or file the network made so far."""
+    """Read the network of a file; of a training run's folder or file its network so far."""
     return read_checkpoint(network_file(path), partial(find_network, entry=entry))
 
 
@@ -111,8 +110,8 @@ def build_model(
 
 
 def _network_of(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[NetworkWeights, str]:
-    """Infer the configuration; other names and shapes may still be wrong. The text is what the
-    user should know of the choice."""
+    """Infer the configuration; other names and shapes may still be wrong. The text tells the user
+    what was chosen."""
     tensors, metadata, remark = checkpoint
     shapes = {key: array.shape for key, array in tensors.items()}
     try:
@@ -125,8 +124,7 @@ def _network_of(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[N
 
 
 def _as_backbone(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a dense network's file says, with its pictures' shorter side as the size of the
-    training."""
+    """A dense network's metadata, with its pictures' shorter side as the training size."""
     if metadata.get("image_size") is None and "min_size" in metadata:
         return {**metadata, "image_size": metadata["min_size"]}
     return metadata
@@ -135,34 +133,34 @@ def _as_backbone(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 def _complete(
     weights: NetworkWeights, shapes: Mapping[str, tuple[int, ...]], remark: str
 ) -> tuple[NetworkWeights, str]:
-    """Add what files of whole networks may lack: BatchNorm's counters and, where there is no head,
-    the last norm, which a dense network has no use for."""
+    """Add what the file of a whole network may lack: BatchNorm's counters and, without a head, the
+    last norm, which dense networks do not use."""
     lacking = {key: shape for key, shape in shapes.items() if key not in weights.arrays}
     added = counters(lacking)
     norm = [key for key in shapes if key.startswith("norm4.") and COUNTER not in key]
     if "head.weight" not in shapes and all(key in lacking for key in norm):
         ones = ("norm4.weight", "norm4.running_var")
         added |= {k: np.full(shapes[k], float(k in ones), np.float32) for k in norm}
-        remark = "; ".join(filter(None, (remark, "the last norm, norm4, is lacking: left neutral")))
+        remark = "; ".join(filter(None, (remark, "the last norm, norm4, is missing: left neutral")))
     return weights._replace(arrays={**weights.arrays, **added}), remark
 
 
 def counters(lacking: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """BatchNorm's counters among the names that a file lacks, at 0: no output depends on them."""
+    """The BatchNorm counters that a file lacks, at 0: no output depends on them."""
     return {key: np.zeros(shape, np.int64) for key, shape in lacking.items() if COUNTER in key}
 
 
 def _tell(path: str | os.PathLike[str], remark: str) -> None:
-    if remark and not comes_along(path):
+    if remark and not is_bundled(path):
         log.warning("%s", one_line(f"{path}: {remark}"))
 
 
 def require_whole(config: GroupMixFormerConfig, tensors: Mapping[str, Any]) -> None:
-    """ValueError for a file with too few tensors for the blocks that its names promise."""
+    """Raise ValueError for a file with too few tensors for the blocks that its names imply."""
     if (blocks := sum(config.serial_depths)) * BLOCK_TENSORS > len(tensors):
         raise ValueError(
-            f"expected {BLOCK_TENSORS} tensors and more for each of its {blocks} blocks, "
-            f"found {len(tensors)} in all: the file is not whole"
+            f"expected at least {BLOCK_TENSORS} tensors for each of its {blocks} blocks, "
+            f"found {len(tensors)} in all: the file is incomplete; copy it again"
         )
 
 
@@ -170,10 +168,10 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Write the network's weights in the published layout: `.pth` or `.safetensors` by suffix.
 
     `model.settings` go into the metadata. PyTorch's `torch.load(path, weights_only=True)["model"]`
-    fits the published code strictly.
+    loads into the published code strictly.
 
     Raises:
-        CheckpointError: another suffix, or the file cannot be written; an older one stays whole.
+        CheckpointError: another suffix, or the file cannot be written; an older one stays intact.
     """
     _writer(Path(path))  # a wrong name is found before anything is computed
     write_tensors(state_arrays(model), path, model.settings.to_json())
@@ -183,19 +181,19 @@ def state_arrays(model: Any) -> dict[str, np.ndarray]:
     """Return a module's state dict as arrays, floating point as float32."""
     state = get_state_dict(model)
     plain = {k: t.float() if dtypes.is_float(t.dtype) else t for k, t in state.items()}
-    Tensor.realize(*plain.values())  # at once: one plan for whatever is still to be computed
+    Tensor.realize(*plain.values())  # at once: one schedule for what is still to be computed
     return {key: tensor.numpy() for key, tensor in plain.items()}
 
 
 def load_state_dict(
     model: Any, tensors: Mapping[str, np.ndarray], source: str = "the state dict"
 ) -> None:
-    """Give the model's parameters and buffers the values of `tensors`: all of them and no other.
+    """Set the model's parameters and buffers to `tensors`, which must have exactly these names.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape; the model is unchanged.
-            So it is with values that are not finite, and with integers in place of weights. The
-            message names `source` and the first few keys of each kind.
+        CheckpointError: keys are missing, unexpected or misshapen, values are not finite, or
+            weights are integers. The model is unchanged; the message names `source` and the first
+            few keys of each kind.
     """
     state = get_state_dict(model)
     check_state(tensors, _shapes(state), type(model).__name__, source)
@@ -214,8 +212,8 @@ def check_state(
     what: str,
     source: str,
 ) -> None:
-    """Raise CheckpointError unless `tensors` have these names and shapes, all and no other, and
-    all but the counters are finite numbers of floating point."""
+    """Raise CheckpointError unless `tensors` have exactly these names and shapes and, except for
+    the counters, finite floating-point values."""
     missing = [key for key in shapes if key not in tensors]
     unexpected = [key for key in tensors if key not in shapes]
     misshapen = [
@@ -226,16 +224,16 @@ def check_state(
     floats = {key: a for key, a in tensors.items() if key in shapes and COUNTER not in key}
     integers = [key for key, array in floats.items() if array.dtype.kind != "f"]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    kinds["of integers or quantised"] = integers
+    kinds["integer or quantized"] = integers
     if problems := [_list(kind, keys) for kind, keys in kinds.items() if keys]:
         raise CheckpointError(
             f"{source}: expected the {len(shapes)} tensors of this {what}; "
-            f"{'; '.join(problems)}. Use the weights of this very architecture"
+            f"{'; '.join(problems)}. Use weights of this architecture"
         )
     if broken := [key for key, array in floats.items() if not np.isfinite(array).all()]:
         raise CheckpointError(
             f"{source}: expected finite numbers, found {_list('with NaN or infinity', broken)}: "
-            "the training that left them had diverged; take an earlier checkpoint"
+            "the training diverged; take an earlier checkpoint"
         )
 
 
@@ -246,7 +244,7 @@ def _list(kind: str, keys: list[str]) -> str:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of `read_checkpoint` alone."""
+    """Return only the arrays of `read_checkpoint`."""
     return read_checkpoint(path).tensors
 
 
@@ -257,12 +255,12 @@ def write_tensors(
 ) -> None:
     """Write a state dict as `.pth` ({"model": ...}) or `.safetensors`, by the path's suffix.
 
-    The metadata is kept beside it as JSON text, which the published code passes over.
+    The metadata is kept beside it as JSON text, which the published code ignores.
 
-    The file is written beside its place and then renamed: there is never half a file under `path`.
+    The file is written under another name and then renamed: `path` never holds half a file.
 
     Raises:
-        CheckpointError: another suffix, a type that the format lacks, or the disk refuses.
+        CheckpointError: another suffix, a type that the format lacks, or a failed write.
     """
     path = Path(path)
     write = _writer(path)
@@ -274,10 +272,10 @@ def write_tensors(
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error.strerror or error}: nothing was changed; make "
-            "room, or name another place"
+            "room, or choose another path"
         ) from None
     except KeyError as error:
-        raise CheckpointError(f"{path}: the format has no type {error}; convert to one") from None
+        raise CheckpointError(f"{path}: the format has no type {error}; convert it") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
 
@@ -289,5 +287,5 @@ def _writer(
     if path.suffix not in WRITERS:
         raise CheckpointError(f"{path}: expected a name that ends in .pth or .safetensors")
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: expected a file, found a directory or a device")
+        raise CheckpointError(f"{path}: expected a file, found a folder or a device")
     return WRITERS[path.suffix]

@@ -1,10 +1,10 @@
-"""Where in a checkpoint the network is.
+"""Find the network in a checkpoint.
 
-Trainers put a state dict under names of their own ("state_dict", "model_ema", ...), at any depth,
+Trainers store a state dict under names of their own ("state_dict", "model_ema", ...), at any depth,
 and wrappers put prefixes before its keys ("module.", "_orig_mod.", "backbone.", ...), in any number
-and order. Neither needs a list: wherever tensors stand by name, a name in which a root of the
-network follows the prefix gives that prefix away, and what stands under one prefix is one network.
-An entry's name is the way to it, joined by dots: `state_dict.teacher.backbone`.
+and order. Neither needs a list: among named tensors, what precedes a root of the network is a
+prefix, and what shares a prefix is one network. An entry's name is the path to it, joined by dots:
+`state_dict.teacher.backbone`.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ AVERAGE = re.compile(
 # Where a file has the entry on the left, the one on the right holds the average: MMEngine's hook
 # and Lightning's callback swap the network and its average when they save.
 SWAPPED = {("message_hub", "ema_state_dict"): "state_dict", ("current_model_state",): "state_dict"}
-# What wraps a network as a part of something larger: the rest of that is no part of the network.
+# Names for a network within something larger, the rest of which does not belong to it.
 PART = re.compile(r"backbone|encoder|body|trunk|student|teacher|online|target|ema|swa|avg|average")
 OTHER_PARTS = re.compile(
     r"head|neck|decode|fpn|rpn|roi|loss|criterion|metric|acc|project|predict|queue"
 )
 COUNTERS = {"total_ops", "total_params", "n_averaged"}  # thop's and PyTorch's, anywhere
 CONTAINERS = (dict, list, tuple, Placeholder)
-# What bounds the work on a hostile file. PyTorch's own training states have four levels, and the
-# names of the largest published network 60 letters.
+# Bounds on the work for a hostile file. PyTorch's own training states have four levels, and the
+# names of the largest published network 60 characters.
 MAX_DEPTH, MAX_PATH, MAX_LIST, MAX_NETWORKS, MAX_MODULE = 16, 500, 10_000, 1_000, 50_000
 MAX_PARTS = 32  # of a name, between its dots
 SHOWN = 3  # names that a message lists
 
 
 class Found(NamedTuple):
-    """The tensors of one network under the published names, and what was passed over for it."""
+    """The tensors of one network under the published names, and a remark on what was skipped."""
 
     notes: dict[str, TensorNote]
     remark: str = ""
@@ -55,9 +55,9 @@ class Found(NamedTuple):
 
 @dataclass
 class Network:
-    """What stands under one prefix of one container's names, by the rest of them.
+    """The values under one prefix of a container, by the rest of their names.
 
-    `others` stand in that container under no such prefix; `used` are the network's head there.
+    `others` are the container's values under no prefix; `used` are those that are its head.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Network:
 
     @property
     def parent(self) -> str:
-        """What the names of the parts beside it begin with: "" or "model."."""
+        """The prefix of the parts beside it: "" or "model."."""
         return self.prefix[: self.prefix.rfind(".") + 1]
 
     @property
@@ -77,7 +77,7 @@ class Network:
 
     @property
     def keys(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of what every network has; the head and the counters may be lacking."""
+        """The shapes of the network's tensors but for the counters, which a file may lack."""
         notes = self.notes.items()
         return {
             key: note.shape
@@ -93,7 +93,7 @@ def find_network(tree: Any, entry: str | None = None) -> Found:
 
     Raises:
         ValueError: there is none, there are several and nothing says which, or something in it or
-            beside it is no tensor of it. The message names what was found.
+            beside it does not belong to it. The message names what was found.
     """
     networks: list[Network] = []
     sets: list[str] = []
@@ -113,24 +113,24 @@ def find_network(tree: Any, entry: str | None = None) -> Found:
 
 
 def find_tensors(tree: Any) -> Found:
-    """Return the largest set of tensors by name in a file's containers, whatever network it is of,
-    without `module.` and the like before its names.
+    """Return the largest set of named tensors in a file's containers, of any network, without
+    prefixes such as `module.`.
 
     Raises:
-        ValueError: there is none, or a name stands twice.
+        ValueError: there is none, or a name appears twice.
     """
     sets = [_tensors(values) for _, values in tensor_sets(tree)]
     if not sets:
-        raise ValueError("expected a state dict, found no tensors by name")
+        raise ValueError("expected a state dict, found no named tensors")
     notes = max(sets, key=len)
     result = {".".join(_without_wrappers(key)): note for key, note in notes.items()}
     if len(result) != len(notes):
-        raise ValueError("a name stands twice, with and without 'module.' or the like")
+        raise ValueError("a name appears twice, with and without 'module.' or the like")
     return Found(result)
 
 
 def tensor_sets(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every container that holds tensors by name, outermost first, with the way to it."""
+    """Yield every container of named tensors, outermost first, after the path to it."""
     waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), tree)])
     seen: set[int] = set()
     while waiting:
@@ -152,7 +152,7 @@ def _tensors(values: Mapping[str, Any]) -> dict[str, TensorNote]:
 
 
 def _members(part: Any) -> dict[str, Any]:
-    """What a container holds, by name; of a pickled module its state dict."""
+    """A container's members by name; of a pickled module its state dict."""
     if type(part) is dict:
         return {str(key): value for key, value in part.items()}
     if type(part) in (list, tuple):
@@ -167,13 +167,13 @@ def _members(part: Any) -> dict[str, Any]:
 
 
 def _attributes(part: Placeholder) -> dict[str, Any]:
-    """An object's attributes; those in its class's slots are a second dict."""
+    """An object's attributes; those in slots are a second dict."""
     states = part.state if type(part.state) is tuple else (part.state,)
     return {str(k): v for state in states if type(state) is dict for k, v in state.items()}
 
 
 def _module_tensors(module: Placeholder) -> Iterator[tuple[str, Any]]:
-    """The state dict of an `nn.Module` that was pickled whole, each part of it once."""
+    """Yield the state dict of an `nn.Module` that was pickled whole, each part once."""
     waiting: list[tuple[str, Any]] = [("", module)]
     seen: set[int] = set()
     while waiting:
@@ -207,7 +207,7 @@ def split_networks(name: str, values: Mapping[str, Any]) -> Iterator[Network]:
         rest = ".".join(parts)[len(owner.prefix) + 1 if owner and owner.prefix else 0 :]
         target = owner.values if owner else others
         if rest in target:
-            raise ValueError(f"{rest!r} stands twice, with and without 'module.' or the like")
+            raise ValueError(f"{rest!r} appears twice, with and without 'module.' or the like")
         target[rest] = values[key]
     for network in networks.values():
         network.others = others
@@ -248,8 +248,8 @@ def _is_whole(network: Network) -> bool:
 
 
 def _distinct(networks: list[Network]) -> list[Network]:
-    """The networks without those that stand twice in the file, or are a part of the largest one:
-    an average of the parameters alone, say, or a gradient."""
+    """The networks without duplicates and parts of the largest one: an average of the parameters
+    alone, say, or a gradient."""
     unique: dict[Any, Network] = {}
     for network in networks:
         unique.setdefault(tuple(network.notes.items()), network)
@@ -258,13 +258,13 @@ def _distinct(networks: list[Network]) -> list[Network]:
 
 
 def _named(whole: list[Network], networks: list[Network], entry: str) -> list[Network]:
-    """The networks whose name is `entry`, or has it as its end, its start or in the middle."""
+    """The networks whose name is `entry`, or else contains it."""
     for candidates in (whole, networks):
         if exact := [network for network in candidates if network.name == entry]:
             return exact
         if within := [network for network in candidates if f".{entry}." in f".{network.name}."]:
             return within
-    raise ValueError(f"expected a network under {entry!r}, found them under {_names(networks)}")
+    raise ValueError(f"expected a network under {entry!r}, found networks under {_names(networks)}")
 
 
 def _choose(networks: list[Network], tree: Any) -> Network:
@@ -291,14 +291,14 @@ def _is_average(name: str, top: set[str]) -> bool:
 
 
 def _finish(chosen: Network, whole: list[Network], accept_others: bool) -> Found:
-    """Take what is no tensor of the network out, or refuse it; say what was passed over."""
-    notes, passed = {}, []
+    """Drop or refuse what is not a tensor of the network; say what was skipped."""
+    notes, skipped = {}, []
     for key, value in chosen.values.items():
         if NETWORK_KEY.fullmatch(key) and type(value) is not TensorNote:
             kind = value.name if type(value) is Placeholder else type(value).__name__
             raise ValueError(f"expected a tensor in {key!r}, found {kind!r}: save it as a tensor")
         if _is_counter(key, value):
-            passed.append(key)
+            skipped.append(key)
         else:
             notes[key] = value
     others = [k for k, v in chosen.others.items() if not (k in chosen.used or _is_counter(k, v))]
@@ -307,25 +307,25 @@ def _finish(chosen: Network, whole: list[Network], accept_others: bool) -> Found
     remark = []
     if len(whole) > 1:
         rest = [network for network in whole if network is not chosen]
-        remark.append(f"took {chosen.name!r} and not {_names(rest)}: --entry chooses")
-    if passed := passed + others:
-        remark.append(f"passed over what is no part of the network: {_list(passed)}")
+        remark.append(f"chose {chosen.name!r}, not {_names(rest)}: --entry names another")
+    if skipped := skipped + others:
+        remark.append(f"skipped what is not part of the network: {_list(skipped)}")
     return Found(notes, "; ".join(remark))
 
 
 def _check_others(chosen: Network, others: list[str]) -> None:
-    """Raise ValueError where tensors beside the network are of no larger network that is known."""
+    """Raise ValueError if tensors beside the network belong to no known larger network."""
     last, start = chosen.name.rpartition(".")[2], len(chosen.parent)
     strange = [key for key in others if not OTHER_PARTS.search(key[start:].partition(".")[0])]
     if strange and not PART.search(last):
         raise ValueError(
             f"expected the network alone under {last!r}, found beside it {_list(strange)}: if they "
-            f"are no part of it, say so with --entry {chosen.name} (Python: entry=)"
+            f"are not part of it, say so with --entry {chosen.name} (Python: entry=)"
         )
 
 
 def _is_counter(key: str, value: Any) -> bool:
-    """Whether it is no tensor, or a single number that no network computes with."""
+    """Whether it is not a tensor, or a single number that no network computes with."""
     if type(value) is not TensorNote:
         return True
     root, _, _ = key.partition(".")

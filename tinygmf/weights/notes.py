@@ -1,7 +1,7 @@
-"""What a file says of its tensors before a number of them is read, and what else may stand there.
+"""What a file says about its tensors, before any of their values is read.
 
 Every format is read in two steps: first its directory, which becomes containers of `TensorNote`s;
-then, for the tensors that are wanted, the bytes of their storages. Nothing else costs memory.
+then, for the tensors that are wanted, the bytes of their storages. Nothing else takes memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # NumPy has none: these are the uppe
 
 
 class Storage(NamedTuple):
-    """A row of bytes in a file; tensors may share it. `kind` is the file's word for its numbers,
-    `dtype` NumPy's, or None where they have no use here: complex, quantised, of eight bits."""
+    """A run of bytes in a file, which tensors may share. `kind` is the file's name for their type,
+    `dtype` NumPy's, or None if it is not supported: complex, quantized, 8-bit floats."""
 
     key: str
     nbytes: int
@@ -30,7 +30,7 @@ class Storage(NamedTuple):
 class TensorNote(NamedTuple):
     """Where a tensor lies in its storage: offset and strides count elements of `dtype`.
 
-    Without a `dtype` it cannot be read, and `kind` is what to call it.
+    Without a `dtype` it cannot be read, and `kind` names its type.
     """
 
     storage: Storage
@@ -47,10 +47,10 @@ class TensorNote(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Placeholder:
-    """An object of a class that is not ours, inert: its class was not imported, nothing was called.
+    """An inert stand-in for an object of another class: nothing was imported or called.
 
-    It keeps what the file gives to it, because there may be a state dict in that: `arguments` of
-    the class, `state` (a dict of attributes, or two), and the `items` of a class of dictionaries.
+    It keeps what the file gives it, because that may hold a state dict: `arguments` of the class,
+    `state` (a dict of attributes, or two), and the `items` of a subclass of dict.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Placeholder:
 
 
 class Content(NamedTuple):
-    """A file's directory: the containers that it holds, its metadata as text, and what gives the
-    bytes of a storage."""
+    """A file's directory: the containers that it holds, its metadata as text, and a function that
+    returns the bytes of a storage."""
 
     tree: Any
     metadata: Mapping[str, str]
@@ -69,18 +69,18 @@ class Content(NamedTuple):
 
 
 def is_natural(value: Any) -> bool:
-    """Whether a value of a file is a whole number that a size can be: pickles know any length."""
+    """Whether a value is an integer that can be a size; those of a pickle have any length."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def note_tensor(
     storage: Storage, kind: str, dtype: np.dtype | None, offset: Any, shape: Any, strides: Any
 ) -> TensorNote:
-    """Return a note whose tensor lies within its storage; ValueError if it cannot."""
+    """Note a tensor; ValueError if it does not lie within its storage."""
     if not len(shape) == len(strides) <= MAX_DIMENSIONS:
         raise ValueError("a tensor has too many dimensions or too few strides")
     if not all(map(is_natural, (offset, *shape, *strides))):
-        raise ValueError("a tensor's shape, strides or offset is no natural number")
+        raise ValueError("a tensor's shape, strides or offset is not a natural number")
     note = TensorNote(storage, kind, dtype, offset, tuple(shape), tuple(strides))
     if dtype is not None and 0 not in note.shape:
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -95,7 +95,7 @@ def view(name: str, note: TensorNote, data: bytes | memoryview) -> np.ndarray:
     if note.dtype is None:
         raise unsupported(name, note)
     if len(data) != note.storage.nbytes:
-        raise ValueError(f"the storage of {name!r} has not the {note.storage.nbytes} bytes it says")
+        raise ValueError(f"the storage of {name!r} does not have its {note.storage.nbytes} bytes")
     width = note.dtype.itemsize
     strides = [stride * width for stride in note.strides]
     return np.ndarray(note.shape, note.dtype, data, note.offset * width, strides)
@@ -103,6 +103,6 @@ def view(name: str, note: TensorNote, data: bytes | memoryview) -> np.ndarray:
 
 def unsupported(name: str, note: TensorNote) -> ValueError:
     return ValueError(
-        f"expected plain numbers in {name!r}, found a tensor of a kind that is not supported, "
-        f"{note.kind}: save it as float32 with PyTorch: TENSOR.float(), dequantize() or to_dense()"
+        f"expected plain numbers in {name!r}, found an unsupported kind of tensor, {note.kind}: "
+        f"save it as float32 with PyTorch: TENSOR.float(), dequantize() or to_dense()"
     )

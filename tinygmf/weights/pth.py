@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tinygmf.weights.notes import Content, Storage
-from tinygmf.weights.recognise import what_archive_is
+from tinygmf.weights.recognize import what_archive_is
 from tinygmf.weights.unpickle import DTYPES, MAX_PICKLE_BYTES, STORAGES, PickleMachine
 
 MAX_DIRECTORY_BYTES = 2_000_000
@@ -50,8 +50,8 @@ def _texts(tree: object) -> dict[str, str]:
 class _Reader:
     """An open file that gives no more than `limit` bytes at once.
 
-    `zipfile` reads an archive's directory whole, before anything in it can be looked at, and makes
-    an object of every 46 bytes.
+    `zipfile` reads an archive's whole directory before anything in it can be checked, and makes an
+    object of every 46 bytes.
     """
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
@@ -71,7 +71,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> str:
     if problem := what_archive_is(list(records)):
         raise ValueError(problem)
     if len(pickles) != 1 or len(records) != len(archive.infolist()):
-        raise ValueError("it is a zip archive without exactly one data.pkl, or with names twice")
+        raise ValueError("it is a zip archive without exactly one data.pkl or with duplicate names")
     if any(record.compress_type or record.flag_bits & 1 for record in records.values()):
         raise ValueError(
             "it is compressed or encrypted, and torch.save does neither: if it was unpacked and "
@@ -88,7 +88,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> str:
 
 
 def looks_legacy(start: bytes) -> bool:
-    """Say whether a file that begins with `start` is one of torch.save's before PyTorch 1.6."""
+    """Whether a file that begins with `start` was written by torch.save before PyTorch 1.6."""
     return start[:1] == b"\x80" and LEGACY in start[:32]
 
 
@@ -96,10 +96,10 @@ def read_legacy(file: BinaryIO, size: int) -> Content:
     """Return the directory of an open file of `size` bytes, as torch.save wrote it before 1.6.
 
     It is a row of pickles: a magic number, the protocol, facts about the machine, the content, the
-    keys of the storages. Then the storages follow, each with its count of numbers before it.
+    keys of the storages. Then come the storages, each after its count of numbers.
 
     Raises:
-        ValueError: it is cut short, or no file of this kind.
+        ValueError: it is truncated, or not a file of this kind.
     """
     start = file.read(MAX_PICKLE_BYTES)
     position, parts = 0, []
@@ -139,7 +139,7 @@ def write_pth(
 
 
 def _write_record(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
-    """Add a record whose bytes begin at a multiple of ALIGNMENT, thanks to an extra field."""
+    """Add a record, with an extra field that makes its bytes begin at a multiple of ALIGNMENT."""
     record = zipfile.ZipInfo(name)
     start = file.tell() + 30 + len(name) + 4  # a local header, the name, the field's own header
     padding = -start % ALIGNMENT

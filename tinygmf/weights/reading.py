@@ -1,4 +1,4 @@
-"""Any file of weights, by its content, to arrays: `.pth` of either kind and `.safetensors`.
+"""Read a weight file into arrays: `.pth` of either kind and `.safetensors`.
 
 A weight file is hostile until proven otherwise: nothing in it is executed, nothing is imported for
 it, and whatever is wrong with it becomes one `CheckpointError` of one line. Files are recognized by
@@ -21,10 +21,10 @@ from tinygmf.files import one_line
 from tinygmf.weights.entries import Found, find_tensors
 from tinygmf.weights.notes import BFLOAT16, Content, view
 from tinygmf.weights.pth import looks_legacy, read_legacy, read_pth
-from tinygmf.weights.recognise import what_file_is
+from tinygmf.weights.recognize import what_file_is
 from tinygmf.weights.safetensors import looks_like_safetensors, read_safetensors
 
-SHIPPED = {  # weights that the package brings, by name
+BUNDLED = {  # weights in the package, by name
     "digits": "digits.safetensors",
     "scenes-segment": "scenes_segment.safetensors",
     "scenes-instance": "scenes_instance.safetensors",
@@ -41,8 +41,8 @@ class CheckpointError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """What a file of weights holds: arrays by name, what was noted beside them, as JSON has it, and
-    what a user should know of the choice among its parts."""
+    """What a weight file holds: arrays by name, JSON metadata, and a remark for the user on what
+    was chosen from it."""
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, Any]
@@ -55,8 +55,8 @@ def read_checkpoint(
     """Return the state dict of a PyTorch or safetensors file, in the file's order, and the metadata
     that `write_tensors` left there.
 
-    `find` says which of a training state's tensors these are: `find_tensors`, the largest state
-    dict of whatever network, or `find_network`. Others are not read. Floating point becomes
+    `find` chooses the tensors: `find_tensors`, the largest state dict of any network, or
+    `find_network`. Others are not read. Floating point becomes
     float32, integers keep their type. The arrays are writable and own their memory.
 
     Raises:
@@ -73,20 +73,20 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def comes_along(path: str | os.PathLike[str]) -> bool:
-    """Whether weights that the package brings are meant: there is no file of that name."""
-    return os.fspath(path) in SHIPPED and not os.path.exists(path)
+def is_bundled(path: str | os.PathLike[str]) -> bool:
+    """Whether these are weights in the package, and there is no file of that name."""
+    return os.fspath(path) in BUNDLED and not os.path.exists(path)
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
-    """A weight file's path; where there is none, the file that the package brings by that name."""
-    if comes_along(path):
-        return Path(__file__).parents[1] / "assets" / SHIPPED[os.fspath(path)]
+    """A weight file's path; of bundled weights the path in the package."""
+    if is_bundled(path):
+        return Path(__file__).parents[1] / "assets" / BUNDLED[os.fspath(path)]
     return Path(path)
 
 
 def network_file(path: str | os.PathLike[str]) -> Path:
-    """The network's file where a training run's folder or its own file is named; else the path."""
+    """The network's file if the path is a training run's folder or run file; else the path."""
     place = Path(path)
     folder = place.parent if place.name == RUN else place
     return folder / NETWORK if (folder / NETWORK).is_file() else place
@@ -104,7 +104,7 @@ def parse_checkpoint(
 
     Raises:
         ValueError: anything wrong with its content.
-        OSError: the disk does not give it.
+        OSError: it cannot be read.
     """
     try:
         content = _read(file, size)
@@ -124,7 +124,7 @@ def parse_checkpoint(
             "expected a .pth file, found one cut short or damaged: copy or download it again"
         ) from None
     except MemoryError:
-        raise ValueError("expected a weight file that fits memory, found it too large") from None
+        raise ValueError("expected a weight file that fits in memory, found a larger one") from None
     except Exception as error:  # whatever a hostile file provokes in zipfile, json or numpy
         raise ValueError(str(error) if type(error) is ValueError else _damage(error)) from None
     if not isinstance(metadata, dict):
@@ -133,7 +133,7 @@ def parse_checkpoint(
 
 
 def _damage(error: Exception) -> str:
-    """Put an unforeseen error in a few words."""
+    """An unexpected error in one line."""
     return (
         f"expected a .pth or .safetensors file, found it damaged "
         f"({type(error).__name__}: {error}); copy or download it again"
@@ -144,14 +144,14 @@ def _regular_size(path: Path) -> int:
     """Return a regular file's size; ValueError for others, which could block or never end."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("expected a weight file, found a directory or a device; name a file")
+        raise ValueError("expected a weight file, found a folder or a device; name a file")
     if not status.st_size:
         raise ValueError("expected a .pth or .safetensors file, found it empty; copy it again")
     return status.st_size
 
 
 def _read(file: BinaryIO, size: int) -> Content:
-    """Recognise the format by the first bytes and read its directory."""
+    """Recognize the format by the first bytes and read its directory."""
     start = file.read(512)
     file.seek(0)
     if start.startswith(b"PK\x03\x04"):

@@ -1,7 +1,7 @@
 """The safetensors format: eight bytes of length, a JSON header, the tensors' bytes in a row.
 
-`read_safetensors` believes nothing that the header says until it has been compared with the file's
-size: a hostile file costs no more memory than an honest one.
+`read_safetensors` checks all that the header says against the file's size before using it: a
+hostile file costs no more memory than an honest one.
 
 Source: https://huggingface.co/docs/safetensors
 """
@@ -35,7 +35,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def looks_like_safetensors(start: bytes) -> bool:
-    """Say whether a file that begins with `start` (at least nine bytes) can be safetensors."""
+    """Whether a file that begins with `start` (at least nine bytes) can be safetensors."""
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
 
 
@@ -67,7 +67,7 @@ def read_safetensors(file: BinaryIO, size: int) -> Content:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object whose names all differ."""
     if len(result := dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in its header")
+        raise ValueError("a name appears twice in its header")
     return result
 
 
@@ -77,8 +77,8 @@ def _note(key: str, entry: Any) -> TensorNote:
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"tensor {key!r} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     if type(kind) is not str or not all(map(is_natural, (*shape, begin, end))) or begin > end:
-        raise ValueError(f"tensor {key!r} has a shape or an offset that is no natural number")
-    dtype = DTYPES.get(kind)  # None: of eight bits or less, or complex
+        raise ValueError(f"tensor {key!r} has a shape or an offset that is not a natural number")
+    dtype = DTYPES.get(kind)  # None: floats of 8 bits or less, or complex
     if dtype is not None and prod(shape) * dtype.itemsize != end - begin:
         raise ValueError(f"tensor {key!r} of shape {shape} does not fill its {end - begin} bytes")
     strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -102,7 +102,7 @@ def write_safetensors(
 ) -> None:
     """Write the tensors to an open file, with this metadata and what PyTorch's readers expect.
 
-    The header keeps the tensors' order. Their bytes lie widest type first, so that all are aligned.
+    The header keeps the tensors' order. Their bytes come widest type first, to be aligned.
     """
     entries: dict[str, dict[str, Any]] = {key: {} for key in tensors}
     widest_first = sorted(tensors, key=lambda key: -tensors[key].itemsize)

@@ -1,9 +1,9 @@
-"""The stack machine of Python's pickles, that builds containers and notes of tensors, and no more.
+"""A stack machine for Python's pickles that builds only containers and notes of tensors.
 
 A pickle is a program, and Python's own machine can call anything. This one imports nothing: what
 torch.save calls `torch._utils._rebuild_tensor_v2` is here a function that notes a shape, and every
-other class or function, whatever its name, becomes an inert `Placeholder`. PyTorch guards itself in
-a similar way (`torch/_weights_only_unpickler.py`), and refuses what is a placeholder here.
+other class or function becomes an inert `Placeholder`. PyTorch's own guard
+(`torch/_weights_only_unpickler.py`) is similar, but refuses what becomes a placeholder here.
 
 Source: Python's `pickletools`; protocols 2 to 5.
 """
@@ -26,11 +26,11 @@ from tinygmf.weights.notes import (
     note_tensor,
 )
 
-# A training state of the largest published network, with two averages of it, takes 1.5 MB and half
-# a million; they bound the time and the memory that a hostile file can cost before it is refused.
+# They bound the time and the memory that a hostile file can cost before it is refused. A training
+# state of the largest published network, with two averages of it, takes 1.5 MB and half a million.
 MAX_PICKLE_BYTES = 6_000_000
 MAX_INSTRUCTIONS = 1_000_000
-MAX_KEY = 500  # letters; the names of the largest published network have 60
+MAX_KEY = 500  # characters; the names of the largest published network have 60
 DTYPES: dict[str, np.dtype] = {
     "bool": np.dtype("?"),
     "uint8": np.dtype("u1"),
@@ -46,7 +46,7 @@ DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
 }
-STORAGES = {  # torch's classes of storages -> their numbers, and how many bytes one takes
+STORAGES = {  # torch's storage classes -> the type of their numbers, and bytes per number
     "UntypedStorage": ("uint8", 1),  # bytes, whose type the tensor knows
     "BoolStorage": ("bool", 1),
     "ByteStorage": ("uint8", 1),
@@ -77,14 +77,14 @@ class Global:
 
 
 def _ordered_dict(pairs: Any = ()) -> Any:
-    """`collections.OrderedDict`: a dict keeps its order. Python 2 gives pairs to it."""
+    """`collections.OrderedDict`: a dict keeps its order. Python 2 passes pairs."""
     result: dict[Any, Any] = {}
     _update(result, [item for pair in pairs for item in (pair[0], pair[1])])
     return result
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-    """`_rebuild_tensor_v2`: the rest is requires_grad, hooks and, seldom, signs put off."""
+    """`_rebuild_tensor_v2`: the rest is requires_grad, hooks and, rarely, deferred signs."""
     if type(storage) is not Storage:
         return Placeholder("a tensor without storage")
     if rest[2:] and rest[2]:
@@ -93,8 +93,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: 
 
 
 def _rebuild_tensor_of_type(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-    """`_rebuild_tensor_v3`, for types without a class of storages: the type is the third of the
-    rest."""
+    """`_rebuild_tensor_v3`, for types without a storage class: the rest's third is the type."""
     if type(storage) is not Storage or type(rest[2]) is not Global:
         return Placeholder("a tensor without storage")
     kind = rest[2].name.removeprefix("torch.")
@@ -114,12 +113,12 @@ def _rebuild_from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -
 def _size(shape: Any) -> Any:
     """`torch.Size`"""
     if type(shape) is not tuple:
-        raise ValueError("a torch.Size is made of no tuple")
+        raise ValueError("a torch.Size is not made of a tuple")
     return shape
 
 
 def _unreadable(kind: str, shape: Any = ()) -> TensorNote:
-    """Note a tensor of a kind that has no use here. What it is made of is not looked at."""
+    """Note a tensor of an unsupported kind, without looking at what it is made of."""
     whole = type(shape) is tuple and all(type(n) is int for n in shape)
     return TensorNote(NOWHERE, kind, None, 0, shape if whole else (), ())
 
@@ -138,7 +137,7 @@ CALLABLES: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch._utils._rebuild_sparse_tensor": _of_kind("sparse"),
     "torch._utils._rebuild_nested_tensor": _of_kind("nested"),
-    "torch._utils._rebuild_qtensor": _of_kind("quantised"),
+    "torch._utils._rebuild_qtensor": _of_kind("quantized"),
     "torch._utils._rebuild_meta_tensor_no_storage": _of_kind("without numbers (meta)"),
     "torch.Size": _size,
 }
@@ -153,10 +152,10 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _update(target: Any, items: list[Any]) -> None:
-    """SETITEM and SETITEMS. Only short text and whole numbers are kept as keys: hashing a nested
-    tuple can go on for ever, and no network stands under another key."""
+    """SETITEM and SETITEMS. Only short strings and integers are kept as keys: hashing a nested
+    tuple can take forever, and no network has other keys."""
     if type(target) not in (dict, Placeholder):
-        raise ValueError("its pickle sets items of what is no dictionary")
+        raise ValueError("its pickle sets items of what is not a dictionary")
     pairs = zip(items[::2], items[1::2], strict=True)
     kept = {k: v for k, v in pairs if (type(k) is str and len(k) < MAX_KEY) or is_natural(k)}
     if type(target) is dict:
@@ -170,7 +169,7 @@ def _update(target: Any, items: list[Any]) -> None:
 class PickleMachine:
     """Builds numbers, strings, tuples, lists, dicts, TensorNotes and Placeholders; nothing else.
 
-    After `run`, `position` is behind the program and `storages` are those that it names.
+    After `run`, `position` is past the program and `storages` holds those that it names.
     """
 
     def __init__(self, program: bytes, position: int = 0) -> None:
@@ -181,7 +180,7 @@ class PickleMachine:
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
-        """Return what the program builds; ValueError where it is none."""
+        """Return what the program builds; ValueError if it is not valid."""
         for _ in range(MAX_INSTRUCTIONS):
             if (code := self.take(1)) == b".":
                 return self.stack.pop()
@@ -207,7 +206,7 @@ class PickleMachine:
         return int.from_bytes(self.take(length), "little", signed=True)
 
     def text(self, length: int) -> str:
-        """Return so many bytes as text; pickle keeps halves of surrogate pairs in it."""
+        """Return so many bytes as text; pickles may hold lone surrogates."""
         return self.take(length).decode("utf-8", "surrogatepass")
 
     def line(self) -> str:
@@ -241,9 +240,9 @@ class PickleMachine:
             self.pop(1)
 
     def named(self, module: Any, name: Any) -> Global:
-        """GLOBAL and STACK_GLOBAL: a name, and no more."""
+        """GLOBAL and STACK_GLOBAL: only a name."""
         if type(module) is not str or type(name) is not str:
-            raise ValueError("its pickle names something by what is no text")
+            raise ValueError("its pickle uses a name that is not text")
         return Global(f"{module}.{name}")
 
     def persistent(self) -> Any:
@@ -253,7 +252,7 @@ class PickleMachine:
             return what[1]
         _, kind, key, _, count, *views = what
         if type(key) is not str or not is_natural(count) or any(v is not None for v in views):
-            raise ValueError("its pickle names a storage that is none")
+            raise ValueError("its pickle names an invalid storage")
         name, width = STORAGES[kind.name.rpartition(".")[2]]
         self.storages[key] = Storage(key, count * width, name, DTYPES.get(name))
         return self.storages[key]
@@ -263,7 +262,7 @@ class PickleMachine:
         if type(self.stack[-1]) is list:
             self.stack[-1].extend(items)
         elif type(self.stack[-1]) is not Placeholder:
-            raise ValueError("its pickle appends to what is no list")
+            raise ValueError("its pickle appends to what is not a list")
 
     def build(self) -> None:
         """BUILD: a dict's attributes, such as `_metadata`, are dropped; a placeholder's kept."""
@@ -271,7 +270,7 @@ class PickleMachine:
         if type(self.stack[-1]) is Placeholder:
             self.stack[-1].state = state
         elif type(self.stack[-1]) is not dict:
-            raise ValueError("its pickle sets attributes of what is no object")
+            raise ValueError("its pickle sets attributes of what is not an object")
 
 
 def _push(make: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine], None]:
@@ -280,7 +279,7 @@ def _push(make: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine], Non
 
 
 def _put(layout: str) -> Callable[[PickleMachine], None]:
-    """An instruction that notes the top of the stack under a number."""
+    """An instruction that stores the top of the stack in the memo."""
     return lambda machine: machine.memo.update({machine.number(layout): machine.stack[-1]})
 
 

@@ -76,13 +76,13 @@ class TrainingPeer:
 def start(options: argparse.Namespace) -> tuple[Any, TrainingPeer]:
     """Our trainer, and its peer."""
     from tinygmf.commands.main import build_parser
-    from tinygmf.commands.train import chosen_lesson, chosen_network, opened_devices
+    from tinygmf.commands.train import chosen_network, opened_devices, recipe_and_data
     from tinygmf.training.trainer import Trainer
     from tinygmf.weights.checkpoint import state_arrays
 
     args = build_parser(["train"]).parse_args(["train", *options.arguments, "--device", "CPU"])
     device = opened_devices(args)
-    recipe, data = chosen_lesson(args, None)
+    recipe, data = recipe_and_data(args, None)
     model = chosen_network(args, data, recipe)
     peer = TrainingPeer(
         options.official_python, options.official, model.config, state_arrays(model), recipe

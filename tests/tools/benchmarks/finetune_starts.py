@@ -61,14 +61,14 @@ def cut(photo: Image.Image, folder: Path, name: str, split: int, pieces: int) ->
 def best_and_last(folder: Path, start: str, seed: int, options: list[str]) -> tuple[float, float]:
     """Top-1 on what is held out: of the best epoch, and of the last."""
     from tinygmf.commands.main import build_parser
-    from tinygmf.commands.train import chosen_lesson, chosen_network, opened_devices
+    from tinygmf.commands.train import chosen_network, opened_devices, recipe_and_data
     from tinygmf.training.trainer import Trainer
 
     begin = [] if start == "fresh" else ["--weights", start]
     arguments = ["train", str(folder), *begin, "--size", "64", "--seed", str(seed), *options]
     args = build_parser(["train"]).parse_args([*arguments, "--device", "CPU"])
     device = opened_devices(args)
-    recipe, data = chosen_lesson(args, None)
+    recipe, data = recipe_and_data(args, None)
     trainer = Trainer(chosen_network(args, data, recipe), data, recipe, device, progress=False)
     while not trainer.ended:
         trainer.run_epoch()

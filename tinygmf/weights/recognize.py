@@ -1,4 +1,4 @@
-"""What a file is that holds no weights, and what to do about it."""
+"""What a file without weights is, and what to do about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"<", "a web page or an XML document", AGAIN),
     (b"{", "a JSON document, such as a configuration or an index", "name the weights beside it"),
     (b"[", "a JSON document", "name the weights beside it"),
-    (b"gguf", "a GGUF file of quantised weights", f"take the original weights, or {CONVERT}"),
+    (b"gguf", "a GGUF file of quantized weights", f"take the original weights, or {CONVERT}"),
     (b"\x89hdf\r\n\x1a\n", "an HDF5 file, as Keras writes it", "take PyTorch's or safetensors'"),
     (b"\x93numpy", "a NumPy array", "save the whole state dict with safetensors"),
     (b"\x1f\x8b", "a gzip archive", "unpack it (gunzip or tar -xf) and name the file in it"),
@@ -43,7 +43,7 @@ PLAIN_PICKLE = (
 
 
 def what_file_is(start: bytes) -> str:
-    """Say what a file is that begins with `start` (512 bytes, if it has them), and what to do."""
+    """Say what a file is, from its first 512 bytes, and what to do."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     text = text if text[:1] in (b"<", b"{", b"[", b"v") else start
     for begin, kind, advice in STARTS:
@@ -60,7 +60,7 @@ def what_file_is(start: bytes) -> str:
         return f"expected a .pth or .safetensors file, found an ONNX model: {CONVERT}"
     if not start.strip(b"\0"):
         return (
-            "expected a .pth or .safetensors file, found zeros alone: its download broke off; "
+            "expected a .pth or .safetensors file, found only zeros: its download was interrupted; "
             f"{AGAIN} again"
         )
     return (
@@ -70,7 +70,7 @@ def what_file_is(start: bytes) -> str:
 
 
 def what_archive_is(names: Sequence[str]) -> str:
-    """Say what a zip archive is that has these names and is no file of torch.save's, else ""."""
+    """Say what a zip archive of these names is if torch.save did not write it, else ""."""
     names = [name for name in names if not name.startswith("__MACOSX/")]
     scripts = any("/code/" in name or name.endswith("/constants.pkl") for name in names)
     if scripts:
@@ -79,7 +79,7 @@ def what_archive_is(names: Sequence[str]) -> str:
             "PyTorch: torch.save(torch.jit.load('OLD').state_dict(), 'NEW.pth')"
         )
     if any(name.endswith("archive_format") for name in names):
-        return f"expected weights, found a program of torch.export: {CONVERT}"
+        return f"expected weights, found a torch.export program: {CONVERT}"
     if any(name.endswith("/data.pkl") for name in names):
         return ""
     if inside := [name for name in names if name.lower().endswith(WEIGHTS)]:
