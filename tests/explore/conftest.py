@@ -1,9 +1,9 @@
-"""The page, written once, of the nano network, and opened from the disk."""
+"""The page of the nano network, written once a file, and opened from the disk."""
 
 from pathlib import Path
 
 import pytest
-from browsing import SIZE, SMALLER, ready
+from browsing import SIZE, ready
 from parity import DATA
 
 from tinygmf.config import Settings
@@ -17,10 +17,16 @@ def nano() -> NetworkWeights:
     return load_weights(DATA / "nano.pth")._replace(settings=settings)
 
 
-@pytest.fixture(scope="session")
-def folder(nano, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def other_sizes() -> tuple[int, ...]:
+    """Beside the network's own. Each takes many seconds to write, so a file says what it needs."""
+    return ()
+
+
+@pytest.fixture(scope="module")
+def folder(nano, other_sizes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("a page")
-    write_page({"digits": nano}, folder, (SMALLER,))
+    write_page({"digits": nano}, folder, other_sizes)
     return folder
 
 
