@@ -134,6 +134,28 @@ def test_dev_decides_where_no_device_is_named(tmp_path):
     assert done.stdout == "CPU\n", done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what hardware there is")
+@pytest.mark.parametrize(
+    ("bus", "vendor", "here"),
+    [
+        ("pci/devices/0000:00:01.0/vendor", "0x10de", {"NV"}),
+        ("usb/devices/1-1/idVendor", "add1", {"AMD"}),
+        ("pci/devices/0000:00:01.0/vendor", "0x8086", set()),
+    ],
+)
+def test_unasked_only_the_gpus_that_linux_lists_are_opened(
+    bus, vendor, here, tmp_path, monkeypatch
+):
+    (tmp_path / bus).parent.mkdir(parents=True)
+    (tmp_path / bus).write_text(vendor + "\n")
+    monkeypatch.setattr(devices, "BUSES", tmp_path)
+    for driver, found in (tmp_path / "none", here), (tmp_path, {"AMD", "NV"}):
+        listed = {name: (driver, vendors) for name, (_, vendors) in devices.LISTED.items()}
+        monkeypatch.setattr(devices, "LISTED", listed)
+        opened = set(filter(devices.may_be_here, devices.NEEDS))
+        assert opened == set(devices.NEEDS) - {"AMD", "NV"} | found
+
+
 def test_a_number_and_lower_case_name_the_second_cpu_device(tmp_path):
     done = process.call(print_another_default, env=fresh(tmp_path))
     _, device, result, described = done.stdout.splitlines()

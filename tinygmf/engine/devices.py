@@ -34,6 +34,11 @@ NEEDS = {  # in the order of choice
     "CPU": "clang, which pip install 'tinygmf[clang]' installs",
     "WEBGPU": "the Dawn library, named by WEBGPU_PATH",
 }
+BUSES = Path("/sys/bus")
+LISTED = {  # Linux's driver, and the vendors of what tinygrad drives without it, by PCI or USB
+    "AMD": (Path("/dev/kfd"), {"1002", "add1", "3801"}),
+    "NV": (Path("/dev/nvidiactl"), {"10de"}),
+}
 PROBE_SECONDS, PROBE = 30, Path(__file__).with_name("probe.py")
 
 
@@ -115,7 +120,7 @@ def open_named(name: str) -> str:
 def working_devices() -> Iterator[str]:
     """Yield the devices that open here, the preferred one first; OpenCL on a CPU comes last."""
     later = []
-    for name in NEEDS:
+    for name in filter(may_be_here, NEEDS):
         try:
             open_named(name)
         except Exception:
@@ -125,6 +130,19 @@ def working_devices() -> Iterator[str]:
         else:
             yield name
     yield from later
+
+
+def may_be_here(name: str) -> bool:
+    """Whether it is worth opening a device that nobody asked for. Linux says what hardware there
+    is, and importing what opens an AMD and an NVIDIA GPU takes as long as a prediction's start."""
+    if sys.platform != "linux" or name not in LISTED or os.environ.get("REMOTE"):
+        return True
+    driver, vendors = LISTED[name]
+    with contextlib.suppress(OSError):
+        files = *BUSES.glob("pci/devices/*/vendor"), *BUSES.glob("usb/devices/*/idVendor")
+        found = {file.read_text().strip().removeprefix("0x") for file in files}
+        return driver.exists() or not found.isdisjoint(vendors)
+    return True
 
 
 def _opencl_is_gpu() -> bool:
