@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Context, Tensor
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import (
@@ -286,7 +286,8 @@ def state_shapes(config: GroupMixFormerConfig) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of the state dict of a network of this configuration."""
     context = copy_context()
     context.run(empty_tensor.set, cache(Tensor.empty))  # one for each shape, in a fifth of the time
-    state = get_state_dict(context.run(GroupMixFormer, config, seed=None))
+    with Context(DEV="PYTHON"):  # which opens no device
+        state = get_state_dict(context.run(GroupMixFormer, config, seed=None))
     return MappingProxyType({name: tuple(map(int, t.shape)) for name, t in state.items()})
 
 
