@@ -149,6 +149,21 @@ def test_the_site_is_whole_small_and_needs_no_network(site):
     assert sum(file.stat().st_size for file in site.rglob("*")) < 8_000_000
 
 
+def test_every_page_is_reached_from_the_index_and_has_no_empty_list_of_contents(site):
+    reached, waiting = set(), [(site / "index.html").resolve()]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".html":
+            continue
+        reached.add(page)
+        text = page.read_text(encoding="utf-8")
+        assert "<ol></ol>" not in text, page.name
+        (links := Links()).feed(text)
+        targets = [t.partition("#")[0] for tag, t in links.targets if tag == "a" and "//" not in t]
+        waiting += [(page.parent / target).resolve() for target in targets if target]
+    assert reached == {page.resolve() for page in site.rglob("*.html")}
+
+
 def test_formulas_become_mathml_and_code_stays_code(site):
     text = (site / f"{NOTEBOOKS[0].stem}.html").read_text(encoding="utf-8")
     links = Links()

@@ -91,16 +91,23 @@ def rendered(page: Path, places: dict[Path, str], explored: bool) -> str:
         body = markdown2html_mistune(with_math(source))
     body = linked(body, page, places)
     title = TITLE.search(source)
-    headings = [f'<li><a href="#{name}">{text}</a></li>' for name, text in HEADING.findall(body)]
     depth = places[page.resolve()].count("/")
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(title[1] if title else page.stem),
         root="../" * depth,
         style=(HERE / "style.css").read_text(encoding="utf-8") + colours(),
-        contents="".join(headings),
+        contents=contents(body),
         explore=f'<a href="{"../" * depth}{EXPLORE}/index.html">Explore</a>' if explored else "",
         body=body,
     )
+
+
+def contents(body: str) -> str:
+    """A page's headings as links, folded; nothing where there are none."""
+    entries = [f'<li><a href="#{name}">{text}</a></li>' for name, text in HEADING.findall(body)]
+    summary = "<summary>On this page</summary>"
+    folded = f'<details class="contents">{summary}<ol>{"".join(entries)}</ol></details>'
+    return folded if entries else ""
 
 
 def with_math(markdown: str) -> str:
