@@ -4,6 +4,7 @@ import pytest
 from tinygrad import Tensor
 
 from tinygmf.gma import linear_attention
+from tinygmf.study import lowering
 from tinygmf.study.lowering import LANGUAGES, count_operations, kernels, measure, source
 
 
@@ -39,3 +40,19 @@ def test_a_chain_of_elementwise_steps_is_one_kernel_with_its_cost():
     [row] = measure(a * b + a, repeats=2)
     assert (row.flops, row.bytes) == (2 * 1024, 3 * 1024 * 4)
     assert row.seconds > 0 and row.intensity == row.flops / row.bytes
+
+
+def test_kernels_are_timed_in_turn(monkeypatch):
+    """What else the machine does then slows one run of several kernels, not all runs of one."""
+    order = []
+
+    def timer(call):
+        while True:
+            order.append(call)
+            yield float(len(order))
+
+    monkeypatch.setattr(lowering, "time_call", timer)
+    rows = measure(linear_attention(*(Tensor.empty(1, 8, 16, 4) for _ in range(3))), repeats=3)
+    first = order[: len(rows)]
+    assert len(set(first)) == len(rows) == 4 and order == 3 * first
+    assert [row.seconds for row in rows] == [1, 2, 3, 4]

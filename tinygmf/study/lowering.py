@@ -73,11 +73,14 @@ def _renderer(device: str) -> Renderer:
 
 
 def measure(*tensors: Tensor, repeats: int = 5) -> list[Measurement]:
-    """Compile and run these tensors' kernels one by one, and time the fastest run of each."""
+    """Compile and run these tensors' kernels, all of them `repeats` times in turn, and time the
+    fastest run of each: when the machine is busy for a moment, one run of some is slow, not all
+    runs of one."""
+    calls = compile_linear(UOp(Ops.LINEAR, src=tuple(kernels(*tensors)))).src
+    timers = [time_call(call) for call in calls]
+    rounds = [[next(timer) for timer in timers] for _ in range(repeats)]
     rows = []
-    for call in compile_linear(UOp(Ops.LINEAR, src=tuple(kernels(*tensors)))).src:
-        estimates, timer = estimate_uop(call), time_call(call)
-        seconds = min(next(timer) for _ in range(repeats))
-        name = ansistrip(call.src[0].arg.name)
-        rows.append(Measurement(name, int(estimates.ops), int(estimates.mem), seconds))
+    for call, seconds in zip(calls, zip(*rounds, strict=True), strict=True):
+        estimates, name = estimate_uop(call), ansistrip(call.src[0].arg.name)
+        rows.append(Measurement(name, int(estimates.ops), int(estimates.mem), min(seconds)))
     return rows
