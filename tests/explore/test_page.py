@@ -117,6 +117,34 @@ def test_every_control_does_what_it_says_by_keyboard_alone(visit):
     assert page.evaluate("[...view.model.logits]") == before
 
 
+def test_the_cost_of_the_attention_is_that_of_its_two_products(visit):
+    page = visit()
+    n, d = page.evaluate("[view.block.n, view.block.headDim]")
+    assert page.inner_text("#cost") == f"{2 * n * d * d:,}"  # (d x N) (N x d), then (N x d) (d x d)
+    assert page.inner_text("#map-cost") == f"{2 * n * n * d:,}"
+
+
+def test_a_time_too_short_for_the_browsers_clock_is_not_zero(visit):
+    page = visit()
+    page.evaluate("view.model.took = 0; tellPace()")
+    assert page.inner_text("#pace") == "less than 1 ms on one thread"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_block_that_is_chosen_can_be_read(visit, width):
+    page = visit(width)
+    room = page.evaluate(
+        """() => {
+            const select = find("#block-select");
+            const pen = document.createElement("canvas").getContext("2d");
+            pen.font = getComputedStyle(select).font;
+            const text = pen.measureText(select.selectedOptions[0].text).width;
+            return select.getBoundingClientRect().width - text;
+        }"""
+    )
+    assert room > 20  # its arrow and edges
+
+
 def test_a_stage_is_chosen_by_its_map(visit):
     page = visit()
     page.click(".stage:nth-child(4) .map")  # after picture, stem and stage 1
@@ -274,8 +302,8 @@ def everything(page) -> list[str]:
 
 def test_threads_of_an_isolated_page_give_the_same_bits(visit, isolated):
     alone, page = visit(), isolated(cores=3)
-    assert alone.inner_text("#pace").endswith("milliseconds on one thread")
-    assert page.inner_text("#pace").endswith("milliseconds on 3 threads")
+    assert alone.inner_text("#pace").endswith(" ms on one thread")
+    assert page.inner_text("#pace").endswith(" ms on 3 threads")
     page.wait_for_function(HELPED)  # once the workers have come
     assert everything(page) == everything(alone)
     page.evaluate(f"reopen({{ size: {SMALLER} }})")  # another program, with workers of its own

@@ -28,7 +28,7 @@ function attentionFigure(look) {
     return { map, sum };
   });
 
-  const legendOf = { one: "weight of a value", own: "weight, as a share of the head's ±" };
+  const legendOf = { one: "weight", own: "weight, as a share of the head's ±" };
   return {
     element: find("#attention"),
     draw({ block, attention, state, place, canvas }) {
@@ -48,6 +48,9 @@ function attentionFigure(look) {
       const n = block.n.toLocaleString("en");
       find("#pairs").textContent = `${n}×${n} = ${(block.n ** 2).toLocaleString("en")}`;
       find("#products").textContent = `${block.headDim}×${block.headDim}`;
+      const [first, second] = [2 * block.n * block.headDim ** 2, 2 * block.n ** 2 * block.headDim];
+      find("#cost").textContent = first.toLocaleString("en");
+      find("#map-cost").textContent = second.toLocaleString("en");
     },
   };
 }

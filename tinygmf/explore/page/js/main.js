@@ -123,7 +123,8 @@ function tellPace() {
   const { took, team, gpu } = view.model;
   const threads = team.threads > 1 ? `${team.threads} threads` : "one thread";
   const on = gpu ? "the graphics processor" : threads;
-  find("#pace").textContent = `${short(took)} milliseconds on ${on}`;
+  const time = took < 1 ? "less than 1 ms" : `${short(took)} ms`; // some browsers count whole ones
+  find("#pace").textContent = `${time} on ${on}`;
 }
 
 function fillSelects() {
@@ -140,7 +141,6 @@ function fillSelects() {
       option(`${stage}.${index}`, `stage ${stage + 1}, block ${index + 1}`),
     ),
   );
-  find("#block-select").value = `${state.stage}.${state.index}`;
   const note = `It was trained on ${known.trained}×${known.trained} pixels. At another size its maps are
     worth a look, its answer less so.`;
   find("#note").textContent = known.trained && state.size !== known.trained ? note : "";

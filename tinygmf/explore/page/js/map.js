@@ -8,7 +8,6 @@ class TokenMap {
     this.element = document.createElement("div");
     this.element.className = "map";
     this.element.append(this.canvas);
-    this.label = label;
     this.side = 1;
     this.marks = [];
     if (onPoint) this.#listen(onPoint);

@@ -112,7 +112,6 @@ class Block {
     this.around = map("att.crpe.conv_list"); // N x 4D/5
     const sum = map("cpe+att");
     this.att = sum.map((value, i) => value - this.cpe[i]); // N x D: what attention adds
-    this.out = model.network.map(name).values; // N x D
   }
 
   /** A channel of a segment of Q, K or V (part 0, 1, 2), before the aggregators. */

@@ -4,7 +4,8 @@
 
 function positionFigure(look) {
   const maps = [new TokenMap("the block's tokens"), new TokenMap("the same, shuffled")];
-  find("#shuffle-maps").append(...maps.map((map) => map.element));
+  const titles = ["its tokens", "shuffled"].map((title) => make("h3", "", title));
+  find("#shuffle-maps").append(...maps.map((map, i) => make("div", "", titles[i], map.element)));
   find("#shuffle").addEventListener("click", () => look.change({ seed: look.state.seed + 1 }));
   const names = [...PARTS.slice(0, 4).map((part) => `Q of ${part}`), PARTS[4]];
   const equal = names.map((name) => {

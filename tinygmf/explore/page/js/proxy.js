@@ -5,9 +5,8 @@ const SIZES = [1, 3, 5, 7];
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 function proxyFigure(look) {
-  const point = (row, column) => look.point(row, column);
-  const tokens = new TokenMap("tokens under the window: move it", point);
-  const proxies = new TokenMap("proxies, one in each token's place", point);
+  const tokens = new TokenMap("tokens under the window: move it", look.point);
+  const proxies = new TokenMap("proxies, one in each token's place", look.point);
   find("#proxy-tokens").append(tokens.element);
   find("#proxy-map").append(proxies.element);
   choices(find("#proxy-part"), "radio", "part", [["0", "Q", true], ["1", "K"], ["2", "V"]], (value) =>
