@@ -173,7 +173,7 @@ def test_a_format_that_starts_programs_is_not_opened(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 9), (9, 0)])
 def test_a_picture_without_pixels_is_told_in_one_line(size):
-    with pytest.raises(ImageError, match=f"one of {size[0]} x {size[1]} pixels"):
+    with pytest.raises(ImageError, match=f"found {size[0]}x{size[1]} pixels"):
         preprocess(Image.new("RGB", size))
 
 

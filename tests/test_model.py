@@ -136,7 +136,7 @@ def test_the_attention_stands_on_its_own():
     assert GroupMixAttention(20)(tokens, (2, 3)).shape == (2, 6, 20)
     with pytest.raises(ValueError, match="multiple of 10"):
         GroupMixAttention(24)
-    with pytest.raises(ValueError, match="holds 4 tokens, found 6"):
+    with pytest.raises(ValueError, match="expected 4 tokens, found 6"):
         GroupMixAttention(20)(tokens, (2, 2))
 
 

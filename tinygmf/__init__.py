@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tinygmf.weights.checkpoint import load_state_dict, save_model
 
 __version__ = "0.1.0"
-PLACES = {  # where each name comes from: a part of the library is imported when it is first used
+PLACES = {  # the module of each name, imported when the name is first used
     "tinygmf.config": ["GroupMixFormerConfig"],
     "tinygmf.dense.detector": ["Detector"],
     "tinygmf.dense.networks": ["create_model", "list_models", "load_model"],

@@ -106,10 +106,10 @@ class GroupMixFormerConfig:
             )
 
     def require_colour(self, what: str) -> None:
-        """ValueError, in one line, for a network of other pictures than RGB; `what` makes those."""
+        """Raise ValueError, in one line, for a network that does not take RGB; `what` needs RGB."""
         if self.in_chans != 3:
             raise ValueError(
-                f"{what}: expected a network of pictures with 3 channels, found one with "
+                f"{what}: expected a network for pictures with 3 channels, found one with "
                 f"{self.in_chans}: call the model itself, with arrays (B, {self.in_chans}, H, W)"
             )
 
@@ -130,8 +130,8 @@ class GroupMixFormerConfig:
     def from_state_dict(cls, shapes: Mapping[str, tuple[int, ...]]) -> GroupMixFormerConfig:
         """Infer the configuration from a checkpoint's keys and shapes, number of classes included.
 
-        `drop_path_rate` leaves no trace in the weights: it is that of the listed variant with this
-        architecture, else 0. Raises ValueError if this is no GroupMixFormer.
+        `drop_path_rate` is not in the weights: it is that of the listed variant with this
+        architecture, else 0. Raises ValueError if this is not a GroupMixFormer.
         """
         try:
             dims = tuple(shapes[f"patch_embed_layers.{i}.norm.weight"][0] for i in range(STAGES))
@@ -154,7 +154,7 @@ class GroupMixFormerConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint says about its network beside the weights. It affects no tensor's shape."""
+    """What a checkpoint says about its network besides the weights; it affects no shape."""
 
     image_size: int | None = None  # side of the training images, in pixels
     classes: tuple[str, ...] = ()  # names in class order; empty where unknown

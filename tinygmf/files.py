@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever lost or seen half-written; reading people's text files."""
+"""Writing files so that none is ever lost or half-written; reading people's text files."""
 
 import os
 import re
@@ -17,31 +17,31 @@ STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def one_line(message: str) -> str:
-    """An error's text as one line of bounded length, free of a terminal's control characters."""
+    """An error's text as one line of bounded length, without control characters."""
     line = printable(" ".join(message[: 4 * MAX_MESSAGE].split()))
     return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
 
 
 def printable(name: str) -> str:
-    """A file's name for a terminal or a list: every character stays but those that cannot be shown,
-    line feeds and bytes that are no text among them, which are escaped."""
+    """A file name for a terminal or a list: characters that cannot be shown, such as line feeds and
+    undecodable bytes, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def is_private(found: os.stat_result) -> bool:
-    """Whether a regular file, no link, is this user's and nobody else can write it."""
+    """Whether this is a regular file, not a link, that is this user's and no other can write."""
     own = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
     return own and stat.S_ISREG(found.st_mode)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A new file, open for writing, that takes the name `path` when the block ends well.
+    """A new file, open for writing, that takes the name `path` when the block succeeds.
 
-    Until then it lies beside it under another name; if the block raises, it is removed and what
-    was at `path` stays. A link stays one: its target is replaced. A device, a pipe or an open
-    stream such as /dev/stdout is written to. `mode` is limited by the umask; a file that is
-    replaced passes its own on. Raises OSError.
+    Until then it has another name in the same folder; if the block raises, it is removed and what
+    was at `path` stays. A link stays a link: its target is replaced. A device, a pipe or an open
+    stream such as /dev/stdout is written to directly. `mode` is limited by the umask; a file that
+    is replaced passes on its mode. Raises OSError.
     """
     old = _status(path)
     if (stream := _open_stream(path, old)) is not None:
@@ -56,8 +56,8 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
 
 @contextmanager
 def replacing_itself(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
-    """What `replacing` does, but a link or a device at `path` is replaced itself: for the folders
-    of our own caches, where another user's link must lead nowhere."""
+    """What `replacing` does, but a link or a device at `path` is itself replaced: for our own cache
+    folders, where another user's link must not be followed."""
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: `path` may have no room
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -73,14 +73,14 @@ def replacing_itself(path: str | os.PathLike[str], mode: int = 0o666) -> Iterato
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `replacing` could not when its process was killed."""
+    """Remove files that `replacing` left behind when its process was killed."""
     for path in folder.glob(".*.tmp"):
         if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name):
             path.unlink()
 
 
 def _status(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """What is at `path`, links followed; None for nothing. OSError for what takes no file."""
+    """What is at `path`, following links; None for nothing. OSError if no file can be written."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -93,11 +93,11 @@ def _status(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 
 def _open_stream(path: str | os.PathLike[str], old: os.stat_result | None) -> BinaryIO | None:
-    """The device, pipe or open descriptor at `path`, for writing; None where a file belongs."""
+    """The device, pipe or open descriptor at `path`, for writing; None if a file belongs there."""
     name = os.path.abspath(path)
     number = re.fullmatch(r"(?:/dev/fd|/proc/self/fd)/(\d+)", name)
     descriptor = int(number[1]) if number else STREAMS.get(name)
-    if descriptor is None and old is not None:  # what is printed goes to this very file
+    if descriptor is None and old is not None:  # standard output or error is this file
         descriptor = next((n for n in (1, 2) if _is_open_at(n, old)), None)
     if descriptor is not None:
         for text in filter(None, (sys.stdout, sys.stderr)):
@@ -116,8 +116,8 @@ def _is_open_at(descriptor: int, found: os.stat_result) -> bool:
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError, in one line, where a result could not be written: before time goes into
-    it. Nothing is left behind."""
+    """Raise ValueError, in one line, if a result could not be written, before time is spent on it.
+    Nothing is left behind."""
     try:
         old = _status(path)
         if old is None or stat.S_ISREG(old.st_mode):
@@ -126,15 +126,15 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise ValueError(
             f"{one_line(os.fspath(path))}: cannot be written: {error.strerror}: choose another "
-            "place, or make its folder"
+            "path, or make its folder"
         ) from None
 
 
 def read_text(path: str | os.PathLike[str], strict: bool = True) -> str:
-    """A text file as editors and spreadsheets write it: UTF-8 or, by its mark, UTF-16.
+    """Read a text file as editors and spreadsheets write it: UTF-8 or, by its mark, UTF-16.
 
-    Bytes that are neither raise ValueError, which names file and line; unless `strict`, they
-    become the surrogates that file names have for them. Raises OSError.
+    Other bytes raise ValueError, which names file and line; unless `strict`, they become the
+    surrogates that file names have for them. Raises OSError.
     """
     data = Path(path).read_bytes()
     for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
@@ -158,8 +158,7 @@ def _decoded(path: str | os.PathLike[str], data: bytes, encoding: str, strict: b
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, by line feeds of any system and by nothing else; without blank ones at
-    its end."""
+    """The lines of a text, split at the line ends of any system, without blank ones at the end."""
     lines = re.split(r"\r\n|\r|\n", text)
     while lines and not lines[-1].strip():
         lines.pop()
@@ -168,14 +167,16 @@ def lines_of(text: str) -> list[str]:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty folder that takes the name `path` when the block ends well.
+    """An empty folder that takes the name `path` when the block succeeds.
 
-    Until then it lies beside it under another name; if the block raises, it is removed. Raises
-    ValueError if `path` is there and not an empty folder; OSError.
+    Until then it has another name beside it; if the block raises, it is removed. Raises ValueError
+    if `path` exists and is not an empty folder; OSError.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path}: expected a new or empty folder, found more: name another")
+        raise ValueError(
+            f"{path}: expected a new or empty folder, found files in it: choose another"
+        )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:

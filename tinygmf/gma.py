@@ -53,7 +53,7 @@ class Identity(Module):
 class Pool(Module):
     """In an ablation, replaces a depthwise convolution, without weights: (B, C, H, W) -> the same.
 
-    Each window's "average", "maximum" or "minimum", over its places inside the map.
+    The "average", "maximum" or "minimum" of each window, over its positions inside the map.
     """
 
     def __init__(self, kind: str, kernel_size: int) -> None:
@@ -68,7 +68,7 @@ class Pool(Module):
 
 
 class SeparableConv2d(Module):
-    """A depthwise convolution, which mixes places, and a 1x1 one, which mixes channels.
+    """A depthwise convolution, which mixes positions, and a 1x1 one, which mixes channels.
 
     Any `kind` but "convolution" is an ablation: a `Pool` replaces the depthwise convolution.
     """
@@ -131,7 +131,7 @@ class Aggregator(Module):
 
     def forward(self, qkv: Tensor, size: Size) -> tuple[Tensor, Tensor | None]:
         _, batch, n, dim = qkv.shape
-        sharded = isinstance(qkv.device, tuple)  # along the batch, which must come first
+        sharded = isinstance(qkv.device, tuple)  # along the batch, so it must be the first axis
         front = qkv.transpose(0, 1) if sharded else qkv
         maps = to_map(front.reshape(3 * batch, n, dim), size)  # (3B, D, H, W)
         x0, x1, x2, x3, x4 = maps.split(dim // 5, dim=1)  # five of (3B, D/5, H, W)
@@ -155,7 +155,7 @@ class Aggregator(Module):
 
 
 def _aggregator(rng: Rng, segment: int, kernel_size: int, config: AttentionConfig) -> Any:
-    """What makes group proxies of one size; the identity if the segment stays tokens."""
+    """The aggregator for groups of one size; the identity if the segment stays tokens."""
     if config.aggregator == "none" or kernel_size == 1:
         return Identity()
     return SeparableConv2d(rng, segment, segment, kernel_size, kind=config.aggregator)
@@ -197,9 +197,9 @@ class ConvRelPosEnc(Module):
 
 
 def attention_scale(dim: int) -> float:
-    """What linear attention is multiplied by.
+    """The factor on linear attention.
 
-    The published code takes D / 8, rounded down, for the width of a head, which is D / 10.
+    The published code takes D / 8, rounded down, as the width of a head, which is D / 10.
     """
     return (dim // NUM_HEADS) ** -0.5
 
@@ -208,7 +208,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Q (softmax(K)ᵀ V), the softmax over the tokens: three of (B, heads, N, head_dim) -> the same.
 
     It equals (Q softmax(K)ᵀ) V without that N x N map. The paper writes softmax(QKᵀ/√d) V, which is
-    another function: `softmax_attention`.
+    a different function: `softmax_attention`.
     """
     k = k.float().softmax(axis=2).cast(v.dtype)  # float32 in every precision
     n, head_dim = int(k.shape[2]), int(k.shape[3])
@@ -250,7 +250,7 @@ class GroupMixAttention(Module):
     def forward(self, x: Tensor, size: Size) -> Tensor:
         batch, n, dim = x.shape
         if n != size[0] * size[1]:
-            raise ValueError(f"size {size} holds {size[0] * size[1]} tokens, found {n}")
+            raise ValueError(f"size {size}: expected {size[0] * size[1]} tokens, found {n}")
         qkv = self.qkv(x).reshape(batch, n, 3, dim).permute(2, 0, 1, 3)  # (3, B, N, D)
         mixed, untouched = self.aggregator(qkv, size)
         q, k, v = mixed[0], mixed[1], mixed[2]  # (B, heads, N, head_dim) each

@@ -1,8 +1,8 @@
-"""Any picture to the network's input, as the published evaluation does it; ImageNet's class names.
+"""Any picture to the network's input, as in the published evaluation; ImageNet's class names.
 
-A file, a Pillow image and an array go one way: upright RGB of 8 bits (`as_rgb`), then `preprocess`.
-What stands in a file beside its pixels (text, colour profile, camera data) decides nothing about
-them but the orientation, which is read from its own tag.
+A file, a Pillow image and an array are treated alike: upright 8-bit RGB (`as_rgb`), then
+`preprocess`. Of what a file holds besides its pixels (text, colour profile, EXIF) only the
+orientation is used, read from its own tag.
 """
 
 import importlib.resources
@@ -31,13 +31,13 @@ FORMATS = [
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"),
     "HEIF",  # where pillow-heif is installed
 ]
-# Pillow knows others, and hands some to programs: PostScript to Ghostscript.
-MAX_PIXELS = 89_478_485  # where Pillow too warns of a bomb: 0.4 GB in memory
+# Pillow knows others, and passes some to external programs: PostScript to Ghostscript.
+MAX_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb: 0.4 GB in memory
 MAX_RESIZED_PIXELS = 2**24  # what the resize may allocate: 64 MB
-MAX_MENDED = 2**28  # bytes of a file that is read anew without its metadata
+MAX_MENDED = 2**28  # bytes of a file that is decoded again without its metadata
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-FOUND = (  # what people take for pictures: how it begins, and what it is
+FOUND = (  # what people take for pictures: how it begins, what it is
     (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC (pip install pillow-heif makes it readable)"),
     (rb"\s*<(!doctype html|html)", "a web page"),
     (rb"\s*(<\?xml.*)?<svg", "SVG, a drawing"),
@@ -50,7 +50,7 @@ FOUND = (  # what people take for pictures: how it begins, and what it is
 def as_rgb(picture: Picture) -> Image.Image:
     """Return a file, a Pillow image or an array as RGB, turned upright: see `pixels`.
 
-    Raises ImageError, in one line, for what is no picture.
+    Raises ImageError, in one line, for what is not a picture.
     """
     if isinstance(picture, np.ndarray):
         return array_to_rgb(picture)
@@ -77,10 +77,10 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(
             f"{name}: expected a picture file, found {reason}: check the name"
         ) from None
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would block forever
         raise ImageError(f"{name}: expected a picture, found a folder or device: name a file")
     if found.st_size == 0:
-        raise ImageError(f"{name}: expected a picture, found an empty file: fetch it again")
+        raise ImageError(f"{name}: expected a picture, found an empty file: download it again")
     try:
         with open(name, "rb") as file:
             return decode(file)
@@ -90,7 +90,7 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def decode(file: BinaryIO) -> Image.Image:
-    """Do what `load_image` does, of an open file; ImageError, without a name, for no picture."""
+    """Do what `load_image` does, for an open file; its ImageError names no file."""
     try:
         return _decode(file)
     except UnidentifiedImageError:
@@ -110,13 +110,13 @@ def _told(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | MemoryError):
         return f"expected at most {MAX_PIXELS:,} pixels, found more: make the picture smaller"
     line = (str(error) or type(error).__name__).splitlines()[0]
-    return f"expected a whole picture, found one that cannot be read ({line}): fetch it again"
+    return f"expected a whole picture, found one that cannot be read ({line}): download it again"
 
 
 def _decode(file: BinaryIO) -> Image.Image:
-    """Decode the file, or else the same file without its metadata, which may be what is damaged."""
+    """Decode the file; if that fails, without its metadata, which may be what is damaged."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the size is checked here, and odd metadata does no harm
+        warnings.simplefilter("ignore")  # the size is checked here; odd metadata is harmless
         try:
             return _open(file)
         except Image.DecompressionBombError:
@@ -136,7 +136,7 @@ def _open(file: BinaryIO, exif: bytes | None = None) -> Image.Image:
             raise Image.DecompressionBombError
         if image.format == "TIFF":
             _check_strips(image)
-            # Pillow would turn it here, by whatever it finds in the whole of the camera's data
+            # Pillow would turn it here, by whatever it finds anywhere in EXIF
             image.load_end = lambda: None  # type: ignore
         return image_to_rgb(image, exif)
 
@@ -152,13 +152,13 @@ def _formats() -> list[str]:
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """Return the suffixes, in small letters, of the formats that can be opened here."""
+    """Return the suffixes, in lower case, of the formats that can be opened here."""
     known = {"MPO", *_formats()}  # several JPEG in one file: Pillow's JPEG reader opens it
     return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
 def looks_like_picture(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as a picture does, whatever its name. Raises no error."""
+    """Whether a file begins like a picture, whatever its name. Raises nothing."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
@@ -169,7 +169,7 @@ def looks_like_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def begins_as_picture(file: BinaryIO) -> bool:
-    """Whether an open file begins as a picture does; it is read from its beginning."""
+    """Whether an open file begins like a picture; reading starts at its beginning."""
     if file.read(16).startswith((PNG, JPEG)):
         return True
     file.seek(0)
@@ -178,12 +178,12 @@ def begins_as_picture(file: BinaryIO) -> bool:
             warnings.simplefilter("ignore")
             Image.open(file, formats=_formats())
         return True
-    except Exception:  # of Pillow's readers, nearly anything
+    except Exception:  # Pillow's readers raise nearly anything
         return False
 
 
 def _check_strips(image: Image.Image) -> None:
-    """Raises ValueError for a TIFF that lacks strips or tiles: Pillow would leave them black."""
+    """Raise ValueError for a TIFF that lacks strips or tiles: Pillow would leave them black."""
     tags = image.tag_v2  # type: ignore
     width, height = tags[256], tags[257]
     offsets = tags.get(273, tags.get(324))
@@ -194,20 +194,20 @@ def _check_strips(image: Image.Image) -> None:
     needed = planes * -(-width // max(across, 1)) * -(-height // max(down, 1))
     found = len(offsets) if isinstance(offsets, tuple) else 1
     if found < needed:
-        raise ValueError(f"{needed} strips of pixels are expected, {found} found")
+        raise ValueError(f"expected {needed} strips of pixels, found {found}")
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes | None]:
-    """The bytes of a PNG, JPEG or AVIF file without text, profiles and camera's data, and the
-    camera's data; those of any other file as they are."""
+    """The bytes of a PNG, JPEG or AVIF file without text, profiles and EXIF, and the EXIF; those of
+    any other file unchanged."""
     try:
         if data.startswith(PNG):
             return _plain_png(data)
         if data.startswith(JPEG):
             return _plain_jpeg(data)
-    except struct.error:  # no more than the beginning of one
+    except struct.error:  # truncated
         return data, None
-    if data[4:8] == b"ftyp":  # the entry of the camera's data becomes one that readers pass over
+    if data[4:8] == b"ftyp":  # rename the EXIF entry to one that readers ignore
         return re.sub(rb"(infe.{8})Exif", rb"\1none", data, flags=re.S), None
     return data, None
 
@@ -233,7 +233,7 @@ def _plain_jpeg(data: bytes) -> tuple[bytes, bytes | None]:
         segment = data[place : place + 2 + length]
         if segment[4:10] == b"Exif\0\0" and exif is None:
             exif = segment[4:]
-        # JFIF and Adobe's segment say which colours these are; the others, and comments, may go
+        # JFIF and Adobe's segment define the colours; the others, and comments, may go
         if marker in (0xFFE0, 0xFFEE) or not (0xFFE0 < marker < 0xFFF0 or marker == 0xFFFE):
             parts.append(segment)
         place += 2 + length
@@ -247,14 +247,14 @@ def preprocess(
 
     The published evaluation: the shorter side to 256/224 of `size` (bicubic), the centre cropped,
     divided by 255, ImageNet's mean subtracted, divided by its standard deviation. Equals
-    torchvision's Resize, CenterCrop, ToTensor and Normalize; `settings` have other values for
-    crop, mean and deviation. Raises ValueError for a size below 1 and for other numbers of
-    channels than 1 and 3, ImageError for no picture.
+    torchvision's Resize, CenterCrop, ToTensor and Normalize; `settings` can change crop, mean and
+    deviation. Raises ValueError for a size below 1 and for channels other than 1 or 3, ImageError
+    for what is not a picture.
     """
     if channels not in (1, 3):
         raise ValueError(
-            f"pictures: expected a network of 3 channels, or of 1 for grey, found one of {channels}"
-            f": give it normalized arrays ({channels}, {size}, {size})"
+            f"pictures: expected a network with 3 channels, or 1 for grey, found {channels}: "
+            f"give it normalized arrays ({channels}, {size}, {size})"
         )
     crop = resize_and_crop(as_rgb(picture), size, settings)
     return normalize(crop.convert("L") if channels == 1 else crop, settings)
@@ -278,7 +278,7 @@ def resize_and_crop(image: Image.Image, size: int, settings: Settings = PUBLISHE
     if new_width * new_height <= MAX_RESIZED_PIXELS:
         resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, right, bottom))
-    # A very long strip: compute the crop alone. Pillow then rounds its two passes in another order.
+    # A very long strip: compute only the crop. Pillow then rounds its two passes in another order.
     x, y = width / new_width, height / new_height
     box = (left * x, top * y, min(right * x, width), min(bottom * y, height))
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -287,12 +287,12 @@ def resize_and_crop(image: Image.Image, size: int, settings: Settings = PUBLISHE
 def resized_and_corner(
     width: int, height: int, size: int, settings: Settings = PUBLISHED
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How `resize_and_crop` cuts a picture of this size: width and height after resizing, and the
-    left and top of the central square in it. Raises ValueError, ImageError where it cannot."""
+    """How `resize_and_crop` cuts a picture of this size: width and height after resizing, and left
+    and top of the central square. Raises ValueError or ImageError if it cannot."""
     if size < 1:
         raise ValueError(f"expected an image size of at least 1, found {size}")
     if not width or not height:
-        raise ImageError(f"expected a picture, found one of {width} x {height} pixels")
+        raise ImageError(f"expected a picture, found {width}x{height} pixels")
     short = int(1 / settings.crop * size)
     if width <= height:
         new_width, new_height = short, int(short * height / width)
@@ -308,6 +308,5 @@ def imagenet_labels() -> list[str]:
 
 
 def usual_names(num_classes: int) -> list[str]:
-    """Names for the classes of a network that says nothing of them: ImageNet's for 1,000, else
-    their numbers."""
+    """Names for the classes of a network that has none: ImageNet's for 1,000, else numbers."""
     return imagenet_labels() if num_classes == 1000 else [str(i) for i in range(num_classes)]

@@ -43,7 +43,7 @@ class Module:
     def forward(self, *inputs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward")
 
-    # What users of PyTorch reach for
+    # What users of PyTorch expect
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every parameter and buffer by its name in the checkpoint."""
@@ -59,7 +59,7 @@ class Module:
         return self
 
     def train(self, mode: bool = True) -> Module:
-        """ValueError: there is no training mode to leave on by mistake."""
+        """Raise ValueError: there is no training mode to leave on by mistake."""
         if not mode:
             return self
         raise ValueError("train(): wrap the step in tinygrad's Context(TRAINING=1), or use Trainer")
@@ -94,7 +94,7 @@ def record(note: Callable[[Module, Any], None]) -> Iterator[None]:
 
 def run_part(part: Callable[..., Any], modules: Sequence[Module], *inputs: Any) -> Any:
     """`part(*inputs)`, whose weights are those of `modules`: a piece of the network that can be
-    planned by itself. Inside `run_parts` it is run by what was given there."""
+    scheduled by itself. Inside `run_parts` the runner given there runs it."""
     if (runner := _runner.get()) is None:
         return part(*inputs)
     return runner(part, modules, *inputs)
@@ -111,7 +111,7 @@ def run_parts(runner: Callable[..., Any]) -> Iterator[None]:
 
 
 def note_products(output: Tensor, terms: int) -> Tensor:
-    """The output, each of whose numbers is a sum of so many products: `count_products` counts."""
+    """Return the output; `count_products` counts `terms` multiply-adds for each of its values."""
     if (count := _products.get()) is not None:
         count(int(output.numel()) * terms)
     return output
@@ -119,8 +119,8 @@ def note_products(output: Tensor, terms: int) -> Tensor:
 
 @contextmanager
 def count_products(count: Callable[[int], None]) -> Iterator[None]:
-    """Calls `count` with the number of multiply-adds of every convolution, linear layer and product
-    of attention that is computed, or only traced, in the `with` block."""
+    """Call `count` with the multiply-adds of every convolution, linear layer and attention product
+    that is computed, or only traced, in the `with` block."""
     token = _products.set(count)
     try:
         yield
@@ -132,7 +132,7 @@ def count_products(count: Callable[[int], None]) -> Iterator[None]:
 def record_statistics() -> Iterator[Statistics]:
     """Collect the batch statistics of every BatchNorm in the `with` block instead of updating its
     running ones: the module, mean and (biased) variance, both (C,), and the number of values
-    behind each."""
+    in each."""
     statistics: Statistics = []
     token = _statistics.set(statistics)
     try:
@@ -238,7 +238,7 @@ def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, groups: int, stride: i
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, g: Tensor, groups: int, stride: int) -> Tensor:
-    """For every tap of the kernel, the sum over images and places of shifted x times g."""
+    """For every tap of the kernel, the sum over images and positions of shifted x times g."""
     kernel, rim = int(weight.shape[-1]), int(weight.shape[-1]) // 2
     windows = x.pad((None, None, (rim, rim), (rim, rim)))
     windows = windows._pool((kernel, kernel), stride)  # (B, in, H/stride, W/stride, k, k)
@@ -281,7 +281,7 @@ class BatchNorm(Module, nn.BatchNorm):
         return self.normalize(x, mean, var).cast(dtype)
 
     def update(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """The running statistics after a batch with this mean and variance of `count` values."""
+        """Update the running statistics by a batch's mean and variance of `count` values."""
         unbiased = var.detach() * (count / max(count - 1, 1))
         self.running_mean.assign(0.9 * self.running_mean + 0.1 * mean.detach())
         self.running_var.assign(0.9 * self.running_var + 0.1 * unbiased)

@@ -134,7 +134,7 @@ class GMAStage(Module):
 
 
 class FeatureInfo(list[dict[str, int]]):
-    """What is known of feature maps, one entry for each, read as timm's."""
+    """Channels and stride of each feature map, with timm's interface."""
 
     def channels(self) -> list[int]:
         return [info["num_chs"] for info in self]

@@ -1,6 +1,6 @@
-"""The pixels of any picture as upright RGB of 8 bits: Pillow's images and arrays alike.
+"""The pixels of any Pillow image or array as upright 8-bit RGB.
 
-White is what the picture's own type says it is: 65535 for 16 bits, 1 for floats.
+White depends on the picture's type: 65535 for 16 bits, 1 for floats.
 """
 
 import struct
@@ -12,11 +12,11 @@ from PIL import Image
 
 from tinygmf.files import one_line
 
-FLOATS = (1.0, 255.0, 65535.0)  # no file says what the white of its floats is
+FLOATS = (1.0, 255.0, 65535.0)  # no file says what white is in its floats
 INTEGERS = (255.0, 65535.0)  # nor does an array of wide integers
 MOST_CHANNELS = 4
 
-# TIFF's tags, of which EXIF has the last too
+# TIFF's tags; EXIF has the last one too
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, ORIENTATION = 258, 262, 339, 0x0112
 WHITE_IS_ZERO, SIGNED = 0, 2
 TURNS = {
@@ -31,7 +31,7 @@ TURNS = {
 
 
 class ImageError(ValueError):
-    """What is not a readable picture; the message is one line that says what to do."""
+    """Not a readable picture; the message is one line that says what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -40,8 +40,8 @@ class ImageError(ValueError):
 def image_to_rgb(image: Image.Image, exif: bytes | None = None) -> Image.Image:
     """Convert an image of any mode to upright RGB: alpha is dropped, deep grey scaled.
 
-    `exif` stands for what the image says of the camera, where that was read elsewhere. Any
-    Exception may come out of Pillow's decoders.
+    `exif` replaces the image's EXIF if that was read elsewhere. Pillow's decoders may raise any
+    Exception.
     """
     image.load()
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
@@ -64,7 +64,7 @@ def _orientation(image: Image.Image, tags: Mapping[int, Any], exif: bytes | None
 
 
 def _raw_profile(image: Image.Image) -> bytes:
-    """Return the camera's data as ImageMagick writes it into a PNG: lines of hexadecimals."""
+    """Return the EXIF that ImageMagick writes into a PNG: lines of hexadecimal digits."""
     lines = str(image.info.get("Raw profile type exif", "")).split("\n")[3:]
     try:
         return bytes.fromhex("".join(lines))
@@ -73,9 +73,9 @@ def _raw_profile(image: Image.Image) -> bytes:
 
 
 def exif_orientation(data: bytes) -> int:
-    """Return the orientation, 1 to 8, that stands in EXIF's first directory, else 1.
+    """Return the orientation, 1 to 8, from EXIF's first directory, else 1.
 
-    Nothing else of it is read: damage elsewhere does no harm.
+    Nothing else is read, so damage elsewhere is harmless.
     """
     data = data.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
@@ -103,7 +103,7 @@ def _whites(image: Image.Image, tags: Mapping[int, Any]) -> Sequence[float]:
         return (2.0**bits - 1,)
     if image.mode == "I" and tags:
         return (2.0**15 - 1,) if bits == 16 else (65535.0, 2.0 ** (bits - signed) - 1)
-    if image.mode == "I":  # of a PNG or PGM it holds 16 bits
+    if image.mode == "I":  # from a PNG or PGM it holds 16 bits
         return (65535.0,) if image.format else INTEGERS
     return (127.0,) if image.mode == "L" and signed else ()
 
@@ -125,7 +125,7 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], whites: Sequence[float]) 
 
 
 def _scale(values: np.ndarray, whites: Sequence[float], inverted: bool = False) -> np.ndarray:
-    """Return bytes: white is the first of `whites` that no value passes, else the greatest."""
+    """Scale to bytes: white is the first of `whites` that no value exceeds, else the maximum."""
     scaled = np.array(values, np.float32)  # one copy, changed in place: it may be large
     np.maximum(np.nan_to_num(scaled, copy=False), 0, out=scaled)
     greatest = float(scaled.max(initial=0))
@@ -140,7 +140,7 @@ def array_to_rgb(array: np.ndarray) -> Image.Image:
     """Convert (H, W), (H, W, C) or (C, H, W), C of 1 to 4, to RGB; a second or fourth is alpha.
 
     Bytes and 16 bits have their own white, bool is black and white, floats go from 0 to 1.
-    Floats or wide integers above that are taken for 0 to 255, or to 65535. Raises ImageError for
+    Floats or wide integers above that are taken as 0 to 255, or to 65535. Raises ImageError for
     other arrays, and for values below 0.
     """
     planes = _planes(array)  # (H, W) or (H, W, 3)
@@ -152,7 +152,7 @@ def array_to_rgb(array: np.ndarray) -> Image.Image:
     elif kind != "u" or width > 2:
         if np.min(planes, initial=0) < 0:
             raise ImageError(
-                f"expected a picture's values, 0 to 1 in floats, found {np.min(planes):.6g}: "
+                f"expected values of a picture, 0 to 1 in floats, found {np.min(planes):.6g}: "
                 "normalized pictures are (3, size, size), of the network's own size"
             )
         planes = _scale(planes, FLOATS if kind == "f" else INTEGERS)

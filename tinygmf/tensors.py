@@ -23,7 +23,7 @@ def tensor_from_numpy(array: np.ndarray, device: str | None = None) -> Tensor:
     """Return a realized tensor holding a copy of `array`, of its shape and type.
 
     The tensor owns its buffer: it may be assigned to, trained and captured by a `TinyJit`, and a
-    later change of `array` does not reach it. `device` names one device; None is the default one.
+    later change of `array` does not affect it. `device` names one device; None is the default one.
     """
     dtype = to_dtype(array.dtype.name)
     if array.size == 0:
@@ -44,5 +44,5 @@ def write_tensor(tensor: Tensor, array: np.ndarray) -> None:
     data = native.reshape(-1).view(np.uint8)
     if hasattr(buffer.allocator, "_as_buffer"):  # memory that the processor can write
         buffer.as_memoryview(force_zero_copy=True)[:] = data.data
-    else:  # the copy may run later, so it gets bytes of its own
+    else:  # the copy may run later, so it gets its own bytes
         buffer.allocator._copyin(buffer._buf, memoryview(bytearray(data)))

@@ -12,20 +12,20 @@ _asked: int | None = None
 
 
 def limit_threads(count: int | None) -> None:
-    """At most so many from now on; None: as many as there are cores for this process."""
+    """Use at most `count` threads from now on; None: one for each core of this process."""
     global _asked
     _asked = count
 
 
 def thread_count() -> int:
-    """What `limit_threads` or else OMP_NUM_THREADS asks for, but no more than there are cores."""
+    """What `limit_threads`, or else OMP_NUM_THREADS, asks for, but no more than the cores."""
     asked = _asked or _number(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])
     return min(asked or available_cores(), available_cores())
 
 
 @cache
 def available_cores() -> int:
-    """The cores of this machine that the process may use, by its affinity and its container."""
+    """The cores that this process may use, by its affinity and its container."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -33,13 +33,13 @@ def available_cores() -> int:
 
 
 def _quotas(groups: Path, root: Path) -> Iterator[int]:
-    """What Linux's control groups, version 2, grant the process, in cores, rounded up: the limit of
-    its own group and of all those around it."""
+    """The limits of Linux's control groups, version 2, in cores, rounded up: those of the process's
+    own group and of all groups around it."""
     with suppress(OSError):
         lines = groups.read_text().splitlines()
         inside = [root / line[3:].lstrip("/") for line in lines if line.startswith("0::")]
         for folder in (parent for own in inside for parent in (own, *own.parents)):
-            with suppress(OSError, ValueError):  # no such file; or no limit, which is called "max"
+            with suppress(OSError, ValueError):  # no such file, or no limit ("max")
                 quota, period = map(int, (folder / "cpu.max").read_text().split())
                 yield -(-quota // period)
 

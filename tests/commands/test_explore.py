@@ -10,7 +10,7 @@ from tinygmf.commands.main import main
 from tinygmf.model import create_model
 from tinygmf.weights.checkpoint import save_model
 
-MOST = 4_000_000  # bytes of the page with the networks that come along
+MOST = 4_000_000  # bytes of the page with the bundled networks
 
 
 def test_a_network_of_grey_pictures_is_refused_in_one_line(tmp_path, capsys):
@@ -19,7 +19,7 @@ def test_a_network_of_grey_pictures_is_refused_in_one_line(tmp_path, capsys):
     assert (
         main(["explore", "--weights", str(tmp_path / "grey.safetensors"), "--out", str(out)]) == 2
     )
-    assert "expected a network of pictures with 3 channels" in capsys.readouterr().err
+    assert "expected a network for pictures with 3 channels" in capsys.readouterr().err
     assert not out.exists()
 
 

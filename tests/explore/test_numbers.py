@@ -83,7 +83,7 @@ def test_webgpu_gives_the_logits_that_pytorch_measured_and_the_maps_of_webassemb
     expected = page.evaluate(maps)
     without = numbers(page, "view.model.run(view.picture, new Set(['crpe']))")
     page.evaluate("reopen({ engine: 'webgpu' })")  # and with it the page's own picture
-    assert page.inner_text("#pace").endswith("on the graphics processor")
+    assert page.inner_text("#pace").endswith("on the GPU")
     look_at(page, measured[0])
     found = numbers(page, "view.model.logits")
     assert relative_difference(found, measured[1]["logits"][0]) < 1e-4

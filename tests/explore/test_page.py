@@ -172,7 +172,7 @@ def test_what_cannot_be_loaded_is_named_and_the_page_goes_on(visit):
     assert state(page, "size") == SIZE
 
 
-def test_where_the_graphics_processor_is_gone_that_is_said_and_webassembly_goes_on(visit):
+def test_without_a_gpu_the_page_says_so_and_continues_in_webassembly(visit):
     page = visit()
     if page.locator("#engine input").count() == 0:
         pytest.skip("needs a browser with WebGPU")

@@ -1,1 +1,1 @@
-"""What proves an installation."""
+"""Checks that an installation works."""

@@ -1,4 +1,4 @@
-"""Twelve handwritten digits and the small network that comes with the package."""
+"""Classify twelve handwritten digits with the bundled network."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ next, after `source .venv/bin/activate`:
   tinygmf classify PICTURE --weights digits    a digit of your own, white on black
   tinygmf train FOLDER                         your pictures, a folder for each class
   tinygmf --help                               everything else"""
-TILE, CAPTION, COLUMNS = 128, 40, 4  # of the saved picture; pixels, pixels, pictures a row
+TILE, CAPTION, COLUMNS = 128, 40, 4  # of the saved picture: pixels, pixels, pictures in a row
 
 
 def run_demo(out: str, device: str | None) -> int:
-    """Classifies the pictures, prints a table, saves a picture of it; returns the exit code."""
+    """Classify the pictures, print a table, save a picture of it; return the exit code."""
     require_writable(out)
     device = open_device(device)
     set_default_device(device)
@@ -55,7 +55,7 @@ def run_demo(out: str, device: str | None) -> int:
 
 
 def _check_one(network: NetworkWeights, crop: Image.Image, logits: np.ndarray) -> int:
-    """Compares the first picture's logits with the pure-Python reference."""
+    """Compare the first picture's logits with the pure-Python reference; return the exit code."""
     expected = run_reference(network, crop)[-1]
     difference = relative_difference(logits, expected)
     tolerance = TOLERANCES["float32"]
@@ -66,7 +66,7 @@ def _check_one(network: NetworkWeights, crop: Image.Image, logits: np.ndarray) -
 
 
 def draw_predictions(crops: list[Image.Image], rows: np.ndarray, truths: list[int]) -> Image.Image:
-    """The pictures enlarged, in rows of four, the answer and its probability under each."""
+    """The pictures enlarged, in rows of four, each above its answer and probability."""
     lines = -(-len(crops) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * TILE, lines * (TILE + CAPTION)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)

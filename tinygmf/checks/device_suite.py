@@ -1,9 +1,8 @@
 """Does the network work on this device? One table, to paste into an issue.
 
-The network of the demo is folded, compiled and run on the device, and its outputs are held against
-the pure-Python reference, which computes in float64. Then it makes a training step: the gradient is
-held against what it claims to be, the slope of the loss. The tests run the same suite on every
-device that a machine has.
+The demo's network is folded, compiled and run on the device, and its outputs are compared with the
+pure-Python reference, which computes in float64. Then it is trained for a step: the gradient is
+compared with the slope of the loss. The tests run the same suite on every device of a machine.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from tinygmf.weights.checkpoint import load_weights
 
 SUITE_SECONDS = 1800  # for one device
 BATCH = 4  # pictures in the training step
-SLOPE = 1e-3  # the largest difference of a slope from the gradient, as a share
+SLOPE = 1e-3  # largest relative difference between the slope and the gradient
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Outcome:
 
     check: str
     passed: bool | None  # None: not run, and the note says why
-    difference: float | None  # the largest, from the reference, of the largest value
+    difference: float | None  # the largest from the reference, relative to its largest value
     seconds: float
     note: str
 
@@ -59,11 +58,11 @@ class Outcome:
 
 
 class NotRun(Exception):
-    """A check that cannot be made here; the message says why."""
+    """A check that cannot run here; the message says why."""
 
 
 def run_suite(device: str, training: bool = True) -> Iterator[Outcome]:
-    """Makes every check on the device, one after another, whatever fails; those of training, whose
+    """Run every check on the device in turn, even if some fail. The checks of training, whose
     programs may take minutes to compile, can be left out.
 
     Raises DeviceError if the device does not open.
@@ -85,7 +84,7 @@ def run_suite(device: str, training: bool = True) -> Iterator[Outcome]:
 
 
 class Suite:
-    """The checks. Each returns a difference and the largest that passes, or raises."""
+    """The checks. Each returns a difference and its tolerance, or raises."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -129,7 +128,7 @@ class Suite:
         return max(map(relative_difference, first, second)), 0
 
     def cached(self) -> tuple[float, float]:
-        """Loaded again, without compiling, the program gives the same bits."""
+        """The program, loaded again without compiling, returns the same bits."""
         first = self._outputs(0)[-1]
         key, (x, weights) = self.predict.key, self.predict.arguments()
         program = program_cache.load_or_compile(key, _must_not_run, device=self.device)
@@ -145,7 +144,7 @@ class Suite:
         ), TOLERANCES["float16"]
 
     def slope(self) -> tuple[float, float]:
-        """How far the loss's slope in the gradient's direction is from the gradient's length."""
+        """How far the slope of the loss along the gradient is from the gradient's length."""
         _, gradient = self._gradient(self._flat_weights)
         length = float(np.linalg.norm(gradient))
         way = gradient * np.float32(0.01 / length**2)  # the loss should change by 0.01
@@ -157,14 +156,14 @@ class Suite:
         return relative_difference(first, second), 0
 
     def step(self) -> tuple[float, float]:
-        """What the loss grows by, as a share of itself: it must fall."""
+        """The relative change of the loss, which must fall."""
         before, _ = self._gradient(self._flat_weights)
         self._programs.update(update_schedule(rate=1e-4, step=0, clip=1.0, ema=0.0))
         after, _ = self._gradient(self._state["weights"].numpy())
         return after / before - 1, -1e-3
 
     def _gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """The loss of four digits that are called by the next one's name, and its gradient."""
+        """The loss of four digits that are labeled as the next one, and its gradient."""
         self._state.restart(self.weights.arrays)
         write_tensor(self._state["weights"], weights)
         wrong = (np.array(self.classes[:BATCH]) + 1) % 10
@@ -207,8 +206,8 @@ def _must_not_run(*_: object) -> None:
 
 
 def print_suites(names: list[str] | None = None) -> bool:
-    """Runs the suite in a process for each device (all that work here, without names), and prints
-    one table; True if nothing failed."""
+    """Run the suite in a process for each device (by default all that work here) and print one
+    table; True if nothing failed."""
     print(
         f"tinygmf {__version__}, tinygrad {version('tinygrad')}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -222,7 +221,7 @@ def print_suites(names: list[str] | None = None) -> bool:
 
 
 def _run_in_process(name: str) -> bool:
-    """The suite of one device, where a driver that hangs or crashes does no harm."""
+    """Run one device's suite where a driver that hangs or crashes does no harm."""
     command = [sys.executable, "-P", "-m", "tinygmf.checks.device_suite", name]
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path}
@@ -241,7 +240,7 @@ def _run_in_process(name: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints one device's outcomes; 1 if any failed."""
+    """Print one device's outcomes; return 1 if any failed."""
     device = open_device(arguments[0])
     print(device_description(device), flush=True)
     failed = False

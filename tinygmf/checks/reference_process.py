@@ -1,8 +1,8 @@
 """Run the pure-Python reference in a folder, as `python -m reference` does in a clone.
 
-`python -I reference_process.py FOLDER ARGUMENT …`: this file is a program of its own, which imports
-nothing of tinygmf. The package comes from FOLDER and from nowhere else, whatever its name is there
-and wherever Python would look for modules.
+`python -I reference_process.py FOLDER ARGUMENT …`: this file is a separate program that imports
+nothing of tinygmf. The package comes from FOLDER and from nowhere else, whatever the folder's name
+and Python's module path.
 """
 
 import runpy

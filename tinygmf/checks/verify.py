@@ -23,7 +23,7 @@ from tinygmf.model import MIN_SIZE
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights, write_tensors
 
 PROCESS = Path(__file__).with_name("reference_process.py")
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of an output's largest value
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}  # of the largest output
 
 
 def find_reference() -> Path:
@@ -34,21 +34,26 @@ def find_reference() -> Path:
             return folder
     raise ValueError(
         f"{package / 'reference'}: expected the pure-Python reference, found none: the "
-        "installation is not whole; install tinygmf again"
+        "installation is incomplete; install tinygmf again"
     )
 
 
 def run_reference(network: NetworkWeights, picture: Image.Image) -> list[np.ndarray]:
     """Four maps (D_i, h, w) and the logits, in float64, of an RGB picture at its own size.
 
-    Raises ValueError where there is no reference, or where it fails.
+    Raises ValueError if there is no reference, or if it fails.
     """
     folder = find_reference()
     with tempfile.TemporaryDirectory() as scratch:
         weights, image = Path(scratch, "weights.safetensors"), Path(scratch, "image.ppm")
         write_tensors(network.arrays, weights)
         picture.save(image)
-        command = [sys.executable, "-I", str(PROCESS), str(folder)]  # -I: no module here is used
+        command = [
+            sys.executable,
+            "-I",
+            str(PROCESS),
+            str(folder),
+        ]  # -I: no module from here
         command += [str(weights), str(image), "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -58,7 +63,7 @@ def run_reference(network: NetworkWeights, picture: Image.Image) -> list[np.ndar
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, of the largest value; infinite where a value is no number."""
+    """The largest difference, relative to the largest value; infinite if a value is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return math.inf
     return float(np.abs(found - expected).max() / np.abs(expected).max())
@@ -77,9 +82,9 @@ def verify_network(
     dtype: str = "float32",
     entry: str | None = None,
 ) -> bool:
-    """Prints the largest difference of every stage; True if all are within rounding.
+    """Print the largest difference of every stage; True if all are within rounding.
 
-    Raises ValueError where the network cannot be read, or there is no reference to compare with.
+    Raises ValueError if the network cannot be read, or there is no reference to compare with.
     """
     if size < MIN_SIZE:
         raise ValueError(f"--size: expected at least {MIN_SIZE} pixels, found {size}")

@@ -1,1 +1,1 @@
-"""The explorable page: the network at work in a browser, drawn part by part."""
+"""A page that runs the network in a browser and shows its attention part by part."""

@@ -1,7 +1,7 @@
 """The same network for the browser's WebGPU: a shader for each kernel, and the calls in order.
 
-tinygrad writes WGSL without a GPU, or WebGPU, being here. Weights and maps have the names that they
-have in the WebAssembly program, so the page can hand values from the one to the other.
+tinygrad writes WGSL even where there is no GPU and no WebGPU. Weights and maps have the same names
+as in the WebAssembly program, so the page can pass values between the two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_BUFFERS = 8  # of one shader, on every adapter
 
 def capture_shaders(network: NetworkWeights, size: int, maps: Sequence[str]) -> dict[str, object]:
     """`shaders`, WGSL; `calls`, [shader, groups along x, y and z, arguments]; `sizes` of values, in
-    floats; `maps`, the value of each checkpoint name. Raises ValueError for what no shader can do.
+    floats; `maps`, the value of each checkpoint name. ValueError if a kernel cannot be a shader.
     """
     folded, weights = plain_weights(network)
     x = Tensor.empty(1, 3, size, size, device=DEVICE)

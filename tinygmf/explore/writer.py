@@ -1,7 +1,7 @@
-"""The page as a folder: what a browser needs, and nothing from elsewhere.
+"""Write the page to a folder that holds all a browser needs.
 
-Browsers load neither modules nor data for a page that lies on a disk, only plain scripts. So
-weights, programs and pictures are scripts too: each calls `receive` with its content in base64.
+For a page opened from disk browsers load neither modules nor data, only plain scripts. So weights,
+programs and pictures are scripts too: each calls `receive` with its content in base64.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PAGE = files("tinygmf.explore").joinpath("page")
 PHOTOGRAPHS = files("tinygmf.explore").joinpath("pictures")
 ASSETS = files("tinygmf").joinpath("assets")
 LABELS = {"digits": "a handwritten {}", "scenes": "scene {}"}  # of the assets' pictures
-SIZES = 128, PUBLISHED_SIZE  # pixels, beside those of the training
-THREADS = 8  # at most: where a page is isolated, others' machines have more cores than this one
+SIZES = 128, PUBLISHED_SIZE  # pixels, besides the training size
+THREADS = 8  # at most, where the page is isolated: a reader's machine may have more cores
 BLOCK_MAPS = "cpe", "att.qkv", "att.aggregator", "att.aggregator.agg0", "att.crpe.conv_list"
 
 
@@ -39,10 +39,10 @@ def write_page(
     sizes: tuple[int, ...] = SIZES,
     tell: Callable[[str, int], None] = lambda name, size: None,
 ) -> None:
-    """index.html and what it loads, into a folder that exists.
+    """Write index.html and what it loads to an existing folder.
 
-    Each network comes for pictures of its own size and of `sizes`; `tell` hears which is next, as
-    each takes seconds. Raises ValueError for one that cannot be exported, and without zig; OSError.
+    Each network is compiled for its own picture size and for `sizes`; `tell` is called before each,
+    which takes seconds. Raises ValueError if one cannot be exported or zig is missing; OSError.
     """
     copy(PAGE, folder)
     (folder / "js" / "network.js").write_bytes(TEMPLATES.joinpath("network.js").read_bytes())
@@ -66,7 +66,7 @@ def write_page(
 def programs(
     network: NetworkWeights, sizes: tuple[int, ...], tell: Callable[[int], None]
 ) -> Iterator[Program]:
-    """One for each size, with every map kept that the page shows, and a name for each class."""
+    """A program for each size that keeps every map the page shows and has class names."""
     if network.config.num_classes and not network.settings.classes:
         classes = tuple(usual_names(network.config.num_classes))
         network = network._replace(settings=replace(network.settings, classes=classes))
@@ -77,13 +77,13 @@ def programs(
 
 
 def require_showable(network: NetworkWeights, path: str) -> None:
-    """ValueError, in one line, for a network that the page cannot run."""
+    """Raise ValueError, in one line, for a network that the page cannot run."""
     network.config.require_colour(f"{path}: explore")
     network.config.require_published_form(f"{path}: explore")
 
 
 def copy(source: Traversable, folder: Path) -> None:
-    """A folder of the package, into one that exists."""
+    """Copy a folder of the package to an existing one."""
     for one in source.iterdir():
         if one.is_dir():
             (folder / one.name).mkdir()
@@ -93,7 +93,7 @@ def copy(source: Traversable, folder: Path) -> None:
 
 
 def write_data(path: Path, name: str, value: object, content: bytes | None = None) -> None:
-    """A script that hands a value, and deflated bytes, to the page."""
+    """Write a script that hands a value, and deflated bytes, to the page."""
     arguments = [json.dumps(name), json.dumps(value, separators=(",", ":"))]
     if content is not None:
         arguments.append(json.dumps(base64.b64encode(zlib.compress(content, 9)).decode()))
@@ -101,13 +101,13 @@ def write_data(path: Path, name: str, value: object, content: bytes | None = Non
 
 
 def sizes_of(network: NetworkWeights, sizes: tuple[int, ...]) -> list[int]:
-    """Pixels, the network's own size first."""
+    """The picture sizes in pixels, the network's own first."""
     own = network.settings.image_size or PUBLISHED_SIZE
     return [own, *(size for size in sizes if size != own)]
 
 
 def kept_maps(config: GroupMixFormerConfig) -> list[str]:
-    """The checkpoint names of all that the page shows."""
+    """The checkpoint names of all maps that the page shows."""
     names = ["conv_stem.act1", "conv_stem.act2"]
     for stage in range(STAGES):
         names.append(f"patch_embed_layers.{stage}.act")
@@ -118,7 +118,7 @@ def kept_maps(config: GroupMixFormerConfig) -> list[str]:
 
 
 def describe(name: str, network: NetworkWeights, sizes: tuple[int, ...]) -> dict[str, object]:
-    """What the page says of a network before it is loaded."""
+    """What the page says about a network before it is loaded."""
     return {
         "name": name,
         "sizes": sizes_of(network, sizes),
@@ -151,7 +151,7 @@ def shapes(program: Program) -> dict[str, object]:
 
 
 def pictures(networks: Mapping[str, NetworkWeights]) -> Iterator[dict[str, str]]:
-    """To begin with: for each network the pictures that it comes with, and photographs for all."""
+    """The bundled pictures: those of each network, and photographs for all."""
     for kind, label in LABELS.items():
         network = next((name for name in networks if name.startswith(kind)), None)
         if network is not None and ASSETS.joinpath(kind).is_dir():
@@ -160,7 +160,7 @@ def pictures(networks: Mapping[str, NetworkWeights]) -> Iterator[dict[str, str]]
 
 
 def pictures_in(folder: Traversable, label: str, network: str) -> Iterator[dict[str, str]]:
-    """Each with the network that it is for, and a label that its name fills, to the first _."""
+    """Each picture, with its network and `label` filled with its name up to the first _."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         stem, _, suffix = path.name.rpartition(".")
         if suffix in ("png", "jpg"):

@@ -1,4 +1,4 @@
-"""What a start is worth on a small folder of photographs: fresh weights, or those that come along.
+"""What a start is worth on a small folder of photographs: fresh weights, or bundled ones.
 
     python tests/tools/benchmarks/finetune_starts.py [--starts fresh digits …] [--seeds 0 1 2]
         [--split 0] [--pieces 5] [--folder PATH] [-- option of `tinygmf train` …]

@@ -1,7 +1,7 @@
 "use strict";
-// The answer: probabilities, and beside them those of the whole network where parts are off.
+// The answer: probabilities, beside those of the whole network if parts are off.
 
-const FEW = 10; // classes that all have their bar, in their own order
+const FEW = 10; // up to so many classes each have a bar, in their own order
 
 function answerFigure(element) {
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -29,7 +29,7 @@ function answerFigure(element) {
   };
 }
 
-/** The likeliest class; of a network without classes how far its features are from others. */
+/** The likeliest class; for a network without classes, how far its features are from others. */
 function told({ info }, values, others) {
   if (!info.head) {
     const change = largest(values.map((value, i) => value - others[i])) / largest(others);

@@ -1,5 +1,5 @@
 "use strict";
-// Who attends to whom: a place of the picture, and what it draws from every other, head by head.
+// Who attends to whom: a place of the picture, and what it draws from all places, head by head.
 
 function attentionFigure(look) {
   const picture = new TokenMap("the picture: point at a place", look.point);

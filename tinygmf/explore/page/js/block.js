@@ -1,5 +1,5 @@
 "use strict";
-// Group-Mix Attention of one block, whole: five segments of Q, K and V, what becomes of them, the
+// The Group-Mix Attention of one block: five segments of Q, K and V before and after aggregation, the
 // heads, and the ensemble layer.
 
 function blockFigure(onSegment) {

@@ -10,7 +10,7 @@ const SIGNED = {
 };
 const STRENGTH = ["#3b0f55", "#453781", "#33638d", "#238a8d", "#29af7f", "#74d055", "#fde725"];
 
-/** One scale for some maps, as far below zero as above. */
+/** One scale for some maps, symmetric around zero. */
 function signed(...maps) {
   const { most, beyond } = bounds(maps);
   return { low: -most, high: most, beyond, colours: SIGNED[dark.matches ? "dark" : "light"] };
@@ -22,8 +22,8 @@ function strength(...maps) {
   return { low: 0, high: most, beyond, colours: STRENGTH };
 }
 
-/** The largest value, or where few are so large that all others would look like zero, the one that
- * 99 % stay within. The legend then says that there is more beyond. */
+/** The largest value; or, if a few values would make all others look like zero, the one that 99 %
+ * stay within. The legend then says that there is more beyond. */
 function bounds(maps) {
   const sizes = new Float32Array(maps.reduce((count, { length }) => count + length, 0));
   let at = 0;

@@ -1,13 +1,13 @@
 "use strict";
-// The network on the graphics processor, through WebGPU where the browser has it. What it computes
-// is put where the WebAssembly program keeps the same maps, so all figures read it there.
+// The network on the GPU, through WebGPU where the browser has it. Its results are copied to where the
+// WebAssembly program keeps the same maps, so all figures read them there.
 
 class Gpu {
   #device; #buffers = {}; #calls = []; #model; #table; #read; #last = Promise.resolve();
 
   static async open(model) {
     const adapter = await navigator.gpu.requestAdapter();
-    if (!adapter) throw new Error("WebGPU: expected a graphics processor, found none");
+    if (!adapter) throw new Error("WebGPU: expected a GPU, found none");
     const { bytes } = await load(`${model.name}_${model.info.size}_webgpu`);
     const table = JSON.parse(new TextDecoder().decode(bytes));
     const gpu = new Gpu(await adapter.requestDevice(), model, table);
@@ -64,7 +64,7 @@ class Gpu {
     });
   }
 
-  /** The network with the model's present weights -> logits. One run after the other. */
+  /** Run the network with the model's current weights -> logits. One run after the other. */
   run(picture) {
     this.#last = this.#last.then(() => this.#run(picture));
     return this.#last;

@@ -1,5 +1,6 @@
 "use strict";
-// Data from scripts, as a page on a disk may load nothing else: each file in data/ calls `receive`.
+// Data from scripts, as a page opened from disk may load nothing else: each file in data/ calls
+// `receive`.
 
 const received = {};
 
@@ -9,13 +10,14 @@ function receive(name, value, content) {
   received[name] = { value, content };
 }
 
-/** The value and the bytes of a file in data/. Asked for twice, it is loaded once. */
+/** The value and the bytes of a file in data/; each file is loaded once. */
 function load(name) {
   loading[name] ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = `data/${name}.js`;
     script.onload = () => resolve(received[name]);
-    script.onerror = () => reject(new Error(`data/${name}.js: expected a file, found none`));
+    const missing = `data/${name}.js: expected a file, found none: write the page again`;
+    script.onerror = () => reject(new Error(missing));
     document.head.append(script);
   }).then(async ({ value, content }) => ({ value, bytes: content && (await inflate(content)) }));
   return loading[name];

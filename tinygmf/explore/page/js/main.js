@@ -7,7 +7,7 @@ const state = {
   source: null, // what the picture is made from
   stage: 0,
   index: 0, // of the block in its stage
-  y: 0.5, // the place that is pointed at, as a share of the picture
+  y: 0.5, // the place pointed at, as a fraction of the picture
   x: 0.5,
   part: 0, // Q, K or V
   segment: 1,
@@ -24,7 +24,7 @@ let networks = [];
 let figures = [];
 let opening = Promise.resolve();
 
-/** Another network, size or picture. One after the other, as loading takes time. */
+/** Change network, size or picture. Calls run one after the other, as loading takes time. */
 function reopen(changes) {
   opening = opening.then(async () => {
     const wanted = { ...state, ...changes };
@@ -56,7 +56,7 @@ function reopen(changes) {
   return opening;
 }
 
-/** The network again, with some parts off. */
+/** Run the network again, with some parts off. */
 function run(changes = {}) {
   Object.assign(state, changes);
   const chosen = [{ stage: state.stage, index: state.index }];
@@ -73,13 +73,13 @@ function lookAtBlock() {
   redraw();
 }
 
-/** Another place, channel or form: nothing runs again. */
+/** Change place, channel or form: nothing runs again. */
 function change(changes) {
   Object.assign(state, changes);
   redraw();
 }
 
-/** Figures in sight are drawn at the next frame, others when they come into sight. */
+/** Figures in view are drawn at the next frame, others when they scroll into view. */
 function redraw() {
   for (const figure of figures) figure.stale = true;
   requestAnimationFrame(drawStale);
@@ -122,7 +122,7 @@ function benchFigure() {
 function tellPace() {
   const { took, team, gpu } = view.model;
   const threads = team.threads > 1 ? `${team.threads} threads` : "one thread";
-  const on = gpu ? "the graphics processor" : threads;
+  const on = gpu ? "the GPU" : threads;
   const time = took < 1 ? "less than 1 ms" : `${short(took)} ms`; // some browsers count whole ones
   find("#pace").textContent = `${time} on ${on}`;
 }
@@ -141,19 +141,19 @@ function fillSelects() {
       option(`${stage}.${index}`, `stage ${stage + 1}, block ${index + 1}`),
     ),
   );
-  const note = `It was trained on ${known.trained}×${known.trained} pixels. At another size its maps are
-    worth a look, its answer less so.`;
+  const note = `It was trained at ${known.trained}×${known.trained} pixels. At other sizes trust its maps
+    more than its answer.`;
   find("#note").textContent = known.trained && state.size !== known.trained ? note : "";
   find("#parameters").textContent = known.parameters.toLocaleString("en");
 }
 
-/** A picture, with the network and the size that suit it. */
+/** Show a picture, with the network and the size that suit it. */
 function take({ source, network = "", drawn = false }) {
   const names = networks.map(({ name }) => name);
   const wanted = drawn && names.includes("digits") ? "digits" : network;
   const known = networks.find(({ name }) => name === (names.includes(wanted) ? wanted : state.name));
   const own = known.trained ?? 224;
-  const size = wanted || own > 64 ? own : Math.max(...known.sizes); // small ones show little of a photograph
+  const size = wanted || own > 64 ? own : Math.max(...known.sizes); // small sizes show little of a photograph
   reopen({ source, name: known.name, size });
 }
 

@@ -1,6 +1,6 @@
 "use strict";
-// A map of tokens, drawn one pixel a token, with marks over it. It can be pointed at with mouse,
-// finger and arrow keys.
+// A map of tokens, drawn one pixel per token, with marks over it. Mouse, finger and arrow keys point
+// at it.
 
 class TokenMap {
   constructor(label, onPoint) {
@@ -28,7 +28,7 @@ class TokenMap {
     context.putImageData(image, 0, 0);
   }
 
-  /** A picture in place of values. `side` is that of the tokens that are pointed at. */
+  /** A picture in place of values. `side` counts the tokens that can be pointed at. */
   drawPicture(source, side) {
     this.side = side;
     Object.assign(this.canvas, { width: source.width, height: source.height });
@@ -83,7 +83,7 @@ class TokenMap {
   }
 }
 
-/** An element, its class, and what is in it. */
+/** A new element with its class and children. */
 function make(tag, className, ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;

@@ -1,5 +1,5 @@
 "use strict";
-// The network at work on one picture: what it answers, its blocks, and parts of it switched off.
+// The network on one picture: its answer, its blocks, and parts of it switched off.
 
 const PARTS = ["tokens", "groups of 3×3", "groups of 5×5", "groups of 7×7", "non-attention"];
 const HEADS = 8;
@@ -20,8 +20,8 @@ class Model {
     );
   }
 
-  /** A normalized picture, three planes -> logits, or a promise of them from a `gpu`. `off` names
-   * parts that are missing in `where`. */
+  /** A normalized picture, three planes -> logits, or a promise of them on a GPU. `off` names
+   * parts that are off in the blocks `where`. */
   run(picture, off = new Set(), where = this.blocks) {
     this.picture = picture;
     this.network.weights(0, this.info.total).set(this.original);
@@ -36,7 +36,7 @@ class Model {
     return this.logits;
   }
 
-  /** From now on the graphics processor computes, or no longer. */
+  /** Compute on the GPU, or in WebAssembly, from now on. */
   async use(engine) {
     if (engine === "webgpu") this.gpu ??= await Gpu.open(this);
     else this.gpu = this.gpu?.close();
@@ -58,7 +58,7 @@ class Model {
     return this.network.weights(...this.info.weights[`stage${stage}_block${index}_${field}`]);
   }
 
-  /** A part without weights: of a position encoding nothing stays but the tokens themselves. */
+  /** Zero the weights of a part; a position encoding then returns the tokens unchanged. */
   #remove(part, block) {
     const dim = this.info.dims[block.stage];
     if (part === "cpe") {
@@ -75,13 +75,13 @@ class Model {
     }
   }
 
-  /** The block's map of tokens before it. */
+  /** The name of the map that the block reads. */
   inputName({ stage, index }) {
     return index ? blockName(stage, index - 1) : `patch_embed_layers.${stage}.act`;
   }
 
-  /** What a block makes of other tokens, put in place of a kept map. The rest runs too, here always
-   * in WebAssembly. */
+  /** Run the network, always in WebAssembly, with `values` in place of a kept map; return the block
+   * and the logits. */
   retry(block, name, values) {
     const logits = this.network.runFrom(name, values);
     const seen = new Block(this, block);
@@ -92,7 +92,7 @@ class Model {
 
 const blockName = (stage, index) => `groupmixformer_backbone.${stage}.gma_stage.${index}`;
 
-/** One block of the last run. N tokens of D channels lie row by row, channels last. */
+/** One block of the last run. N tokens of D channels, stored row by row, channels last. */
 class Block {
   constructor(model, { stage, index }) {
     const name = blockName(stage, index);
@@ -119,19 +119,19 @@ class Block {
     return pick(this.qkv, 3 * this.dim, part * this.dim + segment * this.segment + channel);
   }
 
-  /** The same behind them: tokens or group proxies, or the non-attention branch. */
+  /** The same after them: tokens or group proxies, or the non-attention branch. */
   after(part, segment, channel) {
     if (segment === 4) return pick(this.fifth, this.segment, channel);
     return pick(this.mixed, 3 * this.width, part * this.width + segment * this.segment + channel);
   }
 }
 
-/** Every `step`-th value from one on: a channel of a map. */
+/** Every `step`-th value from `first` on: a channel of a map. */
 function pick(values, step, first) {
   return Float32Array.from({ length: values.length / step }, (_, i) => values[i * step + first]);
 }
 
-/** The root of the mean square over the channels: how strong each token is. */
+/** The root mean square over the channels: how strong each token is. */
 function strengthOf(values, channels) {
   return Float32Array.from({ length: values.length / channels }, (_, i) => {
     let sum = 0;

@@ -1,5 +1,5 @@
 "use strict";
-// The reader's picture: drawn, opened, dropped, or one that comes along.
+// The reader's picture: drawn, opened, dropped, or a bundled one.
 
 const DRAWING = 256; // pixels a side
 const PEN = 26;
@@ -69,7 +69,8 @@ function pictureFigure(pictures, onPicture) {
     try {
       onPicture({ source: await decoded(url), network: "" });
     } catch {
-      find("#status").textContent = `${file.name}: expected a picture, found another kind of file`;
+      const found = "found another kind of file: open a JPEG or PNG";
+      find("#status").textContent = `${file.name}: expected a picture, ${found}`;
     }
     URL.revokeObjectURL(url);
   };
@@ -87,7 +88,7 @@ async function decoded(url) {
   return image;
 }
 
-/** A drawing as the digits of the training were made: cut out, and reduced to 8x8 and enlarged. */
+/** A drawing treated like the training digits: cropped, reduced to 8x8 and enlarged. */
 function fitted(canvas) {
   const { data } = canvas.getContext("2d").getImageData(0, 0, DRAWING, DRAWING);
   let [left, top, right, bottom] = [DRAWING, DRAWING, 0, 0];
@@ -103,7 +104,7 @@ function fitted(canvas) {
   return resized(canvas, box, 8, 32);
 }
 
-/** A box of a picture, brought to each of some sizes in turn. */
+/** A box of a picture, resized to each of `sizes` in turn. */
 function resized(source, box, ...sizes) {
   for (const size of sizes) {
     const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });

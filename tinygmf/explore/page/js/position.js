@@ -1,6 +1,6 @@
 "use strict";
-// Why no position encoding is needed: tokens shuffled, to see who notices, and tokens all alike, to
-// see who still knows where the border is.
+// Why no position encoding is needed: tokens shuffled, to see which parts notice, and tokens all
+// alike, to see which parts still know where the border is.
 
 function positionFigure(look) {
   const maps = [new TokenMap("the block's tokens"), new TokenMap("the same, shuffled")];
@@ -70,8 +70,8 @@ function reorder(values, order) {
   return out;
 }
 
-/** Each part's largest change through the shuffle, as a share of its largest value: what it makes
- * of shuffled tokens is compared with what it made of them before, shuffled. */
+/** Each part's largest change through the shuffle, as a share of its largest value: its result on
+ * shuffled tokens is compared with its earlier result, shuffled. */
 function whoNotices(model, block, order) {
   const input = model.inputName(block);
   const early = model.retry(block, input, reorder(model.network.map(input).values, order)).seen;
@@ -105,7 +105,7 @@ function whoNotices(model, block, order) {
   return { parts: noticed, logits };
 }
 
-/** `repeats` maps of tokens one behind the other. */
+/** The largest change over `repeats` maps of tokens, stored one after the other. */
 function largestChange(before, after, order, repeats) {
   const size = before.length / repeats;
   let most = 0;
@@ -116,7 +116,7 @@ function largestChange(before, after, order, repeats) {
   return most / (largest(before) || 1);
 }
 
-/** What the block makes of tokens that are all the one at a place. */
+/** The block's result when every token is a copy of one. */
 function allAlike(model, block, token) {
   const same = Array.from({ length: block.n }, () => token);
   return model.retry(block, `${block.name}.cpe`, reorder(block.cpe, same)).seen;
@@ -126,7 +126,7 @@ function tellAnswers(model, logits, n) {
   const answer = (values) => told(model, values, model.logits);
   find("#shuffled-answer").textContent =
     n === 1
-      ? "A single token has no order: choose a block with more of them."
+      ? "A single token has no order: choose a block with more tokens."
       : `The answer: ${answer(model.logits)}. With this block's tokens shuffled: ${answer(logits)}.`;
 }
 

@@ -19,7 +19,7 @@ function proxyFigure(look) {
     [0, 1, 2, 3].map((s) => [String(s), s ? `${SIZES[s]}×${SIZES[s]}` : "tokens", s === 1]),
     (value) => look.change({ segment: Number(value) }),
   );
-  let swept = Infinity; // so many proxies are there
+  let swept = Infinity; // proxies that are shown
   let timer = 0;
   find("#sweep").addEventListener("click", () => {
     clearInterval(timer);
@@ -112,7 +112,7 @@ function proxySteps(block, part, segment, { row, column }) {
   return { seen, weights, sums, mixed, proxy };
 }
 
-/** Values as coloured cells, `across` in a row; what lies outside the map is null. */
+/** Values as colored cells, `across` in a row; values outside the map are null. */
 function fill(element, values, across, scale, chosen = -1) {
   element.style.setProperty("--across", across);
   element.replaceChildren(

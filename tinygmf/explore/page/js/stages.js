@@ -1,5 +1,5 @@
 "use strict";
-// From the picture to the answer: the stem and the four stages, each with what its map holds.
+// From the picture to the answer: the stem and the four stages, each with its map.
 
 function stagesFigure(onBlock) {
   const element = find("#stages");

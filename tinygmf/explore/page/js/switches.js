@@ -34,7 +34,7 @@ function switchesFigure(onSwitch) {
       answer.draw(view);
       const { off, everywhere } = view.state;
       const where = everywhere ? "every block" : "the chosen block";
-      find("#off").textContent = off.size ? `Off in ${where}: ${[...off].join(", ")}.` : "All is on.";
+      find("#off").textContent = off.size ? `Off in ${where}: ${[...off].join(", ")}.` : "Everything is on.";
     },
   };
 }

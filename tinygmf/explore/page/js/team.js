@@ -1,6 +1,6 @@
 "use strict";
-// The network on several threads: workers that share one memory with the page. Browsers allow them
-// where a server isolates the page from others; elsewhere the page's own thread does all by itself.
+// The network on several threads: workers that share one memory with the page. Browsers allow this
+// if the server isolates the page (COOP and COEP); otherwise the page's own thread does all the work.
 
 const PAGE_BYTES = 65536; // of WebAssembly's memory
 const HELP = `onmessage = ({ data: { module, memory, stack, places } }) => {
@@ -26,7 +26,7 @@ class Team {
     Object.assign(this, { memory, exports, threads });
   }
 
-  /** What a `Network` calls, with all threads that there are. */
+  /** What a `Network` calls, with all threads. */
   get code() {
     const network_run_from = (first, ...places) => {
       while (this.#workers.length < this.threads - 1) this.#hire(places);
