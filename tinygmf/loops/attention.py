@@ -19,8 +19,8 @@ from tinygmf.loops.values import ZERO
 
 
 def softmax_back(out: UOp, s: UOp, g: UOp, *, to: int) -> UOp:
-    """out, from channel `to` on, = the gradient for the input of a softmax s over the tokens, given
-    its own, g: both (B, N, C)."""
+    """out, from channel `to` on, = the gradient of the input of a softmax over the tokens, from the
+    softmax s and its gradient g, both (B, N, C)."""
     batch, n, channels = s.shape
     out = seen_as(out, (batch, n, -1))
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
@@ -46,7 +46,7 @@ def outer(
     y_channel: int = 0,
 ) -> UOp:
     """out (B, S, 1, C, C) = scale * xᵀ y, of S times C channels of x (B, N, …) and of y (B, N, …),
-    from `x_channel` and `y_channel` on; zero where the two channels are not of one head."""
+    from `x_channel` and `y_channel` on; zero for two channels of different heads."""
     batch, blocks, _, channels, _ = out.shape
     x, y = (seen_as(t, (batch, -1, t.shape[-1])) for t in (x, y))
     nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels, exact=True)

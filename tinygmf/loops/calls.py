@@ -1,4 +1,4 @@
-"""Tensors that loop nests write: each nest is built once, though a network calls it many times."""
+"""Tensors written by loop nests. Each nest is built once, though a network calls it many times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinygmf.loops.tiles import registers
 def run_loops(
     kernel: Callable[..., UOp], shape: tuple[Any, ...], dtype: DType, *inputs: Tensor
 ) -> Tensor:
-    """The tensor of this shape that the loop nest writes, given it and the inputs."""
+    """A new tensor of this shape, written by the loop nest from the inputs."""
     out = Tensor.invalids(*shape, dtype=dtype, device=inputs[0].device)
     return written(out, kernel, *inputs)
 
@@ -33,5 +33,5 @@ def written(out: Tensor, kernel: Callable[..., UOp], *inputs: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1000)
 def built(function: Callable[..., UOp], options: tuple, target: tuple, *buffers: UOp) -> UOp:
-    """The loop nest that a function makes of these buffers, for the target that there is."""
+    """The loop nest that a function builds for these buffers and this target."""
     return function(*buffers, **dict(options))

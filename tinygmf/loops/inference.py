@@ -1,12 +1,12 @@
-"""The operations that the folded network is made of, on maps with the channels last: (B, H, W, C).
+"""The operations of the folded network, on maps with the channels last: (B, H, W, C).
 
 Each is written twice. The first form is a tensor expression, for any device. The second is for the
 CPU device, where tinygrad's own schedule is slow to lower (it unrolls loops into thousands of
 scalar operations) and slow to run (a fifth of a core's peak): the loop nest that one would write in
-C. A tile of outputs stays in a small local array, and clang makes vector instructions of the
-innermost loop, which runs over neighbouring channels. Lowering one takes milliseconds, and a
-product reaches 60 to 95 % of a core's peak. Where a size is no multiple of the tile's, the last
-tile overlaps the one before it, so every shape works.
+C. A tile of outputs stays in a small local array, and clang vectorizes the innermost loop, which
+runs over neighboring channels. Lowering one takes milliseconds, and a product reaches 60 to 95 % of
+a core's peak. If a size is not a multiple of the tile's, the last tile overlaps the one before it,
+so every shape works.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SOFTMAX = 32  # channels at a time
 
 
 def pad(x: Tensor, rim: int, channel: int = 0) -> Tensor:
-    """(B, H, W, C) -> (B, H + 2 rim, W + 2 rim, C - channel), zeros around, from `channel` on."""
+    """(B, H, W, C) -> (B, H + 2 rim, W + 2 rim, C - channel): zeros around, from `channel` on."""
     batch, height, width, channels = x.shape
     if on_cpu(x.device):
         shape = (batch, height + 2 * rim, width + 2 * rim, channels - channel)
@@ -58,11 +58,12 @@ def dense(
 ) -> Tensor:
     """A convolution, or with a 1x1 window a matrix product: (B, H', W', D) -> (B, H, W, E).
 
-    weight (kh, kw, K, E), or (B, 1, 1, K, E) for a matrix of each picture's own; x has its rim and
-    at least K channels from `channel` on. The epilogue is applied to each sum and to what `others`
-    (B, H, W, >= E) hold in its place. The weight is zero outside its `blocks` on the diagonal, and
-    may hold anything there on the CPU, where only the blocks are read. There a weight may also be
-    one of `pairs`, for x of bfloat16, or in `panels`, with `columns` E unless there is a bias.
+    weight (kh, kw, K, E), or (B, 1, 1, K, E) for one matrix per picture; x includes its rim and has
+    at least K channels from `channel` on. The epilogue is applied to each sum and to the values of
+    `others` (B, H, W, >= E) at its position. The weight is zero outside its `blocks` on the
+    diagonal; on the CPU, where only the blocks are read, it may hold anything there. There a weight
+    may also be one of `pairs`, for x of bfloat16, or in `panels`, with `columns` E unless there is
+    a bias.
     """
     kh, kw, depth, width = map(int, weight.shape[-4:])
     columns = columns or int(bias[0].shape[0] if bias else width)
@@ -89,7 +90,7 @@ def dense(
 
 
 def unfold(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """x (B, H', W', K) -> (B, H, W, kh * kw * K), every window's values side by side."""
+    """x (B, H', W', K) -> (B, H, W, kh * kw * K), the values of each window side by side."""
     bottom, right = ((int(x.shape[i + 1]) - size[i]) // stride[i] * stride[i] + 1 for i in range(2))
     places = ((i, j) for i in range(size[0]) for j in range(size[1]))
     parts = [x[:, i : i + bottom : stride[0], j : j + right : stride[1]] for i, j in places]
@@ -97,7 +98,7 @@ def unfold(x: Tensor, size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
 
 
 class Run(NamedTuple):
-    """Neighbouring channels whose depthwise kernels have a size, within a rim of zeros."""
+    """Neighboring channels whose depthwise kernels have this size, within a rim of zeros."""
 
     size: int
     first: int
@@ -112,10 +113,10 @@ def depthwise(
     runs: tuple[Run, ...] = (),
     parts: int = 1,
 ) -> Tensor:
-    """Each channel's own window: x (B, H', W', C), rim included; weight (k, k, C); bias (C).
+    """A depthwise convolution: x (B, H', W', C), rim included; weight (k, k, C); bias (C).
 
-    The kernels' zeros are passed over on the CPU where `runs` tell of them: they cover the channels
-    of the first of so many `parts` alike.
+    On the CPU `runs` let it skip the kernels' zeros: they cover the first of `parts` equal parts of
+    the channels, and the other parts are alike.
     """
     kernel = int(weight.shape[0])
     height, width = ((int(size) - kernel) // stride + 1 for size in x.shape[1:3])
@@ -134,7 +135,7 @@ def depthwise(
 
 
 def apply(function: Callable[[Value], Value], x: Tensor) -> Tensor:
-    """A function of every value: apart from `dense` where it needs many registers itself."""
+    """Apply a function to every value; separate from `dense` if it needs many registers itself."""
     if on_cpu(x.device):
         return run_loops(partial(apply_loops, function=function), x.shape, x.dtype, x)
     return function(x.float()).cast(x.dtype).contiguous()
@@ -147,7 +148,7 @@ def layernorm(
     epilogue: Callable[[Value], Value] = identity,
     dtype: DType | None = None,
 ) -> Tensor:
-    """x (B, H, W, C), each token by its own mean and variance; times and plus `affine`, (C)."""
+    """x (B, H, W, C), each token by its own mean and variance; `affine`: scale and shift, (C)."""
     dtype = dtype or x.dtype
     if on_cpu(x.device):
         kernel = partial(layernorm_loops, eps=eps, epilogue=epilogue)
@@ -158,7 +159,7 @@ def layernorm(
 
 
 def softmax(x: Tensor, channel: int, channels: int) -> Tensor:
-    """Over the tokens: x (B, N, D), some channels of it -> (B, N, channels)."""
+    """Over the tokens: x (B, N, D), `channels` of it from `channel` on -> (B, N, channels)."""
     if on_cpu(x.device):
         shape = (*x.shape[:2], channels)
         return run_loops(partial(softmax_loops, channel=channel), shape, x.dtype, x)
@@ -169,7 +170,7 @@ def softmax(x: Tensor, channel: int, channels: int) -> Tensor:
 def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int, blocks: int = 1) -> Tensor:
     """mask * xᵀ y for each picture: x (B, N, C), y (B, N, D), C channels of it -> (B, C, C).
 
-    On the CPU only the `blocks` on the diagonal are written, outside of which the mask is zero.
+    On the CPU only the `blocks` on the diagonal are written; outside them the mask is zero.
     """
     batch, _, channels = x.shape
     if on_cpu(x.device):
@@ -184,7 +185,7 @@ def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int, blocks: int = 1) -> 
 
 
 def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int = 0, apart: int = 1) -> UOp:
-    """As `pad`; zeros also lie between the places of x where these are so far `apart`."""
+    """As `pad`, with the positions of x `apart` steps from each other and zeros between."""
     b, row, column, c = loops = Nest().loops(*out.shape)
     sides = zip((row, column), x.shape[1:3], strict=True)
     (h, down), (w, across) = (inside(at - rim, size, apart) for at, size in sides)
@@ -236,7 +237,7 @@ def dense_loops(
         acc = nest.fill(around, (m, max(c, only or 0)), shift)
         over = ky, kx, k = nest.loops(*window)
         at = (ky * kw + kx) * deep + k
-        once = cut and weight.shape[1] > 1 and batch * height == 1  # rows would each ask again
+        once = cut and weight.shape[1] > 1 and batch * height == 1  # each row would fetch again
         acc = nest.accumulate(
             acc,
             over,
@@ -252,7 +253,7 @@ def dense_loops(
 
 
 def as_one_row(x: UOp) -> UOp:
-    """(B, H, W, C) -> (1, 1, B H W, C): to a 1x1 window with stride 1 they are the same."""
+    """(B, H, W, C) -> (1, 1, B H W, C), the same for a 1x1 window with stride 1."""
     return seen_as(x, (1, 1, math.prod(x.shape[:3]), x.shape[3]))
 
 

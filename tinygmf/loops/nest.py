@@ -1,8 +1,8 @@
 """The language of the loop nests: loops, registers, tiles and the windows of convolutions.
 
 A kernel is written as one would write it in C. A tile of outputs stays in a small local array, and
-clang makes vector instructions of the innermost loop, which runs over neighbouring channels.
-tinygrad lowers such a kernel in milliseconds.
+clang vectorizes the innermost loop, which runs over neighboring channels. tinygrad lowers such a
+kernel in milliseconds.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Nest:
         combine: Callable[[UOp, UOp], UOp] = add,
         then: Callable[[UOp], UOp] = lambda turn: turn,
     ) -> UOp:
-        """Adds to every register a function of its indices, once for every turn of `over`; `then`
-        may add a statement to what a turn does."""
+        """Add to every register a function of its indices, once for every turn of `over`; `then`
+        may add a statement to each turn."""
         loops = self.loops(*registers.shape)
         place = registers.after(*over)[tuple(loops)]
         turn = place.store(combine(place.load(), term(*loops))).end(*loops[::-1])
         return registers.after(then(turn).end(*over[::-1]))
 
     def mean(self, around: list[UOp], size: int, lanes: int, of: Callable[[UOp], UOp]) -> UOp:
-        """The mean of a function of 0 … size - 1, in as many partial sums as there are lanes."""
+        """The mean of a function of 0 … size - 1, in `lanes` partial sums."""
         sums = self.fill(around, (lanes,), lambda lane: ZERO)
         (k,) = over = self.loops(size // lanes)
         sums = self.accumulate(sums, over, lambda lane: of(k * lanes + lane))
@@ -65,7 +65,7 @@ class Nest:
 
 
 def tile(size: int, choices: tuple[int, ...]) -> int:
-    """The first of `choices` that divides `size`; else the first, or `size` where it is smaller."""
+    """The first of `choices` that divides `size`; else the first, or `size` if that is smaller."""
     return next((c for c in choices if size % c == 0), min(size, choices[0]))
 
 
@@ -78,27 +78,27 @@ def value_of(place: UOp) -> UOp:
 
 
 def store(name: str, out: UOp, index: tuple[Index, ...], value: UOp, *loops: UOp) -> UOp:
-    """The kernel: the value stored at the index, in all the loops from the outermost."""
+    """The kernel that stores the value at the index, in `loops`, outermost first."""
     stored = out[index].store(narrowed(value, out.dtype)).end(*loops[::-1])
     return kernel(name, stored, overlapping=True)
 
 
 def kernel(name: str, stored: UOp, overlapping: bool = False, whole: tuple[UOp, ...] = ()) -> UOp:
-    """The kernel that makes these stores, its loops as they are written: see `in_pieces`."""
+    """The kernel of these stores, its loops in the order written but for `in_pieces`."""
     pieces = in_pieces(stored, overlapping, whole)
-    # A tag has tinygrad leave the loops as they are, without looking for others.
+    # The tag makes tinygrad leave the loops as they are, without looking for others.
     return UOp.sink(pieces, arg=KernelInfo(name=name, opts_to_apply=()), tag=1)
 
 
 def put(out: UOp, index: tuple[UOp | int, ...], value: UOp, adding: bool = False) -> UOp:
-    """Stores a value, or adds it to what is there."""
+    """Store a value, or add it to what is there."""
     value = load(out, *index) + value if adding else value
     return out[index].store(narrowed(value, out.dtype))
 
 
 def narrowed(value: UOp, dtype: DType) -> UOp:
-    """As `cast`, but to bfloat16 by half of tinygrad's operations, rounded to even; NaNs that
-    processors make stay such. Clang makes no vectors of the processor's own instruction."""
+    """As `cast`, but to bfloat16 with half of tinygrad's operations, rounded to even; NaNs that
+    processors make stay NaN. Clang does not vectorize the processor's own instruction."""
     if dtype != dtypes.bfloat16 or value.dtype == dtype:
         return value.cast(dtype)
     bits = value.cast(dtypes.float32).bitcast(dtypes.uint32)
@@ -106,18 +106,18 @@ def narrowed(value: UOp, dtype: DType) -> UOp:
 
 
 def statement(text: str, *operands: UOp) -> UOp:
-    """A statement of C; those operands that the text does not name come before it."""
+    """A C statement; operands that the text does not name are computed before it."""
     return UOp(Ops.CUSTOM, src=operands, arg=text)
 
 
 def add_gradient(out: UOp, index: tuple[UOp, ...], value: UOp, share: UOp) -> UOp:
-    """Adds to a weight's gradient."""
+    """Add to a weight's gradient."""
     return put(out, index, value * load(share, 0), adding=True)
 
 
 def seen_as(buffer: UOp, shape: tuple[int, ...]) -> UOp:
-    """A kernel's buffer in another shape. Its memory is reshaped, not its present shape: an index
-    would be split into places of that one, by divisions that tinygrad cannot always undo."""
+    """A kernel's buffer in another shape. Its memory is reshaped, not its current shape: indices
+    into that would need divisions that tinygrad cannot always simplify."""
     return buffer.base.reshape(shape)
 
 
@@ -127,22 +127,22 @@ def flat(x: UOp) -> UOp:
 
 
 def name_of(what: str, *buffers: UOp, numbers: tuple[int, ...] = ()) -> str:
-    """A kernel's name; it holds what tells two kernels of a kind apart at a glance."""
+    """A kernel's name, which tells kernels of a kind apart at a glance."""
     shapes = ["x".join(map(str, buffer.shape)) for buffer in buffers]
     return "_".join([what, *shapes, *map(str, numbers)])
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Which channels of wider maps a kernel works on: `parts` maps lie side by side in both, and in
-    each it reads those from `read` on and writes those from `write` on."""
+    """Which channels of wider maps a kernel works on: input and output hold `parts` maps side by
+    side, and of each it reads the channels from `read` on and writes those from `write` on."""
 
     parts: int = 1
     read: int = 0
     write: int = 0
 
     def reversed(self) -> Channels:
-        """Of the way back, which reads the gradient of what was written."""
+        """For the backward pass, which reads the gradient of what was written."""
         return Channels(self.parts, self.write, self.read)
 
 
@@ -150,7 +150,7 @@ WHOLE = Channels()
 
 
 def inside(at: UOp, size: int, apart: int = 1) -> tuple[UOp, UOp]:
-    """A place of an axis, and whether there is one, of places that lie so far `apart`."""
+    """The index on an axis whose positions are `apart` steps apart, and whether it exists."""
     there = (at >= 0) & (at < size * apart)
     if apart > 1:
         there = there & (at % apart).eq(0)
@@ -160,7 +160,7 @@ def inside(at: UOp, size: int, apart: int = 1) -> tuple[UOp, UOp]:
 def load_inside(
     x: UOp, b: UOp, down: tuple[UOp, UOp], across: tuple[UOp, UOp], channel: UOp
 ) -> UOp:
-    """A value of a map, or zero: row and column come with whether they are inside."""
+    """A value of a map, or zero outside it: row and column come with whether they are inside."""
     (y, inside_y), (z, inside_z) = down, across
     return (inside_y & inside_z).where(load(x, b, y, z, channel), ZERO)
 
@@ -168,8 +168,8 @@ def load_inside(
 def total(
     nest: Nest, around: list[UOp], turns: int, width: int, of: Callable[[UOp, UOp], UOp]
 ) -> UOp:
-    """`width` sums of a function of the turn and the number of the sum, block by block: a long row
-    of terms one by one would lose digits."""
+    """`width` sums of a function of the turn and the sum's number, added block by block: adding
+    many terms one by one would lose digits."""
     few = divisor(turns, BLOCK)
     sums = nest.fill(around, (width,), lambda j: ZERO)
     blocks = nest.loops(turns // few)

@@ -24,7 +24,7 @@ from tinygmf.loops.values import ZERO, hardswish, hardswish_slope, identity
 
 
 def slope(out: UOp, x: UOp, g: UOp, *, function: Callable[[UOp], UOp]) -> UOp:
-    """out = g * function(x), place by place."""
+    """out = g * function(x), elementwise."""
     out, x, g = flat(out), flat(x), flat(g)
     place = Nest().loops(*out.shape)
     value = load(g, *place) * function(load(x, *place))
@@ -38,7 +38,7 @@ def batchnorm(
     """out = [hardswish of] x (rows, C), each channel by its mean and variance, scaled and shifted.
 
     affine (2, C); found (2, C): mean and 1 / deviation; running (2, C): the moving averages of mean
-    and unbiased variance, moved by a tenth.
+    and unbiased variance, with momentum 0.1.
     """
     out, x = (seen_as(t, (-1, affine.shape[1])) for t in (out, x))
     rows, channels = x.shape
@@ -71,7 +71,7 @@ def batchnorm(
 def put_statistics(
     found: UOp, running: UOp, here: UOp, mean: UOp, inverse: UOp, unbiased: UOp
 ) -> UOp:
-    """Stores a channel's mean and 1 / deviation, and moves its running statistics by a tenth."""
+    """Store a channel's mean and 1 / deviation; update its running statistics, momentum 0.1."""
     return UOp.group(
         put(found, (0, here), mean),
         put(found, (1, here), inverse),
@@ -83,7 +83,7 @@ def put_statistics(
 def batchnorm_back(
     out: UOp, weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, share: UOp, *, act: bool
 ) -> UOp:
-    """out = the gradient for x, given that of the result, g; weights (2, C) += that of affine."""
+    """out = the gradient of x, from that of the result, g; weights (2, C) += that of affine."""
     out, x, g = (seen_as(t, (-1, affine.shape[1])) for t in (out, x, g))
     rows, channels = x.shape
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
@@ -112,7 +112,7 @@ def batchnorm_back(
 def batchnorm_parts(
     x: UOp, g: UOp, affine: UOp, found: UOp, act: bool
 ) -> tuple[Callable[[UOp, UOp], UOp], Callable[[UOp, UOp], UOp]]:
-    """The normalized value of a place, and the gradient of the norm's result there."""
+    """The normalized value of an element, and the gradient of the norm's result there."""
 
     def normal(r: UOp, here: UOp) -> UOp:
         return (load(x, r, here) - load(found, 0, here)) * load(found, 1, here)
@@ -166,7 +166,7 @@ def layernorm_back(
     act: bool,
     at: int = 0,
 ) -> UOp:
-    """out = the gradient for x, given that of the result (g, from channel `at` on) [+ plus]."""
+    """out = the gradient of x, from that of the result (g, from channel `at` on) [+ plus]."""
     out, x, g = flat(out), flat(x), flat(g)
     rows, channels = x.shape
     nest, lanes = Nest(), divisor(channels, 10)
@@ -186,7 +186,7 @@ def layernorm_back(
 def layernorm_weight(
     weights: UOp, x: UOp, g: UOp, affine: UOp, found: UOp, share: UOp, *, act: bool, at: int = 0
 ) -> UOp:
-    """weights (2, C) += the gradient of `layernorm` for its affine."""
+    """weights (2, C) += the gradient of the affine of `layernorm`."""
     x, g = flat(x), flat(g)
     rows, channels = x.shape
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
@@ -208,7 +208,7 @@ def layernorm_weight(
 def layernorm_parts(
     x: UOp, g: UOp, affine: UOp, found: UOp, act: bool, at: int
 ) -> tuple[Callable[[UOp, UOp], UOp], Callable[[UOp, UOp], UOp]]:
-    """The normalized value of a place, and the gradient of the norm's result there."""
+    """The normalized value of an element, and the gradient of the norm's result there."""
 
     def normal(r: UOp, j: UOp) -> UOp:
         return (load(x, r, j) - load(found, r, 0)) * load(found, r, 1)

@@ -1,7 +1,7 @@
-"""Products of bfloat16 by a unit that the processor has for them.
+"""Products of bfloat16 on a unit of the processor made for them.
 
-Such a unit multiplies two neighbouring rows of a matrix at once. The matrix (…, K, E) is kept as
-pairs (…, K / 2, E) of type uint32, of which the lower half is of the even row. There are two units:
+Such a unit multiplies two neighboring rows of a matrix at once. The matrix (…, K, E) is kept as
+pairs (…, K / 2, E) of type uint32, whose lower half is from the even row. There are two units:
 
 * AMX (Intel, from Sapphire Rapids on): 16 tokens by 16 channels by 32 rows in one instruction;
 * VDPBF16PS (AMD, from Zen 4 on): 16 channels by 2 rows. Intel's processors need two cycles for it,
@@ -73,7 +73,7 @@ def is_packed(weight: UOp) -> bool:
 
 
 def tile(tokens: int, channels: int, width: int | None = None) -> tuple[int, int]:
-    """Tokens and channels of a tile: full vectors, and of AMX one or two tiles each way."""
+    """Tokens and channels of a tile: full vectors; for AMX one or two of its tiles each way."""
     m, c = best_tile(PAIRS, tokens, channels, unit=unit(), width=width)
     if unit() == "amx" and LANES < m < 2 * LANES:
         m = LANES
@@ -90,7 +90,7 @@ def sums(
     apart: tuple[int, int],
 ) -> UOp:
     """A tile (m, c) of sums of x(ky, kx, k, i) times weight(ky, kx, k, j) over the window (kh, kw,
-    K), where k is even; `apart` are the values from a token, and from a row of pairs, to the next.
+    K), where k is even; `apart`: the strides of tokens and of rows of pairs, in values.
     """
     if unit() == "amx":
         return amx_sums(nest, around, window, tile, x, weight, apart)
@@ -134,13 +134,13 @@ def amx_sums(
     targets = [acc.after(*around)[rows[i], columns[j]] for _, i, j in cells]
     numbers = [(cell, n, 4 * c) for n, (cell, _, _) in enumerate(cells)]
     keep = each("__builtin_ia32_tilestored64({}, {{{}}}, {});", numbers)
-    # tinygrad keeps no statement that is not in a loop, but it keeps a value that is stored
+    # tinygrad drops a statement outside all loops, but keeps a value that is stored
     first = UOp(Ops.CUSTOM, dtypes.float32, (*targets, done), f"({{{{ {keep} *{{0}}; }}}})")
     return acc.after(targets[0].store(first))
 
 
 def amx_config(height: int, step: int) -> str:
-    """The shapes of the eight registers, as LDTILECFG reads them: bytes in a row, and rows."""
+    """The shapes of the eight registers, as LDTILECFG reads them: bytes per row, and rows."""
     widths = [4 * LANES] * 4 + [2 * step] * 2 + [4 * LANES] * 2
     heights = [height] * 6 + [step // 2] * 2
     start = (ctypes.c_uint8 * 16)(1)  # palette 1

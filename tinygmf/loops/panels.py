@@ -1,11 +1,11 @@
 """A product's matrix, laid out in the order in which a kernel reads it.
 
 A tile of outputs needs all rows of the matrix but few of its columns. In rows of E columns these
-lie far apart: each is in a cache line and every second in a page of its own, and no processor
-fetches ahead of such steps. So the matrix (kh, kw, K, E) is kept as panels (1, P, kh, kw, K, c) of
-as many columns as a tile has. Where c does not divide E, the last panel repeats columns of the one
-before it. Fewer columns than a tile has are filled up with zeros: clang computes what is left over
-of a vector number by number.
+are far apart: each is in its own cache line and every second in its own page, and no processor
+prefetches such strides. So the matrix (kh, kw, K, E) is kept as panels (1, P, kh, kw, K, c) of as
+many columns as a tile has. If c does not divide E, the last panel repeats columns of the one
+before it. A matrix with fewer columns than a tile is padded with zeros: clang computes the rest of
+a vector number by number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tinygmf.loops.tiles import PAIRS, PRODUCT, VECTORS, panel_width, registers
 
 LINE = 64  # bytes of the caches' lines
 CACHED = 1 << 18  # numbers, 1 MB: a matrix of so many stays in a core's cache beside the maps
-TILES = range(8, 3, -1)  # of tokens, with which a panel is used before the next one
+TILES = range(8, 3, -1)  # of tokens, which use a panel before the next one
 
 
 def cut(array: np.ndarray, unit: str | None = None) -> np.ndarray:
-    """(kh, kw, K, E) -> (1, P, kh, kw, K, c), for products by this unit of the processor; a matrix
-    that fills one panel, and one with other axes, as it is."""
+    """(kh, kw, K, E) -> (1, P, kh, kw, K, c), for products on this unit of the processor; a matrix
+    that fits one panel, or has other axes, is returned unchanged."""
     columns = array.shape[-1]
     width = panel_width(PAIRS if unit else PRODUCT, columns, unit)
     lanes = VECTORS[registers()].lanes
@@ -48,16 +48,16 @@ class Order(NamedTuple):
 
     around: list[UOp]
     place: tuple[UOp, ...]  # picture, row, tile of tokens, block, and part of a matrix
-    turn: UOp  # how many tiles have used the part before
+    turn: UOp  # how many tiles have used the part so far
     turns: int  # at most
 
 
 def loops(nest: Nest, sizes: tuple[int, int, int, int, int], numbers: int, cut: bool) -> Order:
-    """The loops over pictures, rows, tiles of tokens, and blocks and parts of a matrix of so many
-    numbers, in the order that reads it least often.
+    """The loops over pictures, rows, tiles of tokens, and blocks and parts of a matrix of `numbers`
+    values, in the order that reads it least often.
 
-    One that stays in no cache is read once, each part for the whole map. Of any other, a panel is
-    used by some tiles of tokens, and a part that is not `cut` out by one.
+    A matrix too large for the cache is read once, each part for the whole map. Of a smaller one,
+    several tiles of tokens use a panel in turn; a part that is not `cut` out serves one.
     """
     *rows, tiles, blocks, parts = sizes
     if numbers > CACHED:
@@ -75,14 +75,14 @@ def loops(nest: Nest, sizes: tuple[int, int, int, int, int], numbers: int, cut: 
 
 
 def fetch_next(weight: UOp, part: UOp, order: Order, row: UOp, used: UOp) -> UOp:
-    """Asks for this row of the next panel after that of this one was `used`, for some cache lines
-    in each turn: no processor fetches ahead from one page of memory to the next."""
+    """Prefetch this row of the next panel after that of this one was `used`, some cache lines in
+    each turn: no processor prefetches from one page of memory to the next."""
     height, width = math.prod(weight.shape[2:5]), weight.shape[5]
     line = LINE // weight.dtype.itemsize
     lines = -(-width // line)
     each = -(-lines // order.turns)
     next_one = (part + 1) * (height * width) + order.turn * (each * line)
-    needed = order.turn * each < lines  # else what is there already
+    needed = order.turn * each < lines  # else what is in the cache already
     place = needed.where(next_one, part * (height * width)) + row * width
     text = " ".join(f"__builtin_prefetch({{0}} + {{1}} + {i * line});" for i in range(each))
     return statement(text, weight.base, place, used)

@@ -1,8 +1,8 @@
-"""Cutting a kernel into pieces that may run at once, on as many cores.
+"""Cut a kernel into pieces that can run in parallel, one core each.
 
-tinygrad calls a kernel that has a variable `core_id` once for each of its values; here it says
-which part of one of the outer loops is to run. Every output is computed as it would be without:
-the result does not depend on how many pieces there are, nor on who runs them.
+tinygrad calls a kernel that has a variable `core_id` once for each of its values; here it chooses
+the part of an outer loop to run. Every output is computed as it would be without pieces: the result
+depends neither on their number nor on who runs them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from tinygmf.threads import available_cores
 
 LEAST = 1 << 13  # turns of the innermost loop in a piece, a few microseconds
 MOST = 64
-FAIR = 0.85  # of the best division
+FAIR = 0.85  # of the best loop's gain
 
 
 def number_of_pieces() -> int:
-    """Into how many pieces a large kernel is cut: one for each core that is there, whatever
-    `--threads` says, so that programs are compiled once for all its values; or of another machine,
-    in `for_machine`."""
+    """How many pieces a large kernel is cut into: one for each core of this machine, whatever
+    `--threads` says, so that programs are compiled once for all its values; in `for_machine`, of
+    that one."""
     return min(elsewhere.get().cores or available_cores(), MOST)
 
 
 def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:
     """The loops `nest`, of which `core_id` runs a part.
 
-    The outermost loop is cut that is divided well: then the rows of one kernel are those of the
-    next, and stay in a core's cache. With `overlapping` a loop of any size can be cut, and some
-    turns run in two pieces: a kernel must not read what it writes then. The loops of `whole` are
-    not cut, as all their turns add to the same outputs.
+    The outermost loop that divides well is cut: then a core's rows of one kernel are those of the
+    next, and stay in its cache. With `overlapping` a loop of any size can be cut, and some turns
+    run in two pieces: then a kernel must not read what it writes. The loops of `whole` are not cut,
+    because all their turns add to the same outputs.
     """
     body, *loops = nest.src
     if skips_a_buffer(body):
@@ -45,8 +45,8 @@ def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:
     if max(gains, default=1) == 1:
         return nest
     loop, length = next(c for c, g in zip(cuts, gains, strict=True) if g > FAIR * max(gains))
-    # Of 8 bits: were its values not known to be few, clang could not prove that addresses do not
-    # wrap, and would not make vector instructions.
+    # 8 bits: if its values were not known to be small, clang could not prove that addresses do not
+    # wrap, and would not vectorize.
     last = -(-size(loop) // length) - 1
     core = UOp.variable("core_id", 0, last, dtypes.uint8, param=True).cast(dtypes.weakint)
     part = UOp.range(length, loop.arg[0], AxisType.LOOP)
@@ -55,15 +55,15 @@ def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:
 
 
 def skips_a_buffer(body: UOp) -> bool:
-    """Whether a buffer is not used. tinygrad gives `core_id` the number of buffers that are as its
-    place among the arguments, which is then the place of the last."""
+    """Whether a buffer is unused. tinygrad takes the number of used buffers as the position of
+    `core_id` among the arguments, which is then the position of the last buffer."""
     used = {node.arg.slot for node in body.toposort() if node.op is Ops.PARAM}
     return max(used) + 1 > len(used)
 
 
 def cut(loop: UOp, most: int, overlapping: bool) -> tuple[UOp, int]:
-    """The loop, and the turns of each of at most so many pieces; or one turn, where pieces that may
-    not overlap would else be one: some core then runs one more than others."""
+    """The loop, and the turns in each of at most `most` pieces; or one turn, if pieces that may not
+    overlap would otherwise be a single one: some cores then run one turn more than others."""
     pieces = max(1, min(most, size(loop)))
     if not overlapping:
         pieces = divisor(size(loop), pieces)
@@ -73,13 +73,13 @@ def cut(loop: UOp, most: int, overlapping: bool) -> tuple[UOp, int]:
 
 
 def gain(turns: int, length: int, cores: int) -> float:
-    """How much sooner the pieces are done than all turns on one core."""
+    """The speed-up of the pieces over all turns on one core."""
     pieces = -(-turns // length)
     return turns / (length * -(-pieces // max(cores, 1)))
 
 
 def outer_loops(body: UOp, loops: list[UOp]) -> list[UOp]:
-    """Those of `loops`, from the outermost, which are around all others; never the innermost."""
+    """Those of `loops` that are around all others, outermost first; never the innermost."""
     others = [node for node in body.toposort() if node.op is Ops.RANGE and node not in loops]
     first = min(number(loop) for loop in others) if others else max(map(number, loops))
     return sorted((loop for loop in loops if number(loop) < first), key=number)
@@ -100,5 +100,5 @@ def turns(body: UOp) -> int:
 
 
 def start(index: UOp, width: int, size: int) -> UOp:
-    """Where a tile starts; the last one overlaps its neighbour where `width` does not divide."""
+    """Where a tile starts; the last one overlaps its neighbor if `width` does not divide."""
     return index * width if size % width == 0 else (index * width).minimum(size - width)

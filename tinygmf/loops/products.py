@@ -1,10 +1,9 @@
 """Loop nests of training: convolutions and products, forward and backward, on the CPU.
 
-Maps have their channels last, (B, H, W, C). Many kernels read or write some channels of a wider map
-alone (`Channels`). Each function
-builds one kernel: first come the buffers it writes, then those it reads; those it may do without
-have names. The gradient of a weight is added to what is there, times `share[0]`
-(`training.gradient.GradientProgram`).
+Maps have their channels last, (B, H, W, C). Many kernels read or write only some channels of a
+wider map (`Channels`). Each function builds one kernel: first come the buffers it writes, then
+those it reads; optional ones are keywords. The gradient of a weight, times `share[0]`, is
+added to what is there (`training.gradient.GradientProgram`).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tinygmf.loops.tiles import PRODUCT, best_tile, divisor
 from tinygmf.loops.values import ZERO
 
 CACHED = 1 << 17  # numbers, 0.5 MB of them
-FEW_ROWS = 64  # no more are added up apart from others
+FEW_ROWS = 64  # fewer rows are not summed on their own
 
 
 def dense(
@@ -49,10 +48,9 @@ def dense(
     """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x * factors] [+ plus].
 
     x has zeros around it for the windows, k // 2 on every side (`inference.pad_loops`). A weight
-    (S, K, E) means S products side by side, of K channels each; (B, S, 1, K, E) the same, each
-    picture's own. The parts of `channels` share the weight. With `back` it is the gradient for the
-    input: x is that of the result, spread as `Taps` says, and the weight's last two axes are
-    swapped.
+    (S, K, E) means S products side by side, of K channels each; (B, S, 1, K, E) the same for each
+    picture. The parts of `channels` share the weight. With `back` it is the gradient of the input:
+    x is that of the result, spread as in `Taps`, and the weight's last two axes are swapped.
     """
     parts, channel = channels.parts, channels.read
     blocks = {3: 0, 5: 1}.get(len(weight.shape))  # the axis of S
@@ -99,11 +97,11 @@ def dense(
 
 
 class Taps:
-    """Which taps of a window of `size` see an output, along either axis.
+    """Which taps of a window of `size` contribute to an output, along either axis.
 
-    With `back` and a stride few do, the same for every stride-th place: these `phases` are loops of
-    their own. Where the stride does not divide the map, x is `spread` instead: its places lie so
-    far apart, with zeros between.
+    With `back` and a stride, few do, and the same ones for every stride-th position: these `phases`
+    are loops of their own. If the stride does not divide the map, x is `spread` instead: its
+    positions are that far apart, with zeros between.
     """
 
     def __init__(self, size: int, stride: int, back: bool, out: tuple[int, int]) -> None:
@@ -112,12 +110,12 @@ class Taps:
         self.step = 1 if back else stride
         self.phases = stride if back and divides else 1
         self.spread = stride if back and not divides else 1
-        self.before = (size - 1 - rim) // self.phases  # places of x before that of the output
-        self.first = rim - self.before  # with the zeros around
+        self.before = (size - 1 - rim) // self.phases  # positions of x before that of the output
+        self.first = rim - self.before  # counting the zeros around x
         self.count = self.before + (self.phases - 1 + rim) // self.phases + 1
 
     def find(self, phase: UOp, number: UOp) -> tuple[UOp, UOp]:
-        """The tap of this number, and whether there is one."""
+        """The tap of this number, and whether it exists."""
         if not self.back:
             return number, number >= 0
         tap = phase + self.size // 2 - self.phases * (number - self.before)
@@ -126,7 +124,7 @@ class Taps:
 
 def rows(x: UOp, weight: UOp, parts: int) -> UOp:
     """(B, H, W, parts * C) as rows of C channels, for a product: (1, 1, rows, C), or (B, 1, rows,
-    C) where each picture has a weight of its own."""
+    C) if each picture has its own weight."""
     batch = x.shape[0] if len(weight.shape) == 5 else 1
     channels = x.shape[3] // parts
     return seen_as(x, (batch, 1, math.prod(x.shape) // batch // channels, channels))
@@ -141,7 +139,7 @@ def dense_weight(
     stride: int = 1,
     channels: Channels = WHOLE,
 ) -> UOp:
-    """out (k, k, K, E) or (S, K, E) += the gradient of `dense` for its weight."""
+    """out (k, k, K, E) or (S, K, E) += the gradient of the weight of `dense`."""
     parts, channel, at = channels.parts, channels.read, channels.write
     matrices = len(out.shape) == 3
     size, groups = (1, out.shape[0]) if matrices else (out.shape[0], 1)
@@ -172,15 +170,15 @@ def dense_weight(
 
 
 def blocks(x: UOp, depth: int, columns: int) -> UOp:
-    """Rows (1, 1, N, C) as (blocks, 1, rows, C): so many rows of both maps of a product, of `depth`
-    and `columns` channels, that a core's cache holds them while they are read again."""
+    """Rows (1, 1, N, C) as (blocks, 1, rows, C): as many rows of both maps of a product, of `depth`
+    and `columns` channels, as a core's cache holds while they are read again."""
     _, _, n, channels = x.shape
     size = divisor(n, max(FEW_ROWS, CACHED // (depth + columns)))
     return seen_as(x, (n // size, 1, size, channels)) if size >= FEW_ROWS else x
 
 
 def column_sum(out: UOp, g: UOp, share: UOp) -> UOp:
-    """out (C,) += the sum of g (…, C) over all its places."""
+    """out (C,) += the sum of g (…, C) over all positions."""
     g = flat(g)
     nest, c = Nest(), divisor(out.shape[0], MOST_CHANNELS)
     around = (c0,) = nest.loops(out.shape[0] // c)
@@ -191,14 +189,14 @@ def column_sum(out: UOp, g: UOp, share: UOp) -> UOp:
 
 
 def transpose(out: UOp, x: UOp) -> UOp:
-    """Swaps the last two axes."""
+    """Swap the last two axes."""
     *place, i, j = loops = Nest().loops(*out.shape)
     stored = put(out, tuple(loops), load(x, *place, j, i)).end(*loops)
     return kernel(name_of("transpose", out), stored)
 
 
 def copy(out: UOp, x: UOp, *, count: int, channels: Channels) -> UOp:
-    """So many channels of each part of x, to those of out."""
+    """Copy `count` channels of each part of x to those of out."""
     out, x = flat(out), flat(x)
     wide, x_wide = out.shape[1] // channels.parts, x.shape[1] // channels.parts
     r, s, j = loops = Nest().loops(out.shape[0], channels.parts, count)

@@ -35,7 +35,7 @@ def resize(out: UOp, x: UOp, *, plus: UOp | None = None, to: int = 0) -> UOp:
 
 
 def resize_back(out: UOp, g: UOp, *, plus: UOp | None = None, at: int = 0) -> UOp:
-    """out (B, h, w, C) = the gradient of `resize` for x, given that of the result (g, from channel
+    """out (B, h, w, C) = the gradient of x in `resize`, from that of the result (g, from channel
     `at` on) [+ plus]."""
     batch, height, width, channels = out.shape
     nest, c = Nest(), divisor(channels, MOST_CHANNELS)
@@ -66,13 +66,13 @@ def resize_back(out: UOp, g: UOp, *, plus: UOp | None = None, at: int = 0) -> UO
 
 
 def taps(size: int, new_size: int) -> int:
-    """The most places among `new_size` that one of `size` places has a share in."""
+    """The most positions among `new_size` that one of `size` positions contributes to."""
     return min(-(-2 * new_size // size), new_size)
 
 
 def tap(place: UOp, number: UOp, size: int, new_size: int) -> tuple[UOp, UOp]:
-    """The `number`-th place among `new_size` that `place` of `size` has a share in, and the share;
-    it may lie beyond the last."""
+    """The `number`-th position among `new_size` that `place` of `size` contributes to, and its
+    weight; it may be beyond the last."""
     first = ((2 * place - 1) * new_size + size).maximum(0) // (2 * size)
     new = first + number
     scaled = ((2 * new + 1) * size - new_size).maximum(0).minimum((size - 1) * 2 * new_size)
@@ -81,8 +81,8 @@ def tap(place: UOp, number: UOp, size: int, new_size: int) -> tuple[UOp, UOp]:
 
 
 def double_back(out: UOp, g: UOp, *, plus: UOp | None = None) -> UOp:
-    """out (B, h, w, C) = the sum of the up to four places of g (B, H, W, C) that `sampling.double`
-    gives each value to [+ plus]."""
+    """out (B, h, w, C) = the sum of the up to four values of g (B, H, W, C) at the positions that
+    `sampling.double` copies each value to [+ plus]."""
     b, y, x, c = loops = Nest().loops(*out.shape)
     value = ZERO if plus is None else load(plus, *loops)
     for i in range(2):
@@ -98,8 +98,8 @@ def double_back(out: UOp, g: UOp, *, plus: UOp | None = None) -> UOp:
 def pool_back(
     out: UOp, g: UOp, rows: UOp, row_weights: UOp, columns: UOp, column_weights: UOp
 ) -> UOp:
-    """out (places, C) += the gradient of `sampling.pool` for its values, given that of the result
-    (n, bins, bins, C). Boxes share places, so the loops run one after the other."""
+    """out (places, C) += the gradient of the values of `sampling.pool`, from that of the result
+    (n, bins, bins, C). Boxes share places, so nothing runs in parallel."""
     n, bins, _, channels = g.shape
     points = rows.shape[1] // bins
     out = flat(out)

@@ -1,7 +1,7 @@
-"""Operations of the dense heads that look values up between places, on maps with the channels last.
+"""Operations of the dense heads that sample between positions, on maps with the channels last.
 
-As in `inference.py` each is written twice: a tensor expression for any device, and a loop nest for
-the CPU, which takes milliseconds to lower.
+As in `inference.py`, each is written twice: as a tensor expression for any device, and as a loop
+nest for the CPU, which takes milliseconds to lower.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Size = tuple[int, int]  # (H, W)
 
 
 def bilinear(x: Tensor, size: Size, *other: Tensor) -> Tensor:
-    """Resized, pixel centres at half, borders repeated: x (B, h, w, C) -> (B, *size, C); plus
-    `other` of that shape."""
+    """Bilinear resizing, pixel centres at half, borders repeated: x (B, h, w, C) -> (B, *size, C);
+    plus `other` of that shape."""
     shape = (x.shape[0], *size, x.shape[3])
     if on_cpu(x.device):
         return run_loops(bilinear_loops, shape, x.dtype, x, *other)
@@ -32,8 +32,8 @@ def bilinear(x: Tensor, size: Size, *other: Tensor) -> Tensor:
 
 
 def double(x: Tensor, size: Size, *other: Tensor) -> Tensor:
-    """Each value twice in both directions, an odd size without the last: (B, h, w, C) ->
-    (B, *size, C), size at most (2 h, 2 w); plus `other` of that shape."""
+    """Each value twice in both directions, cut to `size`: (B, h, w, C) -> (B, *size, C), size at
+    most (2 h, 2 w); plus `other` of that shape."""
     batch, height, width, channels = x.shape
     if on_cpu(x.device):
         return run_loops(double_loops, (batch, *size, channels), x.dtype, x, *other)
@@ -43,7 +43,7 @@ def double(x: Tensor, size: Size, *other: Tensor) -> Tensor:
 
 
 def best_class(x: Tensor, size: Size) -> Tensor:
-    """Logits (B, h, w, K), resized as `bilinear` does -> the first best class (B, *size) int32."""
+    """Logits (B, h, w, K), resized as by `bilinear` -> the first best class (B, *size) int32."""
     if on_cpu(x.device):
         return run_loops(best_class_loops, (x.shape[0], *size), dtypes.int32, x)
     return bilinear(x, size).argmax(3).cast(dtypes.int32).contiguous()
@@ -85,7 +85,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def between(place: UOp, size: int, new_size: int) -> tuple[UOp, UOp, UOp]:
-    """Of a place among `new_size`: the two nearest of `size` places, and the second's weight."""
+    """For a position among `new_size`: the two nearest of `size`, and the weight of the second."""
     scaled = ((place * 2 + 1) * size - new_size).maximum(0).minimum((size - 1) * 2 * new_size)
     low = scaled // (2 * new_size)
     part = (scaled - low * (2 * new_size)).cast(dtypes.float32) * (0.5 / new_size)

@@ -1,10 +1,10 @@
-"""The tile of outputs that a loop nest keeps in registers, by the processor's registers.
+"""The tile of outputs that a loop nest keeps in registers, for each kind of processor.
 
-A tile of a product is so many tokens by so many channels. It must fit the vector registers beside a
-row of weights, or clang keeps it in memory; and be large, or loading takes longer than multiplying.
-The rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, where nothing but
-multiply-adds of AVX-512 reaches 213; SIMD128: the same under node) or, in proportion, reckoned from
-the registers (NEON). Only their order counts.
+A tile of a product has some tokens and some channels. It must fit the vector registers beside a row
+of weights, or clang keeps it in memory; and be large, or loading takes longer than multiplying. The
+rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, where AVX-512 multiply-adds
+alone reach 213; SIMD128: the same under node) or, in proportion, estimated from the registers
+(NEON). Only their order matters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 
 class Machine(NamedTuple):
-    """What kernels are compiled for: None is what this machine has."""
+    """What kernels are compiled for; None: what this machine has."""
 
     cores: int | None = None
     registers: str | None = None  # one of `PRODUCT`'s
@@ -49,7 +49,7 @@ def tiles(*rows: tuple[int, int, float]) -> tuple[Tile, ...]:
     return tuple(Tile(*row) for row in rows)
 
 
-PRODUCT = {  # registers of each
+PRODUCT = {  # the comments count the registers, and the numbers in each
     "avx512": tiles(  # 32 of 16 numbers
         (8, 32, 163), (7, 32, 163), (8, 48, 169), (7, 48, 170), (6, 64, 158), (5, 80, 169),
         (4, 80, 162), (8, 24, 137), (7, 24, 137), (6, 24, 135), (10, 16, 132), (6, 16, 124),
@@ -59,11 +59,11 @@ PRODUCT = {  # registers of each
         (6, 16, 107), (4, 16, 92), (14, 8, 103), (10, 8, 96), (7, 8, 83), (6, 8, 76), (4, 8, 60)
     ),
     "neon": tiles((7, 12, 50), (6, 16, 50), (8, 8, 46), (4, 16, 46), (4, 8, 36)),  # 32 of 4
-    "simd128": tiles(  # 16 of 4; clang unrolls all loops of 4x8 and makes scalars of it
+    "simd128": tiles(  # 16 of 4; clang unrolls 4x8 into scalars
         (2, 16, 34), (3, 8, 33), (2, 12, 32), (7, 4, 31), (2, 8, 29), (4, 4, 27), (1, 16, 24)
     ),
 }  # fmt: skip
-PAIRS = {  # of products of bfloat16 by units of their own: see `pairs`
+PAIRS = {  # of products of bfloat16 on their own units: see `pairs`
     "amx": tiles((32, 32, 400), (16, 32, 300), (32, 16, 300), (16, 16, 200)),
     "dot": tiles((8, 32, 326), (8, 48, 338), (6, 64, 316), (8, 16, 240), (14, 16, 280)),
 }
@@ -89,11 +89,11 @@ def best_tile(
     unit: str | None = None,
     width: int | None = None,
 ) -> tuple[int, int]:
-    """Tokens and channels of the tile that is the fastest for a map of this size; its channels are
-    `width` where that is given: a tile's own, as `panel_width` gives it.
+    """Tokens and channels of the fastest tile for a map of this size; `width` fixes its channels,
+    as `panel_width` returns them.
 
-    A tile that does not divide overlaps its neighbour, and that work is lost; with `exact` the
-    largest divisors that are not above the tile are taken for it, of channels whole vectors.
+    A tile that does not divide overlaps its neighbor, and that work is wasted; with `exact` the
+    tile is shrunk to the largest divisors, of channels in whole vectors.
     """
     unit = unit or registers()
     lanes = LANES.get(unit, 4)
@@ -113,13 +113,13 @@ def best_tile(
 
 
 def panel_width(table: Table, channels: int, unit: str | None = None) -> int:
-    """Channels of the tile that is the fastest for maps of many tokens."""
+    """Channels of the fastest tile for maps of many tokens."""
     known = table[unit or registers()]
     return max(known, key=lambda tile: tile.rate * used(channels, tile.channels)).channels
 
 
 def blocks_of(count: int, channels: int, least: int) -> int:
-    """The number of diagonal blocks in a product of `count` parts of so many channels each.
+    """The number of diagonal blocks in a product of `count` parts of `channels` each.
 
     Parts of fewer than `least` channels share a block: zeros cost less than short vectors.
     """
@@ -128,26 +128,26 @@ def blocks_of(count: int, channels: int, least: int) -> int:
 
 
 def used(size: int, width: int) -> float:
-    """The part of a tile's width that is work of use."""
+    """The share of the tiles' width that is useful work."""
     return size / (-(-size // width) * width)
 
 
 def vectors(size: int, most: int, lanes: int) -> int:
-    """The largest divisor of `size` that is not above `most` and fills whole vectors; where none
-    does, the largest: clang computes part of it number by number."""
+    """The largest divisor of `size` up to `most` that fills whole vectors; if none does, the
+    largest, part of which clang computes number by number."""
     if size % lanes or most < lanes:
         return divisor(size, most)
     return lanes * divisor(size // lanes, most // lanes)
 
 
 def divisor(size: int, most: int) -> int:
-    """The largest divisor of `size` that is not above `most`."""
+    """The largest divisor of `size` up to `most`."""
     return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
 
 
 @contextmanager
 def for_machine(cores: int | None = None, registers: str | None = None) -> Iterator[None]:
-    """What is compiled in here is for such a `Machine`."""
+    """Compile for such a `Machine` in the `with` block."""
     token = elsewhere.set(Machine(cores, registers))
     try:
         yield
@@ -166,7 +166,7 @@ def registers() -> str:
 
 @cache
 def processor_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's names; on other systems nothing is known."""
+    """What the processor can do, in Linux's names; empty on other systems."""
     for line in processor().splitlines():
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
@@ -175,7 +175,7 @@ def processor_flags() -> frozenset[str]:
 
 @cache
 def processor() -> str:
-    """What Linux says of the processors."""
+    """What Linux says about the processors."""
     with suppress(OSError):
         return Path("/proc/cpuinfo").read_text()
     return ""

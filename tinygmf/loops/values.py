@@ -1,4 +1,4 @@
-"""Functions of single values, which a kernel applies to its results before it stores them.
+"""Functions of single values, which a kernel applies to its results before storing them.
 
 A value is a `Tensor` or, in a loop nest, a scalar `UOp`: one definition serves both.
 """
@@ -50,7 +50,7 @@ def gelu(x: Value) -> Value:
 def erfc_series(x: Value) -> tuple[Value, Value]:
     """p and s of erfc(x / sqrt(2)) = p * exp(-x * x / 2) / s ** 5, for x >= 0.
 
-    Abramowitz and Stegun, 7.1.26, brought over one division.
+    Abramowitz and Stegun, 7.1.26, over a common denominator.
     """
     s = 1 + 0.3275911 / math.sqrt(2) * x
     series = 0.254829592 * s - 0.284496736
@@ -60,11 +60,11 @@ def erfc_series(x: Value) -> tuple[Value, Value]:
 
 
 def exp(x: Value) -> Value:
-    """e ** x for x <= 0, in a loop nest never below 2 ** -60: tinygrad's own is for every x."""
+    """e ** x for x <= 0, in a loop nest never below 2 ** -60: tinygrad's own handles every x."""
     if isinstance(x, Tensor):
         return x.exp()
     x = (x * (1 / math.log(2))).maximum(-60)
-    whole = (x - 0.5).cast(dtypes.int32)  # the nearest, as the cast goes towards zero
+    whole = (x - 0.5).cast(dtypes.int32)  # the nearest: the cast rounds toward zero
     x = (x - whole.cast(dtypes.float32)) * math.log(2)  # within log(2) / 2 of zero
     series = x * (1 / 720) + 1 / 120
     for coefficient in (1 / 24, 1 / 6, 1 / 2, 1, 1):

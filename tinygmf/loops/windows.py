@@ -1,8 +1,8 @@
 """Loop nests of training: depthwise convolutions, forward and backward, on the CPU.
 
 The input rows that a few output rows see are first copied, with zeros around them, to a small array
-that stays in the core's first-level cache, so no tap has to test whether it is in the map. There
-the channels of neighboring places lie side by side: a few channels of several places fill a vector.
+that stays in the core's L1 cache, so no tap has to test whether it is in the map. There the
+channels of neighboring positions are adjacent: a few channels of several positions fill a vector.
 Maps and channels as in `products`.
 """
 
@@ -25,7 +25,7 @@ from tinygmf.loops.nest import (
 from tinygmf.loops.tiles import VECTORS, divisor, registers, used, vectors
 from tinygmf.loops.values import ZERO
 
-ROWS = 4  # of outputs, at most, that share a copy
+ROWS = 4  # output rows, at most, that share a copy
 MOST = 48  # numbers, at most, that a tap multiplies at once
 SUMS = 8  # vectors of them, at most, that a tap adds to
 
@@ -46,7 +46,7 @@ def depthwise(
     the channels written] [+ plus]; `adding` adds that to what is there.
 
     Both maps consist of the parts S of `channels`, (B, H, W, S * …), which share the weight unless
-    it has one for each. With `back` the gradient of that for its input.
+    it has one for each. With `back` it is the gradient of the input.
     """
     parts, channel, to = channels.parts, channels.read, channels.write
     (batch, height, width, _), size = out.shape, weight.shape[0]
@@ -102,13 +102,13 @@ def depthwise_weight(
     stride: int = 1,
     channels: Channels = WHOLE,
 ) -> UOp:
-    """out (k, k, C) or (k, k, S, C) += the gradient of `depthwise` for its weight."""
+    """out (k, k, C) or (k, k, S, C) += the gradient of the weight of `depthwise`."""
     parts, channel, at = channels.parts, channels.read, channels.write
     (batch, height, width, _), size = g.shape, out.shape[0]
     own = len(out.shape) == 4
     x_wide, g_wide = x.shape[3] // parts, g.shape[3] // parts
     count, lanes = VECTORS[registers()]
-    most = max(1, count * 3 // 4 // size) * lanes  # sums of a tap, as all taps of a row stay
+    most = max(1, count * 3 // 4 // size) * lanes  # sums of a tap: those of all taps of a row stay
     together, c = block(width, out.shape[-1], stride, min(MOST, most))
     nest = Nest()
     around = ky, s1, c0 = nest.loops(size, parts if own else 1, out.shape[-1] // c)
@@ -139,16 +139,16 @@ def depthwise_weight(
 
 
 def value_or_zero(x: UOp, b: UOp, y: UOp, z: UOp, channel: UOp, apart: int = 1) -> UOp:
-    """A value of a map, or zero where none is, its places lying so far `apart`."""
+    """A value of a map, or zero where it has none; its positions are `apart` from each other."""
     down, across = inside(y, x.shape[1], apart), inside(z, x.shape[2], apart)
     return load_inside(x, b, down, across, channel)
 
 
 def block(width: int, channels: int, step: int, most: int) -> tuple[int, int]:
-    """How many neighboring places of a row, and how many channels, to multiply at once: at most
+    """How many neighboring positions of a row, and how many channels, to multiply at once: at most
     `most` numbers, which fill whole vectors as well as possible.
 
-    With a step above 1 the windows do not lie side by side as the places do: then it is one place.
+    With a step above 1 the windows are not adjacent as the positions are: then it is one position.
     """
     lanes = VECTORS[registers()].lanes
     c = vectors(channels, most, min(lanes, 8))
