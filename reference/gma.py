@@ -2,7 +2,7 @@
 
 Source: "Advancing Vision Transformers with Group-Mix Attention", arXiv 2311.15157, section 3.
 
-Self-attention compares tokens with tokens. In GMA *groups* of neighbouring tokens take part too:
+Self-attention compares tokens with tokens. In GMA *groups* of neighboring tokens take part too:
 Q, K and V are cut into segments of channels, and in three of them each token is replaced by a
 *group proxy*, a summary of the tokens around it.
 
@@ -21,14 +21,14 @@ from .parameters import Parameters
 
 HEADS = 8
 SEGMENTS = 5  # one of tokens, three of group proxies, one for the non-attention branch
-POSITION_HEADS = (2, 3, 3)  # heads that see a 3x3, a 5x5 and a 7x7 neighbourhood of the values:
+POSITION_HEADS = (2, 3, 3)  # heads that see a 3x3, a 5x5 and a 7x7 neighborhood of the values:
 #                             not those that hold groups of these sizes, which are two each
 
 
 def group_mix_attention(p: Parameters, x: Tokens, width: int) -> Tokens:
     """Group-Mix Attention of an image's tokens: [N][D] -> [N][D].
 
-    `width` is W, the length of a row of tokens: groups are neighbours in the image.
+    `width` is W, the length of a row of tokens: groups are neighbors in the image.
     """
     # 1. Query, Key and Value: what a token looks for, what it is found by, what it contributes.
     qkv = p.linear("qkv", x)  # [N][3D]
@@ -59,7 +59,7 @@ def aggregate(p: Parameters, qkv: Tokens, width: int) -> tuple[list[list[Tokens]
     [N][3D] -> the mixed Q, K and V, [3][heads][N][head_dim], and the non-attention branch [N][D/5].
     Q, K and V share one set of weights, so that they are grouped alike and stay comparable.
     """
-    # Groups are neighbours in two dimensions, so the tokens become a map again.
+    # Groups are neighbors in two dimensions, so the tokens become a map again.
     channels = ops.to_map(qkv, width)  # [3D][H][W]
 
     # Split uniformly: channels into Q, K and V, and each of these into five segments.

@@ -33,7 +33,7 @@ def patch_embedding(p: Parameters, x: Map, stride: int) -> tuple[Tokens, int]:
 
 
 def position_encoding(p: Parameters, x: Tokens, width: int) -> Tokens:
-    """x + depthwise3x3(x), [N][D]: a token's position, learned from its neighbours.
+    """x + depthwise3x3(x), [N][D]: a token's position, learned from its neighbors.
 
     The paper uses no position encoding; the published weights have this one.
     """

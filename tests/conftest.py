@@ -12,7 +12,7 @@ from parity import MEASURED, activations_of
 
 from tinygmf.engine import devices
 
-# How long an example takes says nothing: other processes may have the cores.
+# An example's duration means nothing: other processes may have the cores.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
@@ -21,8 +21,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
-    """One cache folder, empty at first, for all tests of all processes: what one has compiled is
-    there for the others."""
+    """One cache folder, empty at first, for all tests of all processes: what one compiles, the
+    others load."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a reader meets first: pages whose links lead somewhere, workflows that run what there is."""
+"""What a reader meets first: pages whose links lead somewhere, workflows that run what exists."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Nothing is lost by writing; people's text files are read as they were meant."""
+"""Writing loses nothing; people's text files are read as they were meant."""
 
 import os
 import stat

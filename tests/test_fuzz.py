@@ -1,4 +1,4 @@
-"""Some thousands of inputs of fuzz_checkpoints.py, and that it sees what it is to look for."""
+"""Some thousands of inputs of fuzz_checkpoints.py, and proof that it finds defects."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_inputs_that_reach_new_lines_do_no_harm_either(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def watch() -> Watch:
-    """One for all tests: an audit hook cannot be taken away."""
+    """One for all tests: an audit hook cannot be removed."""
     return Watch()
 
 

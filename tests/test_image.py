@@ -163,7 +163,7 @@ def test_a_file_that_is_no_picture_is_told_in_one_line(tmp_path, found):
 
 
 def test_a_format_that_starts_programs_is_not_opened(tmp_path, monkeypatch):
-    """Pillow hands PostScript to Ghostscript: a picture must not be able to choose that."""
+    """Pillow passes PostScript to Ghostscript: a picture must not be able to choose that."""
     monkeypatch.setattr(subprocess, "Popen", None)
     path = tmp_path / "x.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
@@ -193,7 +193,7 @@ def test_a_name_with_a_line_feed_is_told_in_one_line(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_refused_at_once(tmp_path):
-    """In a process of its own, which alone would wait for ever."""
+    """In its own process, so that only that would wait forever."""
     os.mkfifo(tmp_path / "pipe")
     assert "ImageError" in call(load_image_of, tmp_path / "pipe").stderr
 

@@ -22,7 +22,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 def growth(**counts: int) -> subprocess.CompletedProcess[str]:
-    """The tool in a process of its own: this one holds what other tests have left."""
+    """The tool in its own process: this one holds what other tests left."""
     options = [f"--{name}={count}" for name, count in counts.items()]
     command = [sys.executable, long_run.__file__, *options, "--device=CPU"]
     return subprocess.run(command, env=environment(), capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and is committed the way a reader wants to find it."""
+"""Every notebook runs from top to bottom, and is committed as a reader wants to find it."""
 
 import os
 import re

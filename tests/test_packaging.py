@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def tracked_files() -> set[str]:
-    """What git knows of; skips where this is no clone."""
+    """The files that git knows; skips if this is not a clone."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git clone: no list of files to compare with")
     command = ["git", "ls-files"]

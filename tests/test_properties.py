@@ -91,7 +91,7 @@ def attention() -> GroupMixAttention:
     return _built["plain"]
 
 
-def attention_without_neighbours() -> GroupMixAttention:
+def attention_without_neighbors() -> GroupMixAttention:
     """The same with every kernel cut to 1x1 and without the published position convolution."""
     if "alone" not in _built:
         _built["alone"] = module = GroupMixAttention(DIM, 0)
@@ -110,7 +110,7 @@ def attention_without_neighbours() -> GroupMixAttention:
 
 _built: dict = {}
 _attend = TinyJit(lambda x: attention()(x, SIZE).realize())
-_attend_alone = TinyJit(lambda x: attention_without_neighbours()(x, SIZE).realize())
+_attend_alone = TinyJit(lambda x: attention_without_neighbors()(x, SIZE).realize())
 
 
 def attend(x: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ def attend_alone(x: np.ndarray) -> np.ndarray:
 
 @some
 @given(seeds, permutations)
-def test_attention_without_neighbours_commutes_with_every_permutation_of_the_tokens(seed, order):
+def test_attention_without_neighbors_commutes_with_every_permutation_of_the_tokens(seed, order):
     x = normal(seed, TOKENS, DIM)
     assert largest_difference(attend_alone(x[order]), attend_alone(x)[order]) < 1e-4
 

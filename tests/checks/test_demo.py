@@ -1,4 +1,4 @@
-"""The network that comes along is what its provenance says, and the demo shows it."""
+"""The bundled network is what its provenance says, and the demo shows it."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from tinygmf.commands.main import main
 
 @pytest.fixture
 def failure(capsys) -> Callable[..., str]:
-    """Call a command that must fail: the one line that a user's mistake ends with."""
+    """Call a command that must fail; return its one line on standard error."""
 
     def call(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 2

@@ -1,4 +1,4 @@
-"""`tinygmf explore`: what cannot be shown is refused before anything compiles; what is written."""
+"""`tinygmf explore`: what it writes; what it cannot show is refused before anything compiles."""
 
 import webbrowser
 

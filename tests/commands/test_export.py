@@ -1,4 +1,4 @@
-"""`tinygmf export`: what it writes is checked, and what cannot be is refused before it compiles."""
+"""`tinygmf export`: what it writes is checked; bad options are refused before anything compiles."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ NANO = str(DATA / "nano.pth")
 
 
 def failure(capsys, *arguments: str) -> str:
-    """The one line that a user's mistake ends with."""
+    """Call a command that must fail; return its one line on standard error."""
     assert main(["export", NANO, *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

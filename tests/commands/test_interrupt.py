@@ -1,4 +1,4 @@
-"""Ctrl-C in the few places where Python drops the exception that it raises."""
+"""Ctrl-C in the few places where Python drops the exception."""
 
 import signal
 import time
@@ -30,7 +30,7 @@ def in_a_finalizer() -> None:
 def test_an_interrupt_that_python_drops_still_ends_the_program(
     monkeypatch, capsys, interrupt, naps
 ):
-    """Where the command ends at once, and in the middle of one that takes long."""
+    """In a command that ends at once, and in the middle of a long one."""
     left = iter(range(naps))
 
     def run(args: object) -> int:

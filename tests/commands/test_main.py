@@ -95,7 +95,7 @@ def test_classify_tells_of_a_device_that_is_not_there(failure, picture):
     assert "ABACUS" in line and "CPU" in line
 
 
-def labelled_folder(tmp_path, names=("0", "7")):
+def labeled_folder(tmp_path, names=("0", "7")):
     for i, name in enumerate(names):
         folder = tmp_path / "val" / name
         folder.mkdir(parents=True)
@@ -105,7 +105,7 @@ def labelled_folder(tmp_path, names=("0", "7")):
 
 
 def test_evaluate_counts_right_answers_and_names_unreadable_pictures(tmp_path, capsys):
-    folder, report = labelled_folder(tmp_path), tmp_path / "report.json"
+    folder, report = labeled_folder(tmp_path), tmp_path / "report.json"
     options = ["--weights", NANO, "--size", "32", "--batch-size", "1", "--json", str(report)]
     assert main(["evaluate", str(folder), *options]) == 0
     captured = capsys.readouterr()
@@ -121,7 +121,7 @@ def test_evaluate_counts_right_answers_and_names_unreadable_pictures(tmp_path, c
 
 
 def test_evaluate_tells_of_folders_that_are_not_the_classes(failure, tmp_path):
-    folder = labelled_folder(tmp_path, ("cat", "dog"))
+    folder = labeled_folder(tmp_path, ("cat", "dog"))
     line = failure("evaluate", str(folder), "--weights", NANO)
     assert "the network's 10 classes (0, 1, 2, 3, 4, …), found 'cat', no class" in line
     labels = tmp_path / "labels.txt"
@@ -169,8 +169,8 @@ def test_the_file_of_weights_says_how_pictures_are_prepared(picture, tmp_path):
 
 
 def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
-    """Classes in the order of text, as older versions trained them: 0, 1, 10, 2, …"""
-    folder = labelled_folder(tmp_path, ("2", "10"))
+    """Classes in alphabetical order, as older versions trained them: 0, 1, 10, 2, …"""
+    folder = labeled_folder(tmp_path, ("2", "10"))
     names = tuple(sorted(map(str, range(1, 11))))
     weights, report = (
         named_network(tmp_path / "x.pth", image_size=32, classes=names),
@@ -221,7 +221,7 @@ def test_nothing_that_can_be_read_is_an_error(failure, tmp_path):
 def test_figures_are_printed_before_they_are_saved_and_the_place_is_tried_first(
     failure, tmp_path, capsys, monkeypatch
 ):
-    folder, options = labelled_folder(tmp_path), ["--weights", NANO, "--size", "32"]
+    folder, options = labeled_folder(tmp_path), ["--weights", NANO, "--size", "32"]
     missing = ["--json", str(tmp_path / "no" / "where.json")]
     line = failure("evaluate", str(folder), *options, *missing)
     assert "where.json: cannot be written: No such file or directory" in line

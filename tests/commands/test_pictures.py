@@ -1,4 +1,4 @@
-"""Pictures that a command line names, and answers that any terminal and any reader takes."""
+"""Pictures that a command line names, and answers that any terminal and any reader can show."""
 
 import csv
 import io

@@ -199,7 +199,7 @@ def test_a_data_set_that_cannot_be_fetched_is_one_line(failure, monkeypatch):
 
 
 def write_run(folder: Path, **about: object) -> None:
-    """The file of a run, of which only what is said about it matters."""
+    """The file of a run of which only the metadata matters."""
     folder.mkdir(exist_ok=True)
     recipe = asdict(replace(RECIPES["quick"], batch_size=2))
     usual = dict.fromkeys(ABOUT) | {
@@ -260,7 +260,7 @@ def test_a_second_run_goes_beside_one_that_has_ended(pictures, tmp_path, monkeyp
     assert usual_folder(str(pictures)) == first
     first.mkdir(parents=True)
     write_run(first)
-    assert usual_folder(str(pictures)) == first  # it can be gone on with
+    assert usual_folder(str(pictures)) == first  # it can be resumed
     write_run(first, step=4)
     assert usual_folder(str(pictures)) == second
     assert usual_folder(str(pictures), resuming=True) == first
@@ -275,7 +275,7 @@ def test_a_runs_folder_alone_says_how_to_go_on(pictures, tmp_path, monkeypatch):
     args = parse(["train", "pictures", *typed.split()])
     recipe = command.chosen_recipe(args)
     write_run(tmp_path / "run", recipe=asdict(recipe), started=started_with(args))
-    monkeypatch.chdir(pictures)  # names hold from any folder
+    monkeypatch.chdir(pictures)  # the paths are valid from any folder
     again = parse(["train", "--resume", str(tmp_path / "run"), "--epochs", "50"])
     about = recall(again)
     assert about is not None
@@ -324,7 +324,7 @@ def test_a_run_in_a_folder_of_pictures_is_refused(failure, pictures):
 
 
 def test_a_run_below_its_data_is_no_class_of_it(pictures, capsys):
-    """Neither before it has written anything nor after."""
+    """Neither before nor after it has written anything."""
     out = pictures / "run"
     out.mkdir()
     args = build_parser().parse_args(["train", str(pictures), "--out", str(out)])
@@ -336,12 +336,12 @@ def test_a_run_below_its_data_is_no_class_of_it(pictures, capsys):
 
 
 def named(classes: list[str]) -> SimpleNamespace:
-    """A data set, as far as the choice of a network looks at it."""
+    """What the choice of a network reads of a data set."""
     return SimpleNamespace(classes=classes)
 
 
 def test_a_trained_head_is_put_in_the_order_of_the_folders(tmp_path):
-    """A network whose file names its classes otherwise: its rows follow the names."""
+    """A network whose file has its classes in another order: its rows follow the names."""
     path, names = tmp_path / "named.safetensors", sorted(map(str, range(1, 11)))
     model = load_model(NANO)
     model.settings = replace(model.settings, classes=tuple(names))

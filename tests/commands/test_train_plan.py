@@ -1,4 +1,4 @@
-"""What `tinygmf train` says before it begins, and what it chooses by the pictures."""
+"""What `tinygmf train` says before it begins, and the settings it fits to the pictures."""
 
 from pathlib import Path
 from types import SimpleNamespace

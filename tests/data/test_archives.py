@@ -1,4 +1,4 @@
-"""CIFAR-10 and Fashion-MNIST: their files read exactly, and whatever is wrong put in one line."""
+"""CIFAR-10 and Fashion-MNIST: their files are read exactly, and any error is one line."""
 
 import gzip
 import hashlib
@@ -105,7 +105,7 @@ def test_a_packed_file_is_taken_before_an_unpacked_one(tmp_path):
 
 
 def line(folder: Path) -> str:
-    """What opening the folder fails with: one line that says what to do."""
+    """Open a folder that must fail; return the message, one line that says what to do."""
     with pytest.raises(DataError) as caught:
         open_folder(folder)
     message = str(caught.value)

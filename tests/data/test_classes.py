@@ -26,7 +26,7 @@ def write_pictures(folder: Path, *names: str) -> Path:
 
 
 def test_training_and_evaluation_give_a_picture_the_same_class(tmp_path):
-    """As text 10 stands before 2: evaluation, by number, then counted other classes."""
+    """As text, 10 sorts before 2, and evaluation by number counted other classes."""
     names = [f"{part}/{c}/{i}.png" for part in ("train", "val") for c in TWELVE for i in range(2)]
     write_pictures(tmp_path, *names)
     data = folder_pictures(tmp_path)

@@ -1,4 +1,4 @@
-"""Batches: the same ones whatever the threads do, and broken pictures skipped."""
+"""Batches: the same whatever the threads do, with broken pictures skipped."""
 
 import random
 import threading
@@ -28,7 +28,7 @@ def small_shapes() -> Dataset:
 
 
 def slow(data: Dataset, seed: int) -> Dataset:
-    """The same pictures, each after a while of its own."""
+    """The same pictures, each after its own delay."""
     chance = random.Random(seed)
 
     def load(number: int) -> Image.Image:
@@ -80,7 +80,7 @@ def test_pictures_are_decoded_while_the_device_computes():
 
     batches = replace(data, load=load).batches(EVERYTHING, epoch=0)
     next(batches)
-    assert ahead.wait(timeout=600)  # a busy machine may take its time, a defect takes for ever
+    assert ahead.wait(timeout=600)  # a busy machine is slow, a defect takes forever
 
 
 def test_a_broken_picture_is_named_and_the_next_one_taken():

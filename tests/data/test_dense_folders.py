@@ -25,7 +25,7 @@ from annotated_folders import (
     voc,
     write_mask,
     yolo,
-    yolo_labelled,
+    yolo_labeled,
 )
 
 from tinygmf.data.annotations import IGNORE
@@ -68,7 +68,7 @@ def test_what_to_validate_on_is_as_the_folders_say(make, tmp_path):
     data = open_dense(make(tmp_path / "data"), "detect" if make in OBJECTS else "segment")
     train, val = ({str(source) for source in part} for part in (data.train, data.val))
     assert train and val and not train & val
-    if make not in (coco_file, yolo_labelled):
+    if make not in (coco_file, yolo_labeled):
         assert (len(train), len(val)) == tuple(PARTS.values())
         assert all("val" in name.removeprefix(str(tmp_path)) for name in val)
 

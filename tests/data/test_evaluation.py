@@ -1,4 +1,4 @@
-"""What is counted as right."""
+"""What counts as right."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ NAMES = ["crane", "heron", "crane"]
 
 
 def evaluation(pairs: list[tuple[int, int, float]]) -> Evaluation:
-    """Of pictures p0, p1, … with their class, the answer and the probability of their class."""
+    """The evaluation of pictures p0, p1, …: class, answer and probability of the class."""
     confusion = np.zeros((3, 3), np.int64)
     answers = [Answer(f"p{i}", t, p, 0.9, truth) for i, (t, p, truth) in enumerate(pairs)]
     for t, p, _ in pairs:

@@ -1,4 +1,4 @@
-"""What a picture, a class and a part of a data set are, in folders as people have them."""
+"""What counts as a picture, a class and a part of a data set in people's folders."""
 
 import os
 from pathlib import Path
@@ -149,7 +149,7 @@ REFUSED = {
         ["cat/1.png", "dog/1.png", "dog/test/2.png"], "found test in it, which looks like a part"
     ),
     "no part to train on": (["val/cat/1.png", "test/cat/1.png"], "found only test"),
-    "unlabelled pictures to test": (["cat/1.png", "dog/1.png", "test/1.png"], "found only test"),
+    "unlabeled pictures to test": (["cat/1.png", "dog/1.png", "test/1.png"], "found only test"),
     "one part twice": (["train/a/1.png", "Train/a/1.png", "val/a/1.png"], "found Train and train"),
     "two kinds of one part": (["train/a/1.png", "val/a/1.png", "valid/a/1.png"], "val and valid"),
 }  # fmt: skip

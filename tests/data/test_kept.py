@@ -17,7 +17,7 @@ RECIPE = Recipe(batch_size=4, size=32, crop=0.35)
 
 @pytest.fixture
 def photographs(tmp_path) -> Path:
-    """Two classes of five, larger than the network has a use for."""
+    """Two classes of five pictures, larger than the network needs."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

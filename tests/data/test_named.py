@@ -1,4 +1,4 @@
-"""Data sets by name: what is trained on, chosen by and tested on stays apart."""
+"""Data sets by name: training, validation and test pictures stay apart."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -38,7 +38,7 @@ def test_the_code_is_what_cocos_own_tools_write_and_reads_back(mask):
 @given(points)
 def test_a_pixel_is_inside_a_polygon_when_a_ray_from_its_middle_leaves_through_odd_edges(corners):
     def crossings(x: float, y: float) -> int:
-        """Of the ray to the right, edge by edge."""
+        """By crossings of the ray to the right, edge by edge."""
         count = 0
         for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
             if (y0 <= y) != (y1 <= y):

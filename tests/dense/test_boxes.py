@@ -34,7 +34,7 @@ def random_boxes(seed: int, n: int) -> np.ndarray:
 
 
 def plain_suppression(own, scores, threshold):
-    """As it is defined: from the best down, whatever overlaps a kept one too much is dropped."""
+    """By definition: from the best down, drop what overlaps a kept box too much."""
     keep = []
     for i in sorted(range(len(own)), key=lambda i: -scores[i]):  # stable
         if all(overlap(own[[i]], own[[j]])[0, 0] <= threshold for j in keep):

@@ -1,4 +1,4 @@
-"""Drawings: what people with any colour vision can tell apart, and what stays as it is."""
+"""Drawings: distinct for people with any colour vision; what they leave unchanged."""
 
 from itertools import combinations
 

@@ -34,7 +34,7 @@ NOTHING = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(
 SIZE = (96, 128)
 
 
-def test_the_segmentation_loss_is_a_mean_over_labelled_pixels_alone():
+def test_the_segmentation_loss_is_a_mean_over_labeled_pixels_alone():
     logits = np.zeros((1, 3, 2, 2), np.float32)
     logits[0, 1, 0, 0] = 2.0
     labels = np.array([[[1, 255], [0, 255]]], np.int32)
@@ -185,7 +185,7 @@ def pooled(levels, boxes, grids, bins):
 
 
 def training_proposals(model, anchors):
-    """The first stage's, from a pass of its own: what it realizes has no gradient any more."""
+    """The first stage's, from its own pass: what it realizes has no gradient afterwards."""
     parts = flat_proposals(model(Tensor(picture())))
     objectness, deltas = ([x.detach().contiguous() for x in part] for part in parts)
     Tensor.realize(*objectness, *deltas)

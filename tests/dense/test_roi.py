@@ -15,7 +15,7 @@ F = np.float32
 
 
 def value(field, y, x):
-    """Bilinear between places; outside, the border's value."""
+    """Bilinear between positions; outside, the border's value."""
     height, width = field.shape
     y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
     top, left = int(y), int(x)

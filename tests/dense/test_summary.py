@@ -1,4 +1,4 @@
-"""What the heads cost, against the tensors themselves and products by hand."""
+"""What the heads cost, against their tensors and products counted by hand."""
 
 import math
 

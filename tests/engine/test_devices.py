@@ -1,4 +1,4 @@
-"""A device and a compiler are found for the user, and trouble is told in one line."""
+"""A device and a compiler are found for the user, and a failure is one line."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ def fresh(home: Path, **variables: str) -> dict[str, str]:
 
 
 def refusal(name: str, home: Path, hidden: str = "", **variables: str) -> str:
-    """The message with which a device does not open: one line."""
+    """Open a device that must fail; return the message, one line."""
     done = process.call(print_refusal, name, hidden=hidden, env=fresh(home, **variables))
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert len(done.stdout.splitlines()) == 1, done.stdout
@@ -111,7 +111,7 @@ def test_a_device_that_does_not_open_is_told_in_one_line_with_those_that_do(tmp_
 
 
 def test_a_driver_that_hangs_does_not_keep_the_message_from_the_user(monkeypatch):
-    """The probing of the others is cut short, and those that answered before are named."""
+    """Probing the others is cut short, and those that answered by then are named."""
 
     def cut_short(args: list[str], timeout: float, **_: object) -> None:
         raise subprocess.TimeoutExpired(args, timeout, output=b"CUDA\n")

@@ -1,4 +1,4 @@
-"""Trained weights by name, other channels than three, and maps alone, as timm has them."""
+"""Trained weights by name, channels other than three, and maps alone, as timm has them."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: kept once, trusted only when they are the user's own and whole."""
+"""Compiled programs on disk: kept once, trusted only if they are the user's own and intact."""
 
 import hashlib
 import os
@@ -117,7 +117,7 @@ class Payload:
 
 
 def hostile(path: Path, mark: Path) -> bytes:
-    """An entry that is well formed in all but its right to be there."""
+    """An entry that is well formed but must not be trusted."""
     key = path.read_bytes().split(b"\n")[2]
     body = key + b"\n" + pickle.dumps(Payload(mark))
     return program_cache.MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body

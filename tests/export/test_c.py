@@ -1,5 +1,5 @@
 """The C program gives the published network's numbers, compiles without a warning, reads only what
-it wrote, and its plan of the memory never lets two living values meet."""
+it wrote, and its memory plan never lets two live values overlap."""
 
 import ctypes
 import shutil
@@ -77,7 +77,7 @@ def start(command: Path | list[str], *words: str, folder: Path) -> subprocess.Co
 
 @pytest.fixture(scope="module")
 def classify(folder, tmp_path_factory) -> Path:
-    """The program, with the sanitizers of gcc, which end it at the first fault."""
+    """The program with gcc's sanitizers, which end it at the first fault."""
     out = tmp_path_factory.mktemp("program") / "classify"
     build(folder, out, ["gcc"], "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     return out

@@ -47,7 +47,7 @@ def noise() -> Image.Image:
 
 
 def slope() -> Image.Image:
-    """A picture that every way of resizing leaves nearly the same."""
+    """A picture that looks nearly the same after any resizing."""
     y, x = np.mgrid[0:130, 0:150] / 150
     return Image.fromarray((255 * np.stack([x, y, 1 - x], 2)).astype(np.uint8))
 

@@ -47,7 +47,7 @@ def by_hand(x: np.ndarray, weight: np.ndarray, g: np.ndarray, stride: int) -> tu
 
 
 def padded(x: np.ndarray, size: tuple[int, ...], apart: int = 1) -> np.ndarray:
-    """With one zero around a map of `size`, in which the places of x lie so far apart."""
+    """Zeros around a map of `size` in which the positions of x are this far apart."""
     height, width = (side + 2 for side in size)
     out = np.empty((len(x), height, width, x.shape[3]), np.float32)
     return run(inference.pad_loops, out, x, rim=1, apart=apart)

@@ -1,4 +1,4 @@
-"""Cutting a kernel into pieces: together they do what the whole kernel does."""
+"""A kernel cut into pieces: together they do what the whole kernel does."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Resizing and pooling backward are the transposes of what they are forward, which is compared with
+"""Resizing and pooling backward are the transposes of their forward forms, which are compared with
 NumPy."""
 
 import numpy as np

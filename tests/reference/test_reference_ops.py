@@ -13,7 +13,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
-    """Convolution by its definition: one sum for each place of each output channel."""
+    """Convolution by its definition: one sum for each position of each output channel."""
     size = weight.shape[-1]
     pad = size // 2
     framed = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))

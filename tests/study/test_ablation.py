@@ -1,4 +1,4 @@
-"""Ablations: each is the published network but for one thing, and can be trained."""
+"""Ablations: each differs from the published network in one thing, and can be trained."""
 
 import argparse
 import math
@@ -124,7 +124,7 @@ def test_the_gradient_of_an_ablation_is_the_slope_of_its_output():
     assert (slope.numpy() * direction).sum() == pytest.approx((high - low) / 2, rel=0.02)
 
 
-def test_plain_attention_of_the_ablation_knows_no_neighbours():
+def test_plain_attention_of_the_ablation_knows_no_neighbors():
     names = {name for name, _ in GroupMixAttention(10, config=ABLATIONS["plain"]).named_modules()}
     assert not any("conv" in name or "crpe" in name for name in names)
     weights = parameters(GroupMixAttention(10, config=ABLATIONS["plain"]))

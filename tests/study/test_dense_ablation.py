@@ -57,7 +57,7 @@ def test_an_ablation_that_no_held_weights_make_is_refused_before_anything_is_tra
 
 
 class Known:
-    """A task whose networks have learned already."""
+    """A task whose networks are already trained."""
 
     measure, costs = TASK.measure, (1234, 5600)
 

@@ -43,7 +43,7 @@ def test_a_chain_of_elementwise_steps_is_one_kernel_with_its_cost():
 
 
 def test_kernels_are_timed_in_turn(monkeypatch):
-    """What else the machine does then slows one run of several kernels, not all runs of one."""
+    """Other load then slows one run of several kernels, not all runs of one."""
     order = []
 
     def timer(call):

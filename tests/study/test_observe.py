@@ -148,7 +148,7 @@ def test_the_block_is_chosen_so_that_there_is_something_to_see():
     assert choose_block(nano, (32, 32), None, None) == (1, 1)
 
 
-def test_heads_are_labelled_by_their_branch():
+def test_heads_are_labeled_by_their_branch():
     assert head_label(0) == "head 1: tokens to tokens"
     assert head_label(7) == "head 8: groups of 7x7 to 7x7"
 

@@ -1,4 +1,4 @@
-"""What came out, to look at: tables and figures of answers."""
+"""The tables and figures of an evaluation's answers."""
 
 import csv
 

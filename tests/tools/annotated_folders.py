@@ -180,8 +180,8 @@ def yolo_classes(folder: Path) -> Path:
     return folder
 
 
-def yolo_labelled(folder: Path) -> Path:
-    """As labelling tools leave it: names beside the labels, and nothing to validate on."""
+def yolo_labeled(folder: Path) -> Path:
+    """As labeling tools leave it: names beside the labels, and nothing to validate on."""
     for number in range(PARTS["train"]):
         picture(folder / "images" / f"{number}.jpg")
         label = folder / "labels" / f"{number}.txt"
@@ -224,7 +224,7 @@ def masks_split(folder: Path) -> Path:
 
 OBJECTS: list[Callable[[Path], Path]] = [
     *(coco, coco_code, coco_beside, coco_file, voc, voc_without_size, voc_beside),
-    *(yolo, yolo_polygons, yolo_named, yolo_classes, yolo_labelled),
+    *(yolo, yolo_polygons, yolo_named, yolo_classes, yolo_labeled),
 ]
 OUTLINED = [coco, coco_code, coco_beside, coco_file, voc, yolo_polygons]
 MASKED = [*OUTLINED, masks_beside, masks_split]

@@ -132,7 +132,7 @@ def zip_of(records: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def states() -> list[dict]:
-    """Training states with what stands in people's: networks, averages, objects of any class."""
+    """Training states like people's: networks, averages, objects of any class."""
     prefixed = {f"module.{key}": array for key, array in NETWORK.items()}
     objects = {
         "set": {1},
@@ -420,7 +420,7 @@ def fuzz(
     watch: Watch | None = None,
     inputs: float = math.inf,
 ) -> Result:
-    """Tries so many inputs, or for some seconds; the defects are told and their inputs kept."""
+    """Try so many inputs, or for some seconds; print the defects and keep their inputs."""
     target, result, watch = targets()[name], Result(), watch or Watch()
     keep = keep or Path(tempfile.mkdtemp(prefix="tinygmf-fuzz-"))
     signal.signal(signal.SIGALRM, _hang)
@@ -448,7 +448,7 @@ def _hang(*_: object) -> None:
 
 
 def try_one(target: Target, data: bytes, result: Result, watch: Watch) -> str:
-    """Read one input; what is wrong with how that went, if anything."""
+    """Read one input; return what went wrong, if anything."""
     target.prepare(data)
     problem, watch.seen, watch.allowed, watch.on = "", "", target.allowed, True
     start = time.process_time()

@@ -209,7 +209,7 @@ class Training:
                 assert all(json.loads(line) for line in path.read_text().splitlines())
 
     def full_disk(self) -> None:
-        """A run that cannot save says so in a line, and goes on where it saved last."""
+        """A run that cannot save says so in a line, and resumes where it saved last."""
         import resource
 
         def work() -> int:
@@ -355,7 +355,7 @@ def full_disk_of_the_cache(folder: Path) -> None:
 
 
 def readonly_folder(folder: Path) -> None:
-    """As nobody, in a folder of somebody else's."""
+    """As user nobody, in another user's folder."""
     closed = folder / "closed"
     closed.mkdir(mode=0o555)
 

@@ -249,7 +249,7 @@ def renderer_of(backend: Backend) -> Renderer:
 
 
 def lower(call: UOp, renderer: Renderer) -> Kernel:
-    """Optimise and write one kernel."""
+    """Optimize and write one kernel."""
     program = to_program(call.src[0], renderer)
     _, linear, source = program.src[:3]
     info, nodes = program.arg, list(linear.src)
@@ -281,7 +281,7 @@ def violations(kernel: Kernel, backend: Backend, dtype: DType) -> Iterator[str]:
 
 
 def compiler_of(backend: Backend) -> Compile | None:
-    """What compiles the backend's source on this machine; None where that cannot be had."""
+    """What compiles the backend's source on this machine; None if it cannot be installed."""
     device, arch = backend.target.device, backend.target.arch
     if device == "CUDA":
         return _nvrtc(arch)

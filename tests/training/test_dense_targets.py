@@ -1,4 +1,4 @@
-"""What a dense network is told: fixed shapes whatever is in the pictures, and the right things."""
+"""A dense network's targets: right, and of fixed shapes whatever is in the pictures."""
 
 from dataclasses import replace
 

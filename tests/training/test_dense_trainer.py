@@ -1,4 +1,4 @@
-"""Training a dense network: it learns, stops and goes on as if it had not, and its file loads."""
+"""Training a dense network: it learns, stops and resumes exactly, and its file loads."""
 
 from dataclasses import replace
 

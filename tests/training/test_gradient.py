@@ -1,4 +1,4 @@
-"""One training step equals the published implementation's: loss, gradients, and what it leaves."""
+"""One training step equals the published implementation's: loss, gradients and updated state."""
 
 import numpy as np
 import pytest

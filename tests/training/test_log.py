@@ -1,4 +1,4 @@
-"""What a run leaves to look at: tables, curves, TensorBoard's files."""
+"""What a run logs: tables, curves, TensorBoard files."""
 
 import csv
 import importlib.util

@@ -350,7 +350,7 @@ def test_two_devices_train_like_one(tmp_path):
         Trainer(load_model(DATA / "nano.pth", "CPU"), small_shapes(), RECIPE, device, False)
         for device in ("CPU", ("CPU:0", "CPU:1"))
     )
-    for _ in range(2):  # the weights may part where a gradient is nothing but rounding
+    for _ in range(2):  # the weights may differ where a gradient is only rounding
         assert one.run_epoch().loss == pytest.approx(two.run_epoch().loss, rel=1e-3)
     save_run(tmp_path / "run.safetensors", two.state())
     one.restore(load_run(tmp_path / "run.safetensors"))

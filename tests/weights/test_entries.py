@@ -1,4 +1,4 @@
-"""Whatever a trainer put around the network, and before its names: the same numbers come out."""
+"""Whatever a trainer puts around the network and before its names, the same numbers come out."""
 
 from collections import OrderedDict, defaultdict, namedtuple
 from pathlib import Path

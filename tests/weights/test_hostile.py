@@ -1,4 +1,4 @@
-"""Files that were made to do harm: refused in one line, in bounded memory."""
+"""Files made to do harm are refused in one line, in bounded memory."""
 
 import os
 import struct
@@ -267,7 +267,7 @@ def test_the_message_stays_short_whatever_the_file_says(tmp_path):
 
 
 def reads_or_refuses(path: Path, content: bytes) -> None:
-    """The one promise for arbitrary bytes."""
+    """What must hold for arbitrary bytes."""
     path.write_bytes(content)
     try:
         read_tensors(path)

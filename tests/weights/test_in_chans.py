@@ -1,4 +1,4 @@
-"""Networks of pictures with other numbers of channels than three, where the weights have them."""
+"""Networks for pictures with channels other than three, as their weights say."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its weights comes back, and no nonsense in it is believed."""
+"""A checkpoint's metadata comes back, and nonsense in it is refused."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def test_a_file_without_metadata_has_the_usual_settings(tmp_path, suffix):
 
 
 def test_a_dense_networks_backbone_is_shown_pictures_of_the_size_it_learned_from(tmp_path, caplog):
-    """And what is skipped is told of a file, but of no bundled network."""
+    """What is skipped is reported for a file, but not for a bundled network."""
     own = load_weights("scenes-segment")
     assert own.settings.image_size == 128 and caplog.text == ""
     copy = tmp_path / "mine.safetensors"

@@ -1,4 +1,4 @@
-"""A file that is no weights is named for what it is, with what to do about it."""
+"""A file that holds no weights is named for what it is, with what to do about it."""
 
 import gzip
 import io

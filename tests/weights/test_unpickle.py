@@ -1,4 +1,4 @@
-"""The pickle machine: every kind of tensor has its right values, everything else is inert."""
+"""The pickle machine: every kind of tensor has the right values, everything else is inert."""
 
 import argparse
 import os

@@ -105,7 +105,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def double(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest-neighbour doubling to `size` (H, W), half of which, rounded up, is the size of x:
+    """Nearest-neighbor doubling to `size` (H, W), half of which, rounded up, is the size of x:
     each value appears 2x2 times, and an odd size loses the last row or column."""
     batch, channels, height, width = x.shape
     x = x.reshape(batch, channels, height, 1, width, 1).expand(-1, -1, -1, 2, -1, 2)

@@ -45,7 +45,7 @@ def write_onnx(
     """Write the network: `input` (B, 3, H, W), normalized -> `logits` (B, num_classes).
 
     Without a head the output is `features` (B, D4). With `size` None, H and W are free, from 32 on.
-    `folded` folds BatchNorms into the neighbouring convolutions and the head, and `x + conv(x)`
+    `folded` folds BatchNorms into the neighboring convolutions and the head, and `x + conv(x)`
     into one convolution. The metadata has the classes and the preprocessing of the settings. Raises
     ValueError for an ablation, a size below 32, a wrong number of class names, or if the package
     `onnx` is missing; OSError.
@@ -124,7 +124,7 @@ def metadata(weights: NetworkWeights, size: Size | None) -> dict[str, str]:
 
 
 def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state dict with every BatchNorm but the aggregators' `norm0` folded into a neighbour."""
+    """The state dict with every BatchNorm but the aggregators' `norm0` folded into a neighbor."""
     tensors, network = dict(arrays), Part(arrays)
 
     def merge(norm: str, layer: str, inputs: bool = False) -> None:

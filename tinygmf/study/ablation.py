@@ -58,7 +58,7 @@ ABLATIONS = {
     "no-crpe": AttentionConfig(crpe=False),
     "no-position": AttentionConfig(cpe=False, crpe=False),  # what the paper describes
     "softmax": AttentionConfig(softmax=True),
-    # multi-head self-attention of the same width, with nothing that knows a token's neighbours
+    # multi-head self-attention of the same width, with nothing that knows a token's neighbors
     "plain": AttentionConfig("none", non_attention=False, cpe=False, crpe=False, softmax=True),
     "plain-cpe": AttentionConfig("none", non_attention=False, crpe=False, softmax=True),
 }

@@ -104,7 +104,7 @@ class DenseTape(Tape):
         return result
 
     def double(self, x: Map, size: Size) -> Map:
-        """Nearest-neighbour doubling, as `pyramid.double` does it."""
+        """Nearest-neighbor doubling, as `pyramid.double` does it."""
         out = self.new(int(x.value.shape[0]), *size, x.channels)
         result = Map(run(sampling.double_loops, out, x.value))
 
