@@ -32,7 +32,7 @@ class BatchRecipe:
     """
 
     batch_size: int = option(128, "pictures in one step")
-    size: int = option(PUBLISHED_SIZE, "side of the pictures, in pixels")
+    size: int = option(PUBLISHED_SIZE, "picture size in pixels")
     seed: int = option(0, "of the new weights, the order and the augmentation")
 
     label_smoothing: float = option(0.1, "share of each target that is spread over all classes")

@@ -25,7 +25,7 @@ class DenseRecipe:
     """
 
     batch_size: int = option(16, "pictures in one step")
-    size: int = option(512, "side of the pictures, in pixels")
+    size: int = option(512, "picture size in pixels")
     seed: int = option(0, "of the new weights, the order and the augmentation")
     epochs: int = option(60, "passes over the training pictures")
     accumulate: int = option(1, "batches whose gradients are added up before the weights change")
@@ -41,7 +41,7 @@ class DenseRecipe:
     ema: float = option(0.0, "decay of the weights' moving average, which is the result")
 
     scale_min: float = option(0.5, "smallest random scale of a picture; 1 just fits the square")
-    scale_max: float = option(2.0, "largest")
+    scale_max: float = option(2.0, "largest random scale")
     grow: float = option(1.0, "enlargement of pictures in the second half of the epochs")
     flip: float = option(0.5, "how often a picture is mirrored")
     colour: float = option(0.4, "largest change of brightness, contrast and saturation")
