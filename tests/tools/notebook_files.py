@@ -27,7 +27,7 @@ def printed(cell: dict) -> str:
     lines: list[str] = []
     for output in cell["outputs"]:
         lines += output.get("text", [])
-        for kind, data in output.get("data", {}).items():
+        for kind, data in sorted(output.get("data", {}).items()):
             if kind.startswith("text/"):
                 lines += data
     return "".join(lines)
