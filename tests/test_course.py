@@ -37,6 +37,14 @@ def test_a_notebook_leads_to_the_next_the_previous_and_the_contents():
         assert "](README.md)" in markdown(path)[0] and f"]({path.name})" in contents
 
 
+def test_the_differences_from_the_paper_are_the_same_number_wherever_they_are_listed():
+    [cell] = [text for text in markdown(NOTEBOOKS[3]) if "the paper says |" in text]
+    page = (FOLDER / "pages" / "proof.md").read_text(encoding="utf-8")
+    rows = [len(re.findall(r"^\| ", text, re.MULTILINE)) - 1 for text in (cell, page)]
+    assert rows == [8, 8]
+    assert "[in eight places]" in (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+
+
 @each_notebook
 def test_headings_make_a_table_of_contents(path):
     text = "\n".join(FENCE.sub("", part) for part in markdown(path))
