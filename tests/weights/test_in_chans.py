@@ -66,7 +66,7 @@ def test_for_other_numbers_arrays_are_asked_for():
 
 def test_what_makes_pictures_in_colour_says_so():
     config = create_model("groupmixformer_nano", in_chans=4).config
-    with pytest.raises(ValueError, match="training: expected a network of pictures with 3"):
+    with pytest.raises(ValueError, match="training: expected a network for pictures with 3"):
         training_config(config, RECIPES["digits"])
 
 
