@@ -110,7 +110,7 @@ SCENES = DenseRecipe(  # drawn in random sizes and colours: only mirroring adds 
 
 # Small, four objects fit in the place of one, which teaches their classes faster; large, their
 # borders and corners can be seen.
-SCENES_SEGMENTATION = replace(SCENES, epochs=6, grow=2.0)
+SCENES_SEGMENTATION = replace(SCENES, epochs=12, grow=2.0)
 
 # For heads without normalization, on a backbone that was trained to segment
 SCENES_DETECTION = replace(SCENES, epochs=1, learning_rate=8e-4)
