@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tinygmf.data.folders import folder_pictures
-from tinygmf.data.kept import KeptPictures, reduced
+from tinygmf.data.kept import Kept, bytes_of, reduced
 from tinygmf.image import load_image, preprocess
 from tinygmf.training.recipe import Recipe
 
@@ -35,7 +35,7 @@ def test_a_photograph_is_decoded_once_in_all_epochs_and_the_batches_stay_the_sam
         return load_image(path)
 
     kept, made_anew = (folder_pictures(photographs) for _ in range(2))
-    kept.load, made_anew.kept = load, KeptPictures(most=0)
+    kept.load, made_anew.kept = load, Kept(bytes_of, most=0)
     for epoch in range(3):
         ours = list(kept.batches(RECIPE, epoch)) + list(kept.validation(32, 4))
         theirs = list(made_anew.batches(RECIPE, epoch)) + list(made_anew.validation(32, 4))
@@ -53,7 +53,7 @@ def test_what_is_validated_on_is_what_classify_sees(photographs):
 
 
 def test_pictures_are_kept_until_they_fill_the_memory():
-    kept, made = KeptPictures(most=2 * 3 * 100), Counter[str]()
+    kept, made = Kept(bytes_of, most=2 * 3 * 100), Counter[str]()
 
     def picture(name: str) -> Image.Image:
         made[name] += 1

@@ -1,6 +1,7 @@
 """Scenes: the same from the same seed, exactly annotated, of photographs kept apart."""
 
 import socket
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("skimage", reason="pip install scikit-image for its photogra
 from tinygmf.data import scenes as module
 from tinygmf.data.annotations import TASKS
 from tinygmf.data.dataset import DataError
+from tinygmf.data.dense_augment import DenseAugment
 from tinygmf.data.scenes import (
     HELD_OUT_PHOTOGRAPHS,
     SEEN,
@@ -82,6 +84,26 @@ def test_each_task_is_told_the_same_about_a_scene():
         edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
         assert tuple(box) == edges
     np.testing.assert_array_equal(segment.class_map > 0, instance.masks.any(0))
+
+
+def test_a_scene_to_segment_is_drawn_once_and_no_augmentation_changes_it(monkeypatch):
+    drawn = Counter()
+
+    def counted(number, *rest):
+        drawn[number] += 1
+        return scene(number, *rest)
+
+    monkeypatch.setattr(module, "scene", counted)
+    data = scenes("segment")
+    data.train = data.train[:4]
+    augment = DenseAugment(128, (0.7, 1.5), 0.5, 0.4)
+    (pictures, known), (again, known_again) = (
+        next(data.batches(augment, 4, 0, 0)) for _ in range(2)
+    )
+    np.testing.assert_array_equal(pictures, again)
+    for one, other in zip(known, known_again, strict=True):
+        np.testing.assert_array_equal(one.class_map, other.class_map)
+    assert drawn == dict.fromkeys(data.train, 1)
 
 
 def test_held_out_scenes_are_made_of_other_photographs(monkeypatch):

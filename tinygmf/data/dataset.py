@@ -13,7 +13,7 @@ from PIL import Image
 
 from tinygmf.config import Settings
 from tinygmf.data.augment import BatchRecipe, mix, targets, training_picture
-from tinygmf.data.kept import KeptPictures, reduced
+from tinygmf.data.kept import Kept, kept_pictures, reduced
 from tinygmf.data.pictures import Skipped
 from tinygmf.engine.predictor import chunks, read_ahead
 from tinygmf.files import one_line
@@ -49,7 +49,7 @@ class Dataset:
     broken: dict[str, str] = field(default_factory=dict)  # skipped: source -> why
     skipped: Skipped = field(default_factory=Skipped)  # while looking for pictures
     settings: Settings = PUBLISHED  # how pictures are prepared for the network
-    kept: KeptPictures = field(default_factory=KeptPictures)
+    kept: Kept[Image.Image] = field(default_factory=kept_pictures)
     test: list[Any] = field(default_factory=list)  # neither trained on nor used for any choice
     test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 

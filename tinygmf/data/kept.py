@@ -1,10 +1,11 @@
-"""Decoded pictures, kept in memory: decoding 12 megapixels takes a tenth of a second."""
+"""Decoded or drawn pictures, kept in memory: decoding 12 megapixels takes a tenth of a second."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
 from threading import Lock
+from typing import Generic, TypeVar
 
 from PIL import Image
 
@@ -13,26 +14,36 @@ from tinygmf.image import PUBLISHED
 
 MOST_BYTES = 2**29
 
+Value = TypeVar("Value")
 
-class KeptPictures:
-    """RGB pictures by key, up to `most` bytes; those beyond are made again each time."""
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
-        self.left = most
-        self._pictures: dict[Hashable, Image.Image] = {}
+def bytes_of(picture: Image.Image) -> int:
+    return 3 * picture.width * picture.height
+
+
+class Kept(Generic[Value]):
+    """Values by key, up to `most` bytes by `size`; those beyond are made again each time."""
+
+    def __init__(self, size: Callable[[Value], int], most: int = MOST_BYTES) -> None:
+        self.size, self.left = size, most
+        self._values: dict[Hashable, Value] = {}
         self._lock = Lock()
 
-    def get(self, key: Hashable, make: Callable[[], Image.Image]) -> Image.Image:
-        """The picture with this key, made if it is not there."""
-        if (kept := self._pictures.get(key)) is not None:
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value with this key, made if it is not there. Nobody may change it."""
+        if (kept := self._values.get(key)) is not None:
             return kept
-        picture = make()
-        size = 3 * picture.width * picture.height
+        value = make()
+        size = self.size(value)
         with self._lock:
-            if size <= self.left and key not in self._pictures:
+            if size <= self.left and key not in self._values:
                 self.left -= size
-                self._pictures[key] = picture
-        return picture
+                self._values[key] = value
+        return value
+
+
+def kept_pictures() -> Kept[Image.Image]:
+    return Kept(bytes_of)
 
 
 def reduced(picture: Image.Image, recipe: BatchRecipe) -> Image.Image:
