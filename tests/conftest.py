@@ -1,12 +1,12 @@
 """Tests run on the CPU unless DEV says otherwise, and never touch the user's own caches."""
 
 import os
-import shutil
 
 os.environ.setdefault("DEV", "CPU")  # before tinygrad is imported
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM
 from hypothesis import HealthCheck, settings
 from parity import MEASURED, activations_of
 
@@ -15,8 +15,6 @@ from tinygmf.engine import devices
 # An example's duration means nothing: other processes may have the cores.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from tinygrad import Context, Tensor
+from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from tinygmf.config import (
@@ -43,7 +43,7 @@ from tinygmf.layers import (
     record,
     run_part,
 )
-from tinygmf.tensors import tensor_from_numpy
+from tinygmf.tensors import tensor_from_numpy, without_device
 
 MIN_SIZE = 32  # pixels: below it the last stage has less than one token
 
@@ -286,7 +286,7 @@ def state_shapes(config: GroupMixFormerConfig) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of the state dict of a network of this configuration."""
     context = copy_context()
     context.run(empty_tensor.set, cache(Tensor.empty))  # one for each shape, in a fifth of the time
-    with Context(DEV="PYTHON"):  # which opens no device
+    with without_device():
         state = get_state_dict(context.run(GroupMixFormer, config, seed=None))
     return MappingProxyType({name: tuple(map(int, t.shape)) for name, t in state.items()})
 

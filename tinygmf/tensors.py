@@ -6,7 +6,7 @@ buffer: 0.2 ms each.
 """
 
 import numpy as np
-from tinygrad import Device, Tensor, dtypes
+from tinygrad import Context, Device, Tensor, dtypes
 from tinygrad.device import Buffer
 from tinygrad.dtype import to_dtype
 from tinygrad.uop.ops import UOp
@@ -17,6 +17,12 @@ DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtyp
 def on_cpu(device: str | tuple[str, ...]) -> bool:
     """Whether this is one of tinygrad's CPU devices, which run loop nests."""
     return isinstance(device, str) and device.split(":")[0] == "CPU"
+
+
+def without_device() -> Context:
+    """A context for code that computes nothing: tensors stay in Python's memory and no device is
+    opened."""
+    return Context(DEV="PYTHON")
 
 
 def tensor_from_numpy(array: np.ndarray, device: str | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM
 from parity import DATA, load_npz, parity_input
 from PIL import Image
 
@@ -22,7 +23,6 @@ SIZE = 64
 NAMES = ("</script><!--<script>", '"', "\\", "@INFO@", "${x}", "`", "Ü 三", "7", "8", "9")
 BLOCK = "groupmixformer_backbone.1.gma_stage.1"
 MAPS = [f"{BLOCK}.att.qkv", BLOCK]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 
@@ -166,11 +166,11 @@ def test_where_products_may_be_relaxed_they_are_and_answers_stay_within_rounding
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page_answers_in_a_browser_from_the_disk(folder, program, tmp_path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     page = (folder / "page.html").as_uri()
-    command = [str(BROWSER), *options, "--virtual-time-budget=20000", "--dump-dom", page]
+    command = [str(CHROMIUM), *options, "--virtual-time-budget=20000", "--dump-dom", page]
     done = subprocess.run(command, capture_output=True, text=True)
     rows = done.stdout.partition("<ol")[2].partition("</ol>")[0].split("<li>")[1:]
     write_c(program, tmp_path, slope())

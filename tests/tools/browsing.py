@@ -1,7 +1,10 @@
-"""The page of `tinygmf explore` in the tests: its sizes, and when it is ready."""
+"""Browsers in the tests: Chromium, and the page of `tinygmf explore`: its sizes, and when it is
+ready."""
 
+import shutil
 from typing import Any
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SIZE, SMALLER = 64, 32  # pixels: the network's own size, and another
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tinygmf.commands.options import add_entry, without_device
+from tinygmf.commands.options import add_entry
 from tinygmf.config import GroupMixFormerConfig, variant_name
 from tinygmf.files import require_writable
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tinygmf.dense.networks import kind_of_network, load_model
+    from tinygmf.tensors import without_device
     from tinygmf.weights.checkpoint import save_model
 
     require_writable(args.output)

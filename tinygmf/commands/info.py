@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tinygmf.commands.options import add_entry, add_size, without_device
+from tinygmf.commands.options import add_entry, add_size
 from tinygmf.config import PUBLISHED_SIZE, VARIANTS, GroupMixFormerConfig, full_name
 
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tinygmf.study.summary import format_summary
+    from tinygmf.tensors import without_device
 
     with without_device():  # shapes are traced, nothing is computed
         if args.model is None:

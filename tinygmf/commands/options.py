@@ -97,14 +97,6 @@ def chosen_device(args: argparse.Namespace) -> str:
     return device
 
 
-def without_device() -> Any:
-    """A context for code that computes nothing: tensors stay in Python's memory and no device is
-    opened."""
-    from tinygrad import Context
-
-    return Context(DEV="PYTHON")
-
-
 def chosen_size(args: argparse.Namespace, model: Any) -> int:
     """The side of the pictures in pixels: --size, else the training size, else 224.
 

@@ -93,7 +93,7 @@ def scenes(task: str, seed: int = 0) -> DenseDataset:
     Drawing takes half as long as training on them. So those to segment, which are seen in a dozen
     epochs, are kept as they are drawn: 1 GB.
     """
-    kept = Kept(bytes_of, 2**30 if task == "segment" else 0)
+    kept = Kept(bytes_drawn, 2**30 if task == "segment" else 0)
 
     def load(number: int) -> tuple[Image.Image, Annotations]:
         pixels, known = kept.get(number, lambda: draw(number))
@@ -108,7 +108,7 @@ def scenes(task: str, seed: int = 0) -> DenseDataset:
     return DenseDataset("scenes", task, [BACKGROUND, *SHAPES], train, val, load)
 
 
-def bytes_of(drawn: tuple[np.ndarray, Annotations]) -> int:
+def bytes_drawn(drawn: tuple[np.ndarray, Annotations]) -> int:
     """The bytes of a picture and its class map, if it has one."""
     pixels, known = drawn
     return pixels.nbytes + (0 if known.class_map is None else known.class_map.nbytes)
