@@ -1,6 +1,7 @@
 """Tests run on the CPU unless DEV says otherwise, and never touch the user's own caches."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("DEV", "CPU")  # before tinygrad is imported
 
@@ -17,12 +18,19 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_home(tmp_path_factory):
-    """One cache folder, empty at first, for all tests of all processes: what one compiles, the
-    others load."""
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """One folder for all test processes, empty at first."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(shared_folder):
+    """The cache folder of all tests: what one process compiles, the others load."""
+    folder = shared_folder / "cache"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

@@ -1,9 +1,10 @@
-"""The page of the nano network, written once a file, and opened from the disk."""
+"""The page of the nano network, written once for all processes, and opened from the disk."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from browsing import SIZE, ready
+from browsing import SIZE, SMALLER, ready
 from parity import DATA
 
 from tinygmf.config import Settings
@@ -17,17 +18,16 @@ def nano() -> NetworkWeights:
     return load_weights(DATA / "nano.pth")._replace(settings=settings)
 
 
-@pytest.fixture(scope="module")
-def other_sizes() -> tuple[int, ...]:
-    """Beside the network's own. Each takes many seconds to write, so a file says what it needs."""
-    return ()
-
-
-@pytest.fixture(scope="module")
-def folder(nano, other_sizes, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("a page")
-    write_page({"digits": nano}, folder, other_sizes)
-    return folder
+@pytest.fixture(scope="session")
+def folder(nano, shared_folder, tmp_path_factory) -> Path:
+    """The page at two sizes. It takes many seconds to write, so only one process does."""
+    shared = shared_folder / "a page"
+    if not shared.exists():
+        written = tmp_path_factory.mktemp("page")
+        write_page({"digits": nano}, written, (SMALLER,))
+        with suppress(OSError):  # another process was first
+            written.rename(shared)
+    return shared
 
 
 @pytest.fixture

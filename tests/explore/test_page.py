@@ -15,11 +15,6 @@ from PIL import Image
 CONTROLS = "button, select, input, canvas[tabindex], .map[tabindex], a[href]"
 
 
-@pytest.fixture(scope="module")
-def other_sizes() -> tuple[int, ...]:
-    return (SMALLER,)
-
-
 def test_the_page_names_no_file_from_elsewhere(folder):
     html = (folder / "index.html").read_text("utf-8")
     named = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]+)\"", html)
