@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools.mask import decode
 
+from tinygmf.commands.evaluate_dense import percent
 from tinygmf.commands.main import main
 from tinygmf.commands.train_dense import has_this_head
 from tinygmf.data.scenes import SHAPES, Scene, annotated, scene
@@ -96,6 +97,11 @@ def test_a_folder_of_masks_from_training_to_a_drawing(tmp_path, capsys):
     picture = str(tmp_path / "data" / "val" / "images" / "8.png")
     assert main(["segment", picture, *weights, "--out", str(tmp_path / "out"), *ON_CPU]) == 0
     assert (tmp_path / "out" / "8.png").exists()
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.905, "90.50%"), (float("nan"), "none")])
+def test_the_figure_of_a_class_that_no_picture_has_is_none(value, text):
+    assert percent(value) == text
 
 
 def test_another_network_gives_its_backbone_to_a_fresh_head_and_that_is_said(tmp_path, capsys):

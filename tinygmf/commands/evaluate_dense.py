@@ -55,15 +55,21 @@ def known(figures: Any) -> Any:
     return None if isinstance(figures, float) and math.isnan(figures) else figures
 
 
+def percent(value: float) -> str:
+    """A share as text; of nothing there is none."""
+    return "none" if math.isnan(value) else f"{value:.2%}"
+
+
 def segmentation_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
     from tinygmf.dense.evaluation import score_segmentation
 
     score = score_segmentation(model, data, device=device)
     print(f"{'class':24} {'IoU':>8} {'found':>8} {'pixels':>12}")
     for row in score.table():
-        print(f"{row['class']:24.24} {row['iou']:8.2%} {row['recall']:8.2%} {row['pixels']:12,}")
+        shares = f"{percent(row['iou']):>8} {percent(row['recall']):>8}"
+        print(f"{row['class']:24.24} {shares} {row['pixels']:12,}")
     print(
-        f"mean IoU {score.mean_iou:.2%}, pixel accuracy {score.pixel_accuracy:.2%} of "
+        f"mean IoU {percent(score.mean_iou)}, pixel accuracy {percent(score.pixel_accuracy)} of "
         f"{len(data.val)} pictures"
     )
     figures = {"mean_iou": score.mean_iou, "pixel_accuracy": score.pixel_accuracy}
@@ -78,11 +84,10 @@ def detection_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
         what = {"bbox": "boxes", "segm": "masks"}[kind]
         print(f"{what:24} {'AP':>8} {'AP@50':>8}")
         for name, (ap, ap50) in score.by_class.items():
-            print(f"{name:24.24} {ap:8.2%} {ap50:8.2%}")
-        print(
-            f"{what}: AP {score.ap:.2%}, AP@50 {score.ap50:.2%}, AP@75 {score.ap75:.2%}, small "
-            f"{score.ap_small:.2%}, medium {score.ap_medium:.2%}, large {score.ap_large:.2%} of "
-            f"{len(data.val)} pictures"
-        )
+            print(f"{name:24.24} {percent(ap):>8} {percent(ap50):>8}")
+        parts = {"AP": score.ap, "AP@50": score.ap50, "AP@75": score.ap75, "small": score.ap_small}
+        parts |= {"medium": score.ap_medium, "large": score.ap_large}
+        words = ", ".join(f"{name} {percent(value)}" for name, value in parts.items())
+        print(f"{what}: {words} of {len(data.val)} pictures")
         figures[kind] = asdict(score)
     return figures
