@@ -37,7 +37,7 @@ def test_a_file_without_metadata_has_the_usual_settings(tmp_path, suffix):
 def test_a_dense_networks_backbone_is_shown_pictures_of_the_size_it_learned_from(tmp_path, caplog):
     """What is skipped is reported for a file, but not for a bundled network."""
     own = load_weights("scenes-segment")
-    assert own.settings.image_size == 128 and caplog.text == ""
+    assert own.settings.image_size == 256 and caplog.text == ""
     copy = tmp_path / "mine.safetensors"
     copy.write_bytes(find_weights("scenes-segment").read_bytes())
     assert load_weights(copy).settings == own.settings
