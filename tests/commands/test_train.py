@@ -83,6 +83,15 @@ def test_fine_tuning_a_new_head_alone_leaves_the_rest_bit_for_bit(tmp_path, caps
     assert evaluated(capsys, data / "val", out / command.WEIGHTS) == f"top-1 {rows[-1]['top1']:.2%}"
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "lines"), [(100, 1, 100), (400, 1, 41), (200, 2, 41), (300, 2500, 300)]
+)
+def test_hundreds_of_short_epochs_get_some_forty_lines(epochs, steps, lines):
+    trainer = SimpleNamespace(recipe=SimpleNamespace(epochs=epochs), steps_per_epoch=steps)
+    told = [epoch for epoch in range(1, epochs + 1) if train_loop.told(epoch, trainer)]
+    assert (len(told), told[0], told[-1]) == (lines, 1, epochs)
+
+
 def test_fine_tuning_moves_the_whole_network_the_first_stage_least(tmp_path, capsys):
     data, out = write_shapes(tmp_path / "shapes", range(10), train=2, val=1), tmp_path / "run"
     options = ["--layer-decay", "0.3", "--epochs", "1", "--warmup-epochs", "0", "--ema", "0"]

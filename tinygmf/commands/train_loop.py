@@ -155,6 +155,14 @@ def measured(report: Any) -> str:
     return ", ".join(f"{label} {row[name]:.2%}" for name, label in measures(row).items())
 
 
+def told(epoch: int, trainer: Trainer) -> bool:
+    """Whether an epoch gets a line: the first, the last and, if there are over 100, one in about
+    ten steps. A folder of few pictures has hundreds of epochs of a step or two."""
+    epochs = trainer.recipe.epochs
+    every = max(1, 10 // trainer.steps_per_epoch) if epochs > 100 else 1
+    return epoch in (1, epochs) or epoch % every == 0
+
+
 def train(trainer: Trainer, folder: Path | None) -> bool:
     """Run the remaining epochs, saving after each, and in long ones between; False if the user
     stopped it. Raises ValueError, with the last checkpoint intact, if the disk is full."""
@@ -165,7 +173,7 @@ def train(trainer: Trainer, folder: Path | None) -> bool:
         remove_leftovers(folder)
     while not trainer.ended:
         report = trainer.run_epoch()
-        if report is not None:
+        if report is not None and told(report.epoch, trainer):
             print(
                 f"epoch {report.epoch:3}: loss {report.loss:.3f}, {measured(report)}, "
                 f"{report.pictures_per_second:.0f} pictures/s",
