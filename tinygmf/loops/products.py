@@ -16,6 +16,7 @@ from tinygmf.loops.nest import (
     MOST_CHANNELS,
     WHOLE,
     Channels,
+    Index,
     Nest,
     add_gradient,
     flat,
@@ -26,11 +27,14 @@ from tinygmf.loops.nest import (
     seen_as,
     total,
 )
-from tinygmf.loops.tiles import PRODUCT, best_tile, divisor
+from tinygmf.loops.pieces import MOST
+from tinygmf.loops.tiles import LANES, PRODUCT, TOKENS, best_tile, divisor, fastest, registers
 from tinygmf.loops.values import ZERO
 
 CACHED = 1 << 17  # numbers, 0.5 MB of them
 FEW_ROWS = 64  # fewer rows are not summed on their own
+COLUMNS, COPY = 64, 1 << 15  # at most, of a weight that is copied, and its numbers
+ROWS = 8  # at most, that share the copy
 
 
 def dense(
@@ -55,38 +59,57 @@ def dense(
     parts, channel = channels.parts, channels.read
     blocks = {3: 0, 5: 1}.get(len(weight.shape))  # the axis of S
     size = weight.shape[0] if blocks is None else 1
+    depth, columns = weight.shape[-2:]
+    full = whole_vectors(size * size * depth, columns)
     if size == stride == 1:
-        out, x = (rows(t, weight, parts) for t in (out, x))
-        factors, plus = (t if t is None else rows(t, weight, parts) for t in (factors, plus))
+        cut = 1 if full == columns else MOST
+        out, x = (rows(t, weight, parts, cut) for t in (out, x))
+        factors, plus = (t if t is None else rows(t, weight, parts, cut) for t in (factors, plus))
     groups = 1 if blocks is None else weight.shape[blocks]
-    (batch, height, width, _), (depth, columns) = out.shape, weight.shape[-2:]
+    batch, height, width, _ = out.shape
     taps = Taps(size, stride, back, (height, width))
     step, phases = taps.step, taps.phases
-    tile = best_tile(PRODUCT, width // phases, columns, exact=True)
-    tiles = width // phases // tile[0], phases, groups, columns // tile[1]
-    nest = Nest()
-    around = b, y, phase_y, x0, phase_x, s, c0 = nest.loops(batch, height // phases, phases, *tiles)
+    down, across = height // phases, width // phases
+    m, c = best_tile(PRODUCT, across, full, exact=True)
+    if full != columns:
+        m, c = divisor(across, TOKENS), full
 
-    def weigh(ky: UOp, kx: UOp, k: UOp, e: UOp) -> UOp:
+    def weigh(ky: UOp, kx: UOp, k: UOp, j: UOp) -> UOp:
+        e, known = (c0 * c + j).minimum(columns - 1), c0 * c + j < columns
         if blocks is not None:
-            return load(weight, *((s,) if blocks == 0 else (b, s, 0)), k, e)
-        (tap_y, one_y), (tap_x, one_x) = taps.find(phase_y, ky), taps.find(phase_x, kx)
-        value = load(weight, tap_y, tap_x, k, e)
-        return value if phases == 1 else (one_y & one_x).where(value, ZERO)
+            value = load(weight, *((s,) if blocks == 0 else (b, s, 0)), k, e)
+        else:
+            (tap_y, one_y), (tap_x, one_x) = taps.find(phase_y, ky), taps.find(phase_x, kx)
+            value, known = load(weight, tap_y, tap_x, k, e), known & one_y & one_x
+        return known.where(value, ZERO)
+
+    nest, copied = Nest(), None
+    if full != columns or phases > 1:
+        together = divisor(down, ROWS)
+        sizes = batch, down // together, phases, phases, groups, full // c
+        first = b, y0, phase_y, phase_x, s, c0 = nest.loops(*sizes)
+        copied = nest.fill(first, (taps.count, taps.count, depth, c), weigh)
+        y1, x0 = nest.loops(together, across // m)
+        around, y = [*first, y1, x0], y0 * together + y1
+    else:
+        around = b, y, x0, s, c0 = nest.loops(batch, down, across // m, groups, full // c)
+        phase_y = phase_x = 0
 
     def term(i: UOp, j: UOp) -> UOp:
         ky, kx, k = over
-        place = b, y * step + taps.first + ky, (x0 * tile[0] + i) * step + taps.first + kx
-        return load(x, *place, channel + s * depth + k) * weigh(ky, kx, k, c0 * tile[1] + j)
+        place = b, y * step + taps.first + ky, (x0 * m + i) * step + taps.first + kx
+        one = weigh(ky, kx, k, j) if copied is None else copied[ky, kx, k, j].load()
+        return load(x, *place, channel + s * depth + k) * one
 
-    acc = nest.fill(
-        around, tile, lambda i, j: ZERO if bias is None else load(bias, c0 * tile[1] + j)
-    )
+    def shift(i: UOp, j: UOp) -> UOp:
+        return ZERO if bias is None else load(bias, (c0 * c + j).minimum(columns - 1))
+
+    acc = nest.fill(around, (m, c), shift)
     over = nest.loops(taps.count, taps.count, depth)
     acc = nest.accumulate(acc, over, term)
-    i, j = nest.loops(*tile)
-    place = b, y * phases + phase_y, (x0 * tile[0] + i) * phases + phase_x
-    e = s * columns + c0 * tile[1] + j
+    i, j = nest.loops(m, min(c, columns))
+    place = b, y * phases + phase_y, (x0 * m + i) * phases + phase_x
+    e = s * columns + c0 * c + j
     value = acc[i, j].load()
     if factors is not None:
         value = value + load(x, *place, channel + e) * load(factors, *place, e)
@@ -114,7 +137,7 @@ class Taps:
         self.first = rim - self.before  # counting the zeros around x
         self.count = self.before + (self.phases - 1 + rim) // self.phases + 1
 
-    def find(self, phase: UOp, number: UOp) -> tuple[UOp, UOp]:
+    def find(self, phase: Index, number: UOp) -> tuple[UOp, UOp]:
         """The tap of this number, and whether it exists."""
         if not self.back:
             return number, number >= 0
@@ -122,12 +145,22 @@ class Taps:
         return tap.maximum(0).minimum(self.size - 1), (tap >= 0) & (tap < self.size)
 
 
-def rows(x: UOp, weight: UOp, parts: int) -> UOp:
-    """(B, H, W, parts * C) as rows of C channels, for a product: (1, 1, rows, C), or (B, 1, rows,
-    C) if each picture has its own weight."""
+def whole_vectors(terms: int, columns: int) -> int:
+    """The columns of a product of so many terms, filled up to whole vectors where a copy of the
+    weight, with zeros in the others, is small."""
+    lanes = LANES.get(registers(), 4)
+    full = -(-columns // lanes) * lanes
+    return full if full <= COLUMNS and terms * full <= COPY else columns
+
+
+def rows(x: UOp, weight: UOp, parts: int, most: int = 1) -> UOp:
+    """(B, H, W, parts * C) as rows of C channels, for a product: (1, n, rows, C), or (B, n, rows,
+    C) if each picture has its own weight; n is at most `most`."""
     batch = x.shape[0] if len(weight.shape) == 5 else 1
     channels = x.shape[3] // parts
-    return seen_as(x, (batch, 1, math.prod(x.shape) // batch // channels, channels))
+    count = math.prod(x.shape) // batch // channels
+    n = divisor(count, most)
+    return seen_as(x, (batch, n, count // n, channels))
 
 
 def dense_weight(
@@ -143,27 +176,36 @@ def dense_weight(
     parts, channel, at = channels.parts, channels.read, channels.write
     matrices = len(out.shape) == 3
     size, groups = (1, out.shape[0]) if matrices else (out.shape[0], 1)
-    if size == stride == 1:
-        x, g = (blocks(rows(t, out, parts), *out.shape[-2:]) for t in (x, g))
-    batch, height, width, _ = g.shape
     depth, columns = out.shape[-2:]
-    nest, (m, c) = Nest(), best_tile(PRODUCT, depth, columns, exact=True)
+    if size == stride == 1:
+        x, g = (blocks(rows(t, out, parts), depth, columns) for t in (x, g))
+    batch, height, width, _ = g.shape
+    plain = fastest(PRODUCT, depth, columns, exact=True)
+    turned = fastest(PRODUCT, columns, depth, exact=True)
+    over_x = turned.rate > plain.rate  # neighbors in a vector are channels of x, not of g
+    shape = turned[:2] if over_x else plain[:2]
+    k_each, e_each = shape[::-1] if over_x else shape
+    nest = Nest()
     at_once = 1 if height * width >= FEW_ROWS else batch
     around = ky, kx, s, b0, k0, e0 = nest.loops(
-        size, size, groups, batch // at_once, depth // m, columns // c
+        size, size, groups, batch // at_once, depth // k_each, columns // e_each
     )
 
-    def term(i: UOp, j: UOp) -> UOp:
-        turn, h, w = over
-        b = b0 * at_once + turn
-        c_in, c_out = channel + s * depth + k0 * m + i, at + s * columns + e0 * c + j
-        return load(x, b, h * stride + ky, w * stride + kx, c_in) * load(g, b, h, w, c_out)
+    def cell(i: UOp, j: UOp) -> tuple[UOp, UOp]:
+        k, e = (j, i) if over_x else (i, j)
+        return k0 * k_each + k, e0 * e_each + e
 
-    acc = nest.fill(around, (m, c), lambda i, j: ZERO)
+    def term(i: UOp, j: UOp) -> UOp:
+        (turn, h, w), (k, e) = over, cell(i, j)
+        b = b0 * at_once + turn
+        seen = load(x, b, h * stride + ky, w * stride + kx, channel + s * depth + k)
+        return seen * load(g, b, h, w, at + s * columns + e)
+
+    acc = nest.fill(around, shape, lambda i, j: ZERO)
     over = nest.loops(at_once, height, width)
     acc = nest.accumulate(acc, over, term)
-    i, j = nest.loops(m, c)
-    place = (*((s,) if matrices else (ky, kx)), k0 * m + i, e0 * c + j)
+    i, j = nest.loops(*shape)
+    place = *((s,) if matrices else (ky, kx)), *cell(i, j)
     stored = add_gradient(out, place, acc[i, j].load(), share).end(*around, i, j)
     name = name_of("dense_weight", out, g, numbers=(stride, channel, at))
     return kernel(name, stored, whole=(b0,))

@@ -74,6 +74,8 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
     "simd128": tiles((2, 16, 16), (3, 8, 16), (2, 8, 15), (7, 4, 15)),
 }
 
+SCALARS = 8  # times slower is a tile without vectors
+TOKENS = 6  # at most, of a tile of few channels: see `is_unrolled`
 LANES = {"avx512": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
 VECTORS = {
     "avx512": Vectors(32, 16), "avx2": Vectors(16, 8), "neon": Vectors(32, 4),
@@ -89,8 +91,19 @@ def best_tile(
     unit: str | None = None,
     width: int | None = None,
 ) -> tuple[int, int]:
-    """Tokens and channels of the fastest tile for a map of this size; `width` fixes its channels,
-    as `panel_width` returns them.
+    """Tokens and channels of the `fastest` tile."""
+    return fastest(table, tokens, channels, exact, unit, width)[:2]
+
+
+def fastest(
+    table: Table,
+    tokens: int,
+    channels: int,
+    exact: bool = False,
+    unit: str | None = None,
+    width: int | None = None,
+) -> Tile:
+    """The tile for a map of this size; `width` fixes its channels, as `panel_width` returns them.
 
     A tile that does not divide overlaps its neighbor, and that work is wasted; with `exact` the
     tile is shrunk to the largest divisors, of channels in whole vectors.
@@ -98,18 +111,23 @@ def best_tile(
     unit = unit or registers()
     lanes = LANES.get(unit, 4)
 
-    def size(tile: Tile) -> tuple[int, int]:
-        if exact:
-            return divisor(tokens, tile.tokens), vectors(channels, tile.channels, lanes)
-        return min(tokens, tile.tokens), min(channels, tile.channels)
-
-    def speed(tile: Tile) -> float:
+    def fitted(tile: Tile) -> Tile:
         if not exact:
-            return tile.rate * used(tokens, tile.tokens) * used(channels, tile.channels)
-        m, c = size(tile)
-        return tile.rate * (m / tile.tokens) * (c / tile.channels) / (1 if c % lanes == 0 else 2)
+            m, c = min(tokens, tile.tokens), min(channels, tile.channels)
+            useful = used(tokens, tile.tokens) * used(channels, tile.channels)
+        else:
+            m, c = divisor(tokens, tile.tokens), vectors(channels, tile.channels, lanes)
+            useful = (m / tile.tokens) * (c / tile.channels) / (1 if c % lanes == 0 else 2)
+        slow = SCALARS if unit == "avx512" and is_unrolled(m, c) else 1
+        return Tile(m, c, tile.rate * useful / slow)
 
-    return size(max((t for t in table[unit] if width in (None, t.channels)), key=speed))
+    tiles = (fitted(tile) for tile in table[unit] if width in (None, tile.channels))
+    return max(tiles, key=lambda tile: tile.rate)
+
+
+def is_unrolled(tokens: int, channels: int) -> bool:
+    """Whether clang unrolls such a tile and computes it number by number, as measured."""
+    return channels <= 16 and tokens > TOKENS and tokens not in (9, 10)
 
 
 def panel_width(table: Table, channels: int, unit: str | None = None) -> int:

@@ -22,11 +22,12 @@ from tinygmf.loops.nest import (
     name_of,
     put,
 )
-from tinygmf.loops.tiles import VECTORS, divisor, registers, used, vectors
+from tinygmf.loops.tiles import TOKENS, VECTORS, divisor, registers, used, vectors
 from tinygmf.loops.values import ZERO
 
 ROWS = 4  # output rows, at most, that share a copy
 MOST = 48  # numbers, at most, that a tap multiplies at once
+NEIGHBORS = 4  # positions, at most: of 8 clang at times computes each number by itself
 SUMS = 8  # vectors of them, at most, that a tap adds to
 
 
@@ -54,7 +55,7 @@ def depthwise(
     step, apart = (1, stride) if back else (stride, 1)
     together, c = block(width, weight.shape[-1], step, MOST)
     lanes = VECTORS[registers()].lanes
-    places = divisor(width // together, max(1, SUMS * lanes // (together * c)))
+    places = divisor(width // together, min(TOKENS, max(1, SUMS * lanes // (together * c))))
     rows = divisor(height, ROWS)
     nest = Nest()
     around = b, y0, s, c0 = nest.loops(batch, height // rows, parts, weight.shape[-1] // c)
@@ -152,7 +153,6 @@ def block(width: int, channels: int, step: int, most: int) -> tuple[int, int]:
     """
     lanes = VECTORS[registers()].lanes
     c = vectors(channels, most, min(lanes, 8))
-    counts = [
-        n for n in range(1, max(1, most // c) + 1) if width % n == 0 and (n == 1 or step == 1)
-    ]
-    return max(counts, key=lambda n: used(n * c, lanes)), c
+    few = min(NEIGHBORS, most // c) if step == 1 else 1
+    counts = [n for n in range(1, max(1, few) + 1) if width % n == 0]
+    return max(counts, key=lambda n: (used(n * c, lanes), n)), c
