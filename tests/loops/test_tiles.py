@@ -28,6 +28,13 @@ def test_a_tile_fits_the_map_and_an_exact_one_divides_it(table, name, tokens, ch
         assert tokens % m == 0 and channels % c == 0
 
 
+@given(tokens=SIZES, vectors=st.integers(1, 80), exact=st.booleans())
+def test_no_tile_of_whole_vectors_is_one_that_clang_unrolls(tokens, vectors, exact):
+    with tiles.for_machine(registers="avx512"):
+        tile = tiles.best_tile(tiles.PRODUCT, tokens, 8 * vectors, exact)
+    assert not tiles.is_unrolled(*tile)
+
+
 @pytest.mark.parametrize("name", sorted(tiles.PRODUCT))
 def test_a_product_of_ragged_tiles_is_numpys(name):
     x, weight = normal(0, 1, 1, 19, 9), normal(1, 1, 1, 9, 45)

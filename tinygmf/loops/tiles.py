@@ -118,15 +118,16 @@ def fastest(
         else:
             m, c = divisor(tokens, tile.tokens), vectors(channels, tile.channels, lanes)
             useful = (m / tile.tokens) * (c / tile.channels) / (1 if c % lanes == 0 else 2)
-        slow = SCALARS if unit == "avx512" and is_unrolled(m, c) else 1
-        return Tile(m, c, tile.rate * useful / slow)
+        slow = table is PRODUCT and unit == "avx512" and is_unrolled(m, c)
+        return Tile(m, c, tile.rate * useful / (SCALARS if slow else 1))
 
     tiles = (fitted(tile) for tile in table[unit] if width in (None, tile.channels))
     return max(tiles, key=lambda tile: tile.rate)
 
 
 def is_unrolled(tokens: int, channels: int) -> bool:
-    """Whether clang unrolls such a tile and computes it number by number, as measured."""
+    """Whether clang unrolls such a tile of a product with AVX-512 and computes it number by number,
+    as measured."""
     return channels <= 16 and tokens > TOKENS and tokens not in (9, 10)
 
 

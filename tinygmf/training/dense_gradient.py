@@ -13,7 +13,6 @@ from tinygrad import Tensor
 
 from tinygmf.dense.losses import (
     box_losses,
-    cross_entropy,
     mask_loss,
     retinanet_losses,
     rpn_losses,
@@ -21,10 +20,11 @@ from tinygmf.dense.losses import (
 from tinygmf.dense.maskrcnn import MASK_BINS, MaskRCNNConfig
 from tinygmf.dense.retinanet import RetinaNetConfig
 from tinygmf.dense.segmentation import AUXILIARY_STAGE, SegmentationConfig
+from tinygmf.loops.losses import cross_entropy
 from tinygmf.training.dense_layers import DenseTape, size_of, twice
 from tinygmf.training.gradient_loops import stages
 from tinygmf.training.state import Layout
-from tinygmf.training.tape import Map
+from tinygmf.training.tape import Map, run_all
 
 AUXILIARY_WEIGHT = 0.4  # of its loss, as in mmsegmentation
 DETECTOR_BODY = "backbone.body."
@@ -114,10 +114,11 @@ class SegmentationGradient(DenseGradient):
         x = tape.weigh(x, kept) if self.config.dropout_ratio else x
         height, width = map(int, labels.shape[1:])
         logits = tape.resize(tape.convolve(x, f"{head}.conv_seg"), (height, width))
-        total, count = cross_entropy(logits.value, labels, axis=3)
-        loss = weight * total / count
-        ask(tape, loss, logits)
-        return loss
+        outputs = [tape.new(*logits.value.shape), tape.new_float32(*labels.shape)]
+        slope, losses = run_all(cross_entropy, outputs, logits.value, labels)
+        count = ((labels >= 0) & (labels < logits.channels)).sum().cast(losses.dtype).maximum(1)
+        logits.gradient = (slope * (weight * tape.share[1] / count)).contiguous()
+        return weight * losses.sum() / count
 
     def upernet(self, tape: DenseTape, maps: list[Map]) -> Map:
         head = "decode_head"
