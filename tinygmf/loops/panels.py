@@ -17,7 +17,7 @@ import numpy as np
 from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import Nest, statement
-from tinygmf.loops.pieces import start
+from tinygmf.loops.pieces import number_of_pieces, start
 from tinygmf.loops.tiles import PAIRS, PRODUCT, VECTORS, panel_width, registers
 
 LINE = 64  # bytes of the caches' lines
@@ -66,7 +66,8 @@ def loops(nest: Nest, sizes: tuple[int, int, int, int, int], numbers: int, cut: 
     if not cut:
         around = nest.loops(*sizes)
         return Order(around, tuple(around), around[2], tiles)
-    together = min(tiles, min(TILES, key=lambda few: -(-tiles // few) * few))
+    cores = number_of_pieces()
+    together = min(tiles, min(TILES, key=lambda few: -(-tiles // (few * cores)) * few))
     b, h, group, s, part, t = around = nest.loops(
         *rows, -(-tiles // together), blocks, parts, together
     )
