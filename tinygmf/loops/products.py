@@ -84,7 +84,7 @@ def dense(
         return known.where(value, ZERO)
 
     nest, copied = Nest(), None
-    if full != columns or phases > 1:
+    if full != columns or phases > 1:  # copy the phase's taps, up to whole vectors, for some rows
         together = divisor(down, ROWS)
         sizes = batch, down // together, phases, phases, groups, full // c
         first = b, y0, phase_y, phase_x, s, c0 = nest.loops(*sizes)
