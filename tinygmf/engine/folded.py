@@ -125,7 +125,7 @@ def stages(
         x = dense(pad(x, 1), kernel, bias, epilogue=hardswish, stride=(2, 2))
     for stage, depth in enumerate(depths):
         windows, pointwise, bias, mask = islice(weights, 4)
-        x = depthwise(pad(x.cast(dtype), 1), windows, stride=1 if stage == 0 else 2)
+        x = depthwise(pad(x, 1, dtype=dtype), windows, stride=1 if stage == 0 else 2)
         x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
         for _ in range(depth):
             x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)

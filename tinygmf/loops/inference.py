@@ -35,13 +35,14 @@ SOFTMAX = 32  # channels at a time
 # The operations, as tensor expressions
 
 
-def pad(x: Tensor, rim: int, channel: int = 0) -> Tensor:
+def pad(x: Tensor, rim: int, channel: int = 0, dtype: DType | None = None) -> Tensor:
     """(B, H, W, C) -> (B, H + 2 rim, W + 2 rim, C - channel): zeros around, from `channel` on."""
     batch, height, width, channels = x.shape
+    dtype = dtype or x.dtype
     if on_cpu(x.device):
         shape = (batch, height + 2 * rim, width + 2 * rim, channels - channel)
-        return run_loops(partial(pad_loops, rim=rim, channel=channel), shape, x.dtype, x)
-    return x[..., channel:].pad((None, (rim, rim), (rim, rim), None)).contiguous()
+        return run_loops(partial(pad_loops, rim=rim, channel=channel), shape, dtype, x)
+    return x[..., channel:].cast(dtype).pad((None, (rim, rim), (rim, rim), None)).contiguous()
 
 
 def dense(
