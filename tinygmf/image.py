@@ -264,10 +264,14 @@ def normalize(image: Image.Image, settings: Settings = PUBLISHED) -> np.ndarray:
     """Return an RGB picture of the right size as the network's input: float32, (3, H, W); a grey
     one (mode L) in one channel, by the average of the three means and of the three deviations."""
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
-    pixels = np.asarray(image, np.float32) / 255
+    pixels, levels = np.asarray(image), np.arange(256, dtype=np.float32)[:, None] / 255
     if image.mode == "L":
-        return ((pixels - mean.mean()) / std.mean())[None]
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+        pixels, mean, std = pixels[..., None], mean.mean(), std.mean()
+    known = (levels - mean) / std  # each level's value in each channel: a fifth of the work
+    out = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
+    for channel, values in enumerate(known.T):
+        np.take(values, pixels[..., channel], out=out[channel], mode="clip")
+    return out
 
 
 def resize_and_crop(image: Image.Image, size: int, settings: Settings = PUBLISHED) -> Image.Image:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,8 @@ from tinygmf.pixels import ImageError
 
 # What random numbers are used for: each has its own generator
 ORDER, PICTURE, MIX, BRANCHES = range(4)
+
+Result = TypeVar("Result")
 
 
 class DataError(ValueError):
@@ -155,10 +157,10 @@ class Dataset:
         def read(index: int) -> tuple[np.ndarray, int]:
             return self.read(index, np.random.default_rng([seed, PICTURE, epoch, index]), recipe)
 
-        for number, batch in enumerate(chunks(read_ahead(read, map(int, wanted)), size), first):
-            pictures = np.stack([picture for picture, _ in batch])
-            labels = np.array([label for _, label in batch])
-            rows = targets(labels, len(self.classes), recipe.label_smoothing)
+        shape = 3, recipe.size, recipe.size
+        batches = in_batches(read, map(int, wanted), size, shape)
+        for number, (pictures, labels) in enumerate(batches, first):
+            rows = targets(np.array(labels), len(self.classes), recipe.label_smoothing)
             yield mix(pictures, rows, recipe, np.random.default_rng([seed, MIX, epoch, number]))
 
     def validation(self, size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -175,6 +177,31 @@ class Dataset:
         found = (pair for pair in read_ahead(read, range(len(self.val))) if pair is not None)
         for batch in chunks(found, batch_size):
             yield np.stack([picture for picture, _ in batch]), np.array([y for _, y in batch])
+
+
+def in_batches(
+    read: Callable[[int], tuple[np.ndarray, Result]],
+    numbers: Iterable[int],
+    size: int,
+    shape: tuple[int, ...],
+) -> Iterator[tuple[np.ndarray, list[Result]]]:
+    """Batches of what `read` returns for each number: an array of this shape, and something else.
+
+    Threads read a little ahead, and copy each array to its place in the batch.
+    """
+
+    def places() -> Iterator[tuple[np.ndarray, int, int]]:
+        for few in chunks(numbers, size):
+            batch = np.empty((len(few), *shape), np.float32)
+            yield from ((batch, slot, number) for slot, number in enumerate(few))
+
+    def fill(place: tuple[np.ndarray, int, int]) -> tuple[np.ndarray, Result]:
+        batch, slot, number = place
+        batch[slot], other = read(number)
+        return batch, other
+
+    for filled in chunks(read_ahead(fill, places()), size):
+        yield filled[0][0], [other for _, other in filled]
 
 
 def every_nth(labels: np.ndarray, n: int) -> np.ndarray:

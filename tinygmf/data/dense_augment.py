@@ -39,12 +39,15 @@ class DenseAugment:
         """An RGB picture and its annotations -> both for size x size pixels."""
         factor = rng.uniform(*self.scale) * self.size / max(picture.size)
         width, height = (max(1, round(side * factor)) for side in picture.size)
-        picture, known = resize(picture, known, width, height)
         left, top = (
             int(rng.integers(min(0, side - self.size), max(0, side - self.size) + 1))
             for side in (width, height)
         )
-        picture, known = crop(picture, known, (left, top, left + self.size, top + self.size))
+        x0, y0, x1, y1 = left, top, left + self.size, top + self.size
+        seen = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+        picture, known = resize(picture, known, width, height, seen)
+        part = x0 - seen[0], y0 - seen[1], x1 - seen[0], y1 - seen[1]
+        picture, known = crop(picture, known, part)
         if rng.random() < self.flip:
             picture, known = flip(picture, known)
         if self.colour:
@@ -64,24 +67,36 @@ def flip(picture: Image.Image, known: Annotations) -> Pair:
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirrored
 
 
-def resize(picture: Image.Image, known: Annotations, width: int, height: int) -> Pair:
+def resize(
+    picture: Image.Image,
+    known: Annotations,
+    width: int,
+    height: int,
+    part: tuple[int, int, int, int] | None = None,
+) -> Pair:
     """Resize to width x height pixels: the picture bilinearly and antialiased, masks and class maps
-    by the pixel that the new one's centre lies in."""
+    by the pixel that the new one's centre lies in; of the result, `part` (x0, y0, x1, y1) alone."""
+    x0, y0, x1, y1 = part or (0, 0, width, height)
     across, down = width / picture.width, height / picture.height
     rows, columns = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(int)
-        for new, old in ((height, picture.height), (width, picture.width))
+        ((np.arange(first, last) + 0.5) * (old / new)).astype(int)
+        for first, last, new, old in (
+            (y0, y1, height, picture.height),
+            (x0, x1, width, picture.width),
+        )
     )
     masks, class_map = known.masks, known.class_map
     resized = replace(
         known,
-        boxes=known.boxes * np.array([across, down, across, down], np.float32),
+        boxes=known.boxes * np.array([across, down] * 2, np.float32)
+        - np.array([x0, y0] * 2, np.float32),
         areas=known.areas * np.float32(across * down),
         masks=None if masks is None else masks[:, rows[:, None], columns],
         class_map=None if class_map is None else class_map[rows[:, None], columns],
     )
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return picture, fitted(resized, width, height)
+    box = (x0 / across, y0 / down, min(x1 / across, picture.width), min(y1 / down, picture.height))
+    picture = picture.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box)
+    return picture, fitted(resized, *picture.size)
 
 
 def crop(picture: Image.Image, known: Annotations, part: tuple[int, int, int, int]) -> Pair:

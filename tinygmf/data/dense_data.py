@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from tinygmf.data.annotations import Annotations
-from tinygmf.data.dataset import ORDER, PICTURE, DataError
+from tinygmf.data.dataset import ORDER, PICTURE, DataError, in_batches
 from tinygmf.data.dense_augment import DenseAugment
-from tinygmf.engine.predictor import chunks, read_ahead
 from tinygmf.image import ImageError, normalize
 
 SHOWN = 5  # broken entries that a report lists
@@ -90,8 +89,8 @@ class DenseDataset:
         def read(index: int) -> tuple[np.ndarray, Annotations]:
             return self.read(index, augment, np.random.default_rng([seed, PICTURE, epoch, index]))
 
-        for batch in chunks(read_ahead(read, map(int, wanted)), batch_size):
-            yield np.stack([picture for picture, _ in batch]), [known for _, known in batch]
+        shape = 3, augment.size, augment.size
+        yield from in_batches(read, map(int, wanted), batch_size, shape)
 
     def validation(self) -> Iterator[tuple[Any, Image.Image, Annotations]]:
         """Source, picture and annotations, unchanged, of every intact held-out picture."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tinygmf.data.annotations import Annotations
+from tinygmf.data.annotations import IGNORE, Annotations
 from tinygmf.dense import roi
 from tinygmf.dense.boxes import grid_anchors
 from tinygmf.dense.detections import Candidates, proposals
@@ -55,10 +55,9 @@ class SegmentationTargets:
 
     def arrays(self, known: Known, outputs: Outputs | None = None) -> list[Array]:
         batch = len(known.pictures)
-        labels = np.full((batch, self.size, self.size), 255, np.int32)
+        labels = np.empty((batch, self.size, self.size), np.int32)
         for i, one in enumerate(known.pictures):
-            if one.class_map is not None:
-                labels[i] = one.class_map
+            labels[i] = IGNORE if one.class_map is None else one.class_map
         draws = [known.rng.random((batch, 1, 1, width)) for width in self.widths]
         kept = [(draw >= self.ratio) / (1 - self.ratio) for draw in draws]
         return [labels, *(one.astype(np.float32) for one in kept)]

@@ -7,6 +7,10 @@ import math
 import numpy as np
 from tinygrad import Tensor
 
+from tinygmf.loops import adamw
+from tinygmf.tensors import on_cpu
+from tinygmf.training.tape import run, run_all
+
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
@@ -33,6 +37,8 @@ def update(
     learning-rate factors. Returns the gradient's norm before clipping; if that is not
     finite, weights and averages stay as they are.
     """
+    if on_cpu(weights.device):
+        return update_in_loops(weights, gradient, first, second, average, decay, rates, schedule)
     rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
     norm = gradient.square().sum().sqrt().contiguous()
     good = norm < math.inf  # False for NaN too
@@ -47,4 +53,26 @@ def update(
     average.assign(good.where(ema * average + (1 - ema) * weights, average))
     gradient.assign(gradient.zeros_like())
     Tensor.realize(average, gradient)
+    return norm
+
+
+def update_in_loops(
+    weights: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    average: Tensor,
+    decay: Tensor,
+    rates: Tensor,
+    schedule: Tensor,
+) -> Tensor:
+    """`update` for the CPU device: all numbers of a weight are read and written once."""
+    count = int(gradient.shape[0])
+    empty = Tensor.invalids(
+        count // adamw.row_of(count), dtype=gradient.dtype, device=gradient.device
+    )
+    norm = run(adamw.squares, empty, gradient).sum().sqrt().contiguous()
+    outputs, known = [weights, first, second, average, gradient], (decay, rates, schedule, norm)
+    options = {"betas": (BETA1, BETA2), "eps": EPS}
+    Tensor.realize(norm, *run_all(adamw.adamw, outputs, *known, **options))
     return norm
