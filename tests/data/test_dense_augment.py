@@ -119,6 +119,19 @@ def test_a_crop_of_the_whole_picture_and_a_resize_to_its_size_change_nothing(see
         assert_same(still, known)
 
 
+@given(seeds, st.integers(8, 90), st.integers(8, 90))
+def test_a_part_of_a_resized_picture_is_what_a_crop_of_the_whole_one_is(seed, width, height):
+    picture, known = painted(seed)
+    x, y = (np.sort(np.random.default_rng(seed).choice(n + 1, 2, False)) for n in (width, height))
+    part = tuple(int(n) for n in (x[0], y[0], x[1], y[1]))
+    found, still = resize(picture, known, width, height, part)
+    whole, expected = crop(*resize(picture, known, width, height), part)
+    np.testing.assert_allclose(np.asarray(found, int), np.asarray(whole, int), atol=1)
+    np.testing.assert_allclose(still.boxes, expected.boxes, atol=1e-4)
+    np.testing.assert_array_equal(still.masks, expected.masks)
+    np.testing.assert_array_equal(still.class_map, expected.class_map)
+
+
 @given(seeds)
 def test_a_wider_crop_cut_back_is_the_picture_again(seed):
     picture, known = painted(seed)
