@@ -47,10 +47,10 @@ def test_a_picture_is_shown_whole_no_smaller_than_training_ever_showed_it():
     assert replace(RECIPE, size=128, scale_min=0.5).whole_size == 128
 
 
-def test_pictures_grow_after_half_of_the_epochs():
+def test_pictures_grow_after_a_third_of_the_epochs():
     recipe = replace(RECIPE, size=128, epochs=5, scale_min=1.0, scale_max=1.5, grow=2.0)
     scales = [recipe.augment(epoch).scale for epoch in range(5)]
-    assert scales == [(1.0, 1.5)] * 3 + [(2.0, 3.0)] * 2
+    assert scales == [(1.0, 1.5)] * 2 + [(2.0, 3.0)] * 3
     assert recipe.whole_size == 256
 
 

@@ -42,7 +42,7 @@ class DenseRecipe:
 
     scale_min: float = option(0.5, "smallest random scale of a picture; 1 just fits the square")
     scale_max: float = option(2.0, "largest random scale")
-    grow: float = option(1.0, "enlargement of pictures in the second half of the epochs")
+    grow: float = option(1.0, "enlargement of pictures after the first third of the epochs")
     flip: float = option(0.5, "how often a picture is mirrored")
     colour: float = option(0.4, "largest change of brightness, contrast and saturation")
 
@@ -90,7 +90,7 @@ class DenseRecipe:
 
     def augment(self, epoch: int) -> DenseAugment:
         """The augmentation of an epoch, counted from 0."""
-        grown = self.grow if 2 * epoch >= self.epochs else 1.0
+        grown = self.grow if 3 * epoch >= self.epochs else 1.0
         scale = self.scale_min * grown, self.scale_max * grown
         return DenseAugment(self.size, scale, self.flip, self.colour)
 
@@ -110,7 +110,7 @@ SCENES = DenseRecipe(  # drawn in random sizes and colours: only mirroring adds 
 
 # Small, four objects fit in the place of one, which teaches their classes faster; large, their
 # borders and corners can be seen.
-SCENES_SEGMENTATION = replace(SCENES, epochs=12, grow=2.0)
+SCENES_SEGMENTATION = replace(SCENES, epochs=10, grow=2.0)
 
 # For heads without normalization, on a backbone that was trained to segment
 SCENES_DETECTION = replace(SCENES, epochs=1, learning_rate=8e-4)
