@@ -57,18 +57,19 @@ def padded(x: np.ndarray, size: tuple[int, ...], apart: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("size", [(5, 6), (4, 2)], ids=str)
 @pytest.mark.parametrize("depth, columns", [(3, 4), (16, 10), (8, 72)])
 def test_a_convolution_and_its_gradients_equal_those_by_hand(normal, size, stride, depth, columns):
+    within, back_within = (1e-5, 1e-5) if columns == 4 else (3e-5, 1e-4)  # of many more terms
     x, weight = normal(2, *size, depth), normal(3, 3, depth, columns)
     g = normal(2, *(-(-n // stride) for n in size), columns)
     y, dx, dweight = by_hand(x, weight, g, stride)
     seen = padded(x, size)
     np.testing.assert_array_equal(seen, np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
     found = run(products.dense, np.zeros_like(g), seen, weight, stride=stride)
-    np.testing.assert_allclose(found, y, atol=3e-5)
+    np.testing.assert_allclose(found, y, atol=within)
     swapped = np.ascontiguousarray(weight.swapaxes(2, 3))
     spread = products.Taps(3, stride, True, size).spread
     seen_back = padded(g, size if spread > 1 else g.shape[1:3], spread)
     found = run(products.dense, np.zeros_like(x), seen_back, swapped, back=True, stride=stride)
-    np.testing.assert_allclose(found, dx, atol=1e-4)
+    np.testing.assert_allclose(found, dx, atol=back_within)
     there = normal(*weight.shape)
     found = run(products.dense_weight, there, seen, g, share=True, stride=stride)
     np.testing.assert_allclose(found, there + dweight, atol=1e-4)

@@ -39,11 +39,11 @@ class DenseAugment:
         """An RGB picture and its annotations -> both for size x size pixels."""
         factor = rng.uniform(*self.scale) * self.size / max(picture.size)
         width, height = (max(1, round(side * factor)) for side in picture.size)
-        left, top = (
+        x0, y0 = (
             int(rng.integers(min(0, side - self.size), max(0, side - self.size) + 1))
             for side in (width, height)
         )
-        x0, y0, x1, y1 = left, top, left + self.size, top + self.size
+        x1, y1 = x0 + self.size, y0 + self.size
         seen = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
         picture, known = resize(picture, known, width, height, seen)
         part = x0 - seen[0], y0 - seen[1], x1 - seen[0], y1 - seen[1]

@@ -6,7 +6,7 @@ import math
 
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops.nest import Nest, kernel, load, name_of, put, seen_as
+from tinygmf.loops.nest import Nest, kernel, load, name_of, put, seen_as, total
 from tinygmf.loops.tiles import divisor
 from tinygmf.loops.values import ZERO
 
@@ -30,13 +30,11 @@ def squares(out: UOp, x: UOp) -> UOp:
     x, nest = rows_of(x), Nest()
     lanes = divisor(x.shape[1], LANES)
     around = (r,) = nest.loops(x.shape[0])
-    sums = nest.fill(around, (lanes,), lambda lane: ZERO)
-    (k,) = over = nest.loops(x.shape[1] // lanes)
 
-    def square(lane: UOp) -> UOp:
+    def square(k: UOp, lane: UOp) -> UOp:
         return load(x, r, k * lanes + lane) * load(x, r, k * lanes + lane)
 
-    sums = nest.accumulate(sums, over, square)
+    sums = total(nest, around, x.shape[1] // lanes, lanes, square)
     value = sum(sums[lane].load() for lane in range(lanes))
     return kernel(name_of("squares", x), put(out, (r,), value).end(*around))
 

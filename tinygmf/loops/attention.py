@@ -49,7 +49,7 @@ def outer(
     from `x_channel` and `y_channel` on; zero for two channels of different heads."""
     batch, blocks, _, channels, _ = out.shape
     x, y = (seen_as(t, (batch, -1, t.shape[-1])) for t in (x, y))
-    nest, (m, c) = Nest(), best_tile(PRODUCT, channels, channels, exact=True)
+    nest, (m, c, _) = Nest(), best_tile(PRODUCT, channels, channels, exact=True)
     around = b, s, i0, j0 = nest.loops(batch, blocks, channels // m, channels // c)
     row, column = s * channels + i0 * m, s * channels + j0 * c
     acc = nest.fill(around, (m, c), lambda i, j: ZERO)

@@ -214,7 +214,9 @@ def dense_loops(
     batch, height, width, columns = out.shape
     wide, deep = columns // blocks, depth // blocks  # of one block
     only = c if cut else None
-    m, c = pairs.tile(width, wide, only) if packed else best_tile(PRODUCT, width, wide, width=only)
+    m, c = (
+        pairs.tile(width, wide, only) if packed else best_tile(PRODUCT, width, wide, width=only)[:2]
+    )
     nest, sizes = Nest(), (batch, height, -(-width // m), blocks, -(-wide // c))
     order = panels.loops(nest, sizes, kh * kw * deep * wide, cut)
     around, (b, h, t, s, part) = order.around, order.place
@@ -263,7 +265,7 @@ def depthwise_loops(
 ) -> UOp:
     batch, height, width, channels = out.shape
     rim = (weight.shape[0] - run.size) // 2
-    nest, (m, c) = Nest(), best_tile(WINDOWS, width, run.channels)
+    nest, (m, c, _) = Nest(), best_tile(WINDOWS, width, run.channels)
     around = nest.loops(batch, height, parts, -(-run.channels // c), -(-width // m))
     b, h, part, w0 = *around[:3], start(around[4], m, width)
     c0 = part * (channels // parts) + run.first + start(around[3], c, run.channels)
@@ -333,7 +335,7 @@ def softmax_loops(out: UOp, x: UOp, *, channel: int) -> UOp:
 def outer_loops(out: UOp, x: UOp, y: UOp, mask: UOp, *, channel: int, blocks: int) -> UOp:
     batch, n, channels = x.shape
     wide = channels // blocks  # of one block
-    nest, (m, c) = Nest(), best_tile(PRODUCT, wide, wide)
+    nest, (m, c, _) = Nest(), best_tile(PRODUCT, wide, wide)
     around = nest.loops(batch, blocks, -(-wide // m), -(-wide // c))
     b, first = around[0], around[1] * wide
     i0, j0 = first + start(around[2], m, wide), first + start(around[3], c, wide)

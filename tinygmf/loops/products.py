@@ -28,7 +28,7 @@ from tinygmf.loops.nest import (
     total,
 )
 from tinygmf.loops.pieces import MOST
-from tinygmf.loops.tiles import LANES, PRODUCT, TOKENS, best_tile, divisor, fastest, registers
+from tinygmf.loops.tiles import LANES, PRODUCT, TOKENS, best_tile, divisor, registers
 from tinygmf.loops.values import ZERO
 
 CACHED = 1 << 17  # numbers, 0.5 MB of them
@@ -70,9 +70,10 @@ def dense(
     taps = Taps(size, stride, back, (height, width))
     step, phases = taps.step, taps.phases
     down, across = height // phases, width // phases
-    m, c = best_tile(PRODUCT, across, full, exact=True)
     if full != columns:
         m, c = divisor(across, TOKENS), full
+    else:
+        m, c, _ = best_tile(PRODUCT, across, columns, exact=True)
 
     def weigh(ky: UOp, kx: UOp, k: UOp, j: UOp) -> UOp:
         e, known = (c0 * c + j).minimum(columns - 1), c0 * c + j < columns
@@ -180,8 +181,8 @@ def dense_weight(
     if size == stride == 1:
         x, g = (blocks(rows(t, out, parts), depth, columns) for t in (x, g))
     batch, height, width, _ = g.shape
-    plain = fastest(PRODUCT, depth, columns, exact=True)
-    turned = fastest(PRODUCT, columns, depth, exact=True)
+    plain = best_tile(PRODUCT, depth, columns, exact=True)
+    turned = best_tile(PRODUCT, columns, depth, exact=True)
     over_x = turned.rate > plain.rate  # neighbors in a vector are channels of x, not of g
     shape = turned[:2] if over_x else plain[:2]
     k_each, e_each = shape[::-1] if over_x else shape

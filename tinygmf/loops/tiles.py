@@ -90,20 +90,9 @@ def best_tile(
     exact: bool = False,
     unit: str | None = None,
     width: int | None = None,
-) -> tuple[int, int]:
-    """Tokens and channels of the `fastest` tile."""
-    return fastest(table, tokens, channels, exact, unit, width)[:2]
-
-
-def fastest(
-    table: Table,
-    tokens: int,
-    channels: int,
-    exact: bool = False,
-    unit: str | None = None,
-    width: int | None = None,
 ) -> Tile:
-    """The tile for a map of this size; `width` fixes its channels, as `panel_width` returns them.
+    """The fastest tile for a map of this size, and its rate there; `width` fixes its channels, as
+    `panel_width` returns them.
 
     A tile that does not divide overlaps its neighbor, and that work is wasted; with `exact` the
     tile is shrunk to the largest divisors, of channels in whole vectors.

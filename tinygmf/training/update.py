@@ -38,7 +38,8 @@ def update(
     finite, weights and averages stay as they are.
     """
     if on_cpu(weights.device):
-        return update_in_loops(weights, gradient, first, second, average, decay, rates, schedule)
+        changed = [weights, first, second, average, gradient]
+        return update_in_loops(changed, decay, rates, schedule)
     rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
     norm = gradient.square().sum().sqrt().contiguous()
     good = norm < math.inf  # False for NaN too
@@ -56,23 +57,15 @@ def update(
     return norm
 
 
-def update_in_loops(
-    weights: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    average: Tensor,
-    decay: Tensor,
-    rates: Tensor,
-    schedule: Tensor,
-) -> Tensor:
-    """`update` for the CPU device: all numbers of a weight are read and written once."""
+def update_in_loops(changed: list[Tensor], *known: Tensor) -> Tensor:
+    """`update` for the CPU device, in loop nests that read and write every number once: arguments
+    as those of `loops.adamw.adamw`, whose last one, the gradient's norm, is computed here."""
+    gradient = changed[-1]
     count = int(gradient.shape[0])
     empty = Tensor.invalids(
         count // adamw.row_of(count), dtype=gradient.dtype, device=gradient.device
     )
     norm = run(adamw.squares, empty, gradient).sum().sqrt().contiguous()
-    outputs, known = [weights, first, second, average, gradient], (decay, rates, schedule, norm)
     options = {"betas": (BETA1, BETA2), "eps": EPS}
-    Tensor.realize(norm, *run_all(adamw.adamw, outputs, *known, **options))
+    Tensor.realize(norm, *run_all(adamw.adamw, changed, *known, norm, **options))
     return norm
