@@ -1,12 +1,12 @@
 """The same checks on every device that this machine has: `tinygmf devices --test` runs them too."""
 
-import importlib.util
+import shutil
 
 import pytest
 
 from tinygmf.checks.device_suite import NotRun, Suite, print_suites, run_suite
 from tinygmf.checks.verify import relative_difference
-from tinygmf.engine import clang, devices, probe
+from tinygmf.engine import devices, probe
 
 
 def run(device: str, training: bool) -> None:
@@ -31,10 +31,10 @@ def test_training_works_on(device):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="needs the ziglang package")
-def test_the_network_works_on_the_cpu_with_the_clang_in_zig(monkeypatch, tmp_path):
+@pytest.mark.skipif(shutil.which("clang") is None, reason="needs clang on PATH")
+def test_the_network_works_on_the_cpu_with_the_systems_clang(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # nothing compiled is there
-    monkeypatch.setenv("CC", str(clang.zig_wrapper()))
+    monkeypatch.setenv("CC", "clang")  # not zig's
     assert print_suites(["CPU"])
 
 

@@ -9,12 +9,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from tinygmf.engine.clang import prepare_compiler
+from tinygmf.engine.clang import compiler_identity, prepare_compiler
 from tinygmf.engine.user_cache import ignore_foreign_settings, keep_kernels_private
 
 ignore_foreign_settings()  # before tinygrad reads them
 prepare_compiler()  # before tinygrad reads which clang there is
-keep_kernels_private()
+keep_kernels_private(compiler_identity())
 
 if TYPE_CHECKING:
     from tinygmf.config import GroupMixFormerConfig

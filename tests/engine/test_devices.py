@@ -55,6 +55,11 @@ def print_one_kernel(name: str) -> None:
     print(clang.compiler(), result.device, result.tolist(), sep="\n")
 
 
+def print_compiler() -> None:
+    clang.prepare_compiler()
+    print(clang.compiler())
+
+
 def print_another_default() -> None:
     """The default device after another one was it, and the other's description."""
     print_one_kernel("cpu:1")
@@ -91,6 +96,24 @@ def test_zig_stands_in_for_clang_even_where_cc_names_gcc(tmp_path, no_clang_on_p
     assert Path(script).parent == tmp_path / "cache" / "tinygmf"
     assert stat.S_IMODE(os.stat(script).st_mode) == 0o700
     assert stat.S_IMODE(os.stat(Path(script).parent).st_mode) == 0o700
+
+
+@needs_zig
+def test_zigs_clang_comes_before_another_on_path_but_not_before_cc(tmp_path, no_clang_on_path):
+    """The kernels are written for a recent clang; a system's own may be years old."""
+    other = Path(no_clang_on_path) / "clang"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o700)
+    chosen = [
+        process.call(print_compiler, env=fresh(tmp_path, PATH=no_clang_on_path, **named)).stdout
+        for named in ({}, {"CC": str(other)})
+    ]
+    assert Path(chosen[0].strip()).name.startswith("zig-clang-")
+    assert chosen[1].strip() == str(other)
+    hidden = process.call(
+        print_compiler, hidden="ziglang", env=fresh(tmp_path, PATH=no_clang_on_path)
+    )
+    assert hidden.stdout.strip() == "clang"
 
 
 def test_without_a_compiler_one_line_says_how_to_get_one(tmp_path, no_clang_on_path):

@@ -16,8 +16,8 @@ import pytest
 from process import call, environment
 from tinygrad import Tensor
 
-from tinygmf.engine import program_cache, user_cache
-from tinygmf.engine.devices import open_device
+from tinygmf.engine import clang, program_cache, user_cache
+from tinygmf.engine.devices import DeviceError, open_device
 from tinygmf.tensors import tensor_from_numpy
 
 DEVICE = "CPU"
@@ -160,18 +160,19 @@ def run_kernels() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are POSIX's")
-@pytest.mark.parametrize("others_can_write", ["nothing", "kernels.db", "kernels.db-wal"])
+@pytest.mark.parametrize("others_can_write", ["nothing", "", "-wal"])
 def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_write):
     """tinygrad's own cache is a database: what is private is read, or this would prove nothing."""
     in_new_process(run_kernels)
-    database, mark = tmp_path / "tinygmf" / "kernels.db", tmp_path / "mark"
+    [database] = (tmp_path / "tinygmf").glob("kernels-*.db")
+    mark = tmp_path / "mark"
     kernels = sqlite3.connect(database)
     for (table,) in kernels.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
         kernels.execute(f"UPDATE '{table}' SET val = ?", [pickle.dumps(Payload(mark))])
     kernels.commit()
     kernels.close()
     if others_can_write != "nothing":
-        path = database.with_name(others_can_write)
+        path = database.with_name(database.name + others_can_write)
         path.touch()
         path.chmod(0o666)
     warned = in_new_process(run_kernels).stderr
@@ -181,8 +182,57 @@ def test_kernels_that_others_can_write_are_never_unpickled(tmp_path, others_can_
 
 def test_no_process_keeps_kernels_in_tinygrads_own_folder(tmp_path):
     in_new_process(run_kernels)
-    assert (tmp_path / "tinygmf" / "kernels.db").stat().st_size > 0
+    [database] = (tmp_path / "tinygmf").glob("kernels-*.db")
+    assert database.stat().st_size > 0
     assert not (tmp_path / "tinygrad").exists()
+
+
+def clang_that_refuses(text: str, folder: Path) -> str:
+    """A compiler like this one, but for sources that contain `text`."""
+    script = folder / "clang"
+    source = folder / "source.$$"  # one for each process
+    script.write_text(
+        f"#!/bin/sh\ncat > {source}\nif grep -q {text} {source}; then\n"
+        f"echo 'error: {text} is not supported on this target' >&2; exit 1; fi\n"
+        f'exec {clang.compiler()} "$@" < {source}\n'
+    )
+    script.chmod(0o700)
+    return str(script)
+
+
+needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="needs sh")
+
+
+@needs_shell
+def test_another_compiler_has_programs_and_kernels_of_its_own(tmp_path, monkeypatch):
+    compile_double()
+    monkeypatch.setenv("CC", clang_that_refuses("nothing-at-all", tmp_path))
+    with pytest.raises(AssertionError, match="compiled again"):
+        compile_double(must_not_run)
+    in_new_process(run_kernels)
+    monkeypatch.delenv("CC")
+    in_new_process(run_kernels)
+    assert len(list((tmp_path / "tinygmf").glob("kernels-*.db"))) == 2
+
+
+def print_bfloat16() -> None:
+    def narrow(x: Tensor, weights: list[Tensor]) -> Tensor:
+        return x.cast("bfloat16").contiguous() + weights[0]
+
+    try:
+        compile_double(narrow)
+    except DeviceError as error:
+        print(error)
+
+
+@needs_shell
+def test_a_compiler_that_is_too_old_is_told_in_one_line(tmp_path):
+    """As clang 14 is for bfloat16."""
+    compiler = clang_that_refuses("__bf16", tmp_path)
+    done = call(print_bfloat16, env=environment(DEV=DEVICE, CC=compiler))
+    assert "__bf16 is not supported on this target" in done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith("clang") and "pip install 'tinygmf[clang]'" in line
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "one bit", "noise", "directory"])
@@ -273,7 +323,7 @@ def test_an_error_that_is_not_the_caches_is_raised():
 def test_clearing_removes_all_that_can_be_made_anew_and_no_weights(empty_cache):
     compile_double()
     folder = user_cache.cache_directory()
-    (folder / "kernels.db").write_bytes(bytes(1000))
+    (folder / "kernels-zig.db").write_bytes(bytes(1000))
     (folder / user_cache.WEIGHTS).mkdir()
     mine = folder / user_cache.WEIGHTS / "groupmixformer_tiny.pth"
     mine.write_bytes(b"downloaded")

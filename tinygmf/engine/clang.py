@@ -26,15 +26,17 @@ from tinygmf.loops.tiles import processor_flags
 def prepare_compiler() -> None:
     """Let tinygrad's CPU device find a clang before its first kernel; costs about a millisecond.
 
-    The first that exists is used: the clang that CC names, `clang` on PATH, or the clang inside zig
-    (the ziglang package, or `zig` on PATH) through a wrapper script. If CC names another compiler,
-    such as gcc, it is replaced for this process: tinygrad passes options that only clang knows.
+    The first that exists is used: the clang that CC names, the clang inside zig (the ziglang
+    package, or `zig` on PATH) through a wrapper script, or `clang` on PATH. The kernels are written
+    for a recent clang, as zig's is; compiled by clang 14 they take 1.7 times as long. If CC names
+    another compiler, such as gcc, it is replaced for this process: tinygrad passes options that
+    only clang knows.
     """
-    if compiler() is not None:
+    if "CC" in os.environ and compiler() is not None:
         return
     found = "clang" if shutil.which("clang") else None
     with contextlib.suppress(OSError):
-        found = found or zig_wrapper()
+        found = zig_wrapper() or found
     if found is not None:
         os.environ["CC"] = found
         if "tinygrad.helpers" in sys.modules:  # tinygrad caches each variable once it has read it
@@ -45,6 +47,22 @@ def compiler() -> str | None:
     """Return the clang that tinygrad's CPU device will run, as in CC; None without one."""
     name = os.environ.get("CC", "clang")
     return name if "clang" in Path(name).name and shutil.which(name) else None
+
+
+def compiler_identity() -> str:
+    """Tell this compiler from others and from its own next version, without running it."""
+    found = shutil.which(compiler() or "")
+    if found is None:
+        return "none"
+    path = Path(found).resolve()
+    return path.stem if path.name.startswith(WRAPPER) else f"{path.stem}-{_digest(path)}"
+
+
+def _digest(path: Path, text: str = "") -> str:
+    """Eight digits that change with a file's place, size or time, and with `text`."""
+    info = path.stat()
+    content = f"{path} {info.st_size} {info.st_mtime_ns} {text}"
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def use_wide_vectors(device: Any) -> None:
@@ -67,8 +85,8 @@ def zig_wrapper() -> str | None:
     text, ending = f'#!/bin/sh\nexec {shlex.quote(zig)} clang "$@"\n', ""
     if sys.platform == "win32":
         text, ending = f'@"{zig}" clang %*\n', ".cmd"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]  # a script for each environment
-    script = _script_folder() / f"{WRAPPER}-{digest}{ending}"
+    name = f"{WRAPPER}-{_digest(Path(zig), text)}{ending}"  # a script for each zig and version
+    script = _script_folder() / name
     if not script.is_file() or script.read_text() != text:
         with replacing_itself(script, mode=0o700) as file:
             file.write(text.encode())

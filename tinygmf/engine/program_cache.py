@@ -16,6 +16,7 @@ import pickle
 import platform
 import secrets
 import sqlite3
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.engine.clang import use_wide_vectors
+from tinygmf.engine.clang import compiler_identity, compiler_version, use_wide_vectors
+from tinygmf.engine.devices import DeviceError
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
 from tinygmf.loops import pairs
@@ -94,6 +96,11 @@ def compile_program(
             if not do_without_kernel_cache(error):
                 raise
             return _capture(function, *arguments)
+        except subprocess.CalledProcessError as error:  # clang's; what it said is on the screen
+            raise DeviceError(
+                f"{compiler_version()} cannot compile a kernel (exit code {error.returncode}): run "
+                "pip install 'tinygmf[clang]' and leave CC unset, or name a recent clang in CC"
+            ) from None
 
 
 def _capture(function: Program, *arguments: Any) -> Program:
@@ -158,6 +165,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "target": str(opened.renderer.target),
         "processor": _processor() if on_cpu(device) else "",
+        "compiler": compiler_identity() if on_cpu(device) else "",
         "pieces": number_of_pieces(),
         "pairs": pairs.unit() if on_cpu(device) else None,  # which also requests its registers
         "settings": {variable.key: variable.value for variable in to_program_config},

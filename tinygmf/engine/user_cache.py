@@ -80,8 +80,9 @@ def ignore_foreign_settings() -> None:
         del os.environ["DEV"]  # an address, perhaps: tinygrad's have at most three parts
 
 
-def keep_kernels_private() -> None:
-    """Make tinygrad keep its compiled kernels in our folder, because it unpickles what it finds.
+def keep_kernels_private(compiler: str) -> None:
+    """Make tinygrad keep its compiled kernels in our folder, because it unpickles what it finds:
+    those of each compiler in a file of their own, as it finds them by their source alone.
 
     Its workers read the path from the environment. If others could have written the kernels, none
     are read and none are kept.
@@ -89,7 +90,7 @@ def keep_kernels_private() -> None:
     from tinygrad import helpers
 
     try:
-        path = cache_directory() / "kernels.db"
+        path = cache_directory() / f"kernels-{compiler}.db"
         path.touch(mode=0o600)
         files = path.parent.glob(path.name + "*")  # SQLite keeps a log beside it
         shared = [file for file in files if not is_private(file.lstat())]
