@@ -1,12 +1,17 @@
 """Products of bfloat16 by the processor's own instructions: those of the rounded numbers."""
 
+import re
+import subprocess
 from functools import partial
 
 import numpy as np
 import pytest
 from strategies import normal
 from tinygrad import Tensor, dtypes
+from tinygrad.uop.ops import Ops
 
+from tinygmf.engine import program_cache
+from tinygmf.engine.clang import compiler
 from tinygmf.engine.folded import place
 from tinygmf.loops import inference, pairs, pieces
 from tinygmf.loops.calls import run_loops
@@ -95,6 +100,26 @@ def test_a_product_in_pieces_is_the_whole_bit_by_bit(unit, monkeypatch):
         monkeypatch.setattr(pieces, "available_cores", lambda cores=cores: cores)
         results.append(inference.dense(x, place(weight, dtypes.bfloat16, "CPU")).float().numpy())
     assert (results[0] == results[1]).all()
+
+
+@pytest.mark.parametrize("unit", UNITS[1:])
+def test_sums_stay_in_registers(unit, monkeypatch):
+    """Clang may keep them in memory, where they take twice as long: see `pairs.CLEAR`."""
+    monkeypatch.setattr(pairs, "unit", lambda: unit)
+    weight = place(normal(1, 1, 1, 64, 64), dtypes.bfloat16, "CPU")
+    x = narrow(normal(0, 1, 1, 56, 64)).realize()
+    program = program_cache.compile_program(inference.dense, x, weight, progress=False)
+    (call,) = program.captured.linear.src
+    (source,) = (part.arg for part in call.src[0].src if part.op is Ops.SOURCE)
+    options = ["-O2", "-ffreestanding", "-march=native", "-mprefer-vector-width=512"]
+    command = [str(compiler()), *options, "-S", "-xc", "-", "-o", "-"]
+    text = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    assert "vdpbf16ps" in text
+    assert not re.search(r"%zmm\d+, -?\d*\(%r[sb]p", text)
+
+
+def test_weights_that_a_unit_cannot_take_are_not_narrowed(unit):
+    assert place(normal(0, 3, 3, 3, 20), dtypes.bfloat16, "CPU").dtype == dtypes.float32
 
 
 def test_without_such_a_unit_weights_are_not_packed(monkeypatch):

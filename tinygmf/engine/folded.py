@@ -199,12 +199,16 @@ def products_of(weight: Tensor) -> DType:
 
 
 def place(array: Array, dtype: DType, device: str | None, plain: bool = False) -> Tensor:
-    """A weight on the device: matrices of products in `dtype`, everything else in float32."""
+    """A weight on the device: matrices of products in `dtype`, everything else in float32; and so
+    are those that a unit for `pairs` cannot take, as every use would widen them."""
     array, name = np.ascontiguousarray(array, dtype=np.float32), Device.canonicalize(device)
     if array.ndim < 4:
         return tensor_from_numpy(array, device)
-    unit = pairs.unit() if dtype == dtypes.bfloat16 and on_cpu(name) and pairs.fits(array) else None
-    array = pairs.pack(array) if unit else array
+    unit = pairs.unit() if dtype == dtypes.bfloat16 and on_cpu(name) else None
+    if unit and pairs.fits(array):
+        array = pairs.pack(array)
+    elif unit:
+        unit, dtype = None, dtypes.float32
     array = panels.cut(array, unit) if on_cpu(name) and not plain else array
     if unit or dtype == dtypes.float32:
         return tensor_from_numpy(array, device)

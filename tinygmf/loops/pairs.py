@@ -23,20 +23,24 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.loops.nest import Nest, statement
 from tinygmf.loops.tiles import PAIRS, best_tile, divisor, processor, processor_flags
-from tinygmf.loops.values import ZERO
 
 LANES = 16  # float32 sums in a vector, or in a row of a tile
 STEP = 32  # rows of the matrix that AMX takes at once, at most
 PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), Linux, x86-64
 
 Place = Callable[..., UOp]  # of a value in memory, by its indices
-DOT = """{{
-  typedef float sums __attribute__((vector_size(64), aligned(4)));
+VECTOR = "typedef float sums __attribute__((vector_size(64), aligned(4)));"
+# Clang, told that no library is there, keeps sums in memory that a loop of single zeros has set
+CLEAR = f"{{{{ {VECTOR} *(sums*){{0}} = (sums){{{{0}}}}; }}}}"
+DOT = (
+    f"{{{{ {VECTOR}"
+    """
   typedef __bf16 pairs __attribute__((vector_size(64), aligned(4)));
   typedef int pair __attribute__((vector_size(64)));
   *(sums*){0} = __builtin_ia32_dpbf16ps_512(
     *(sums*){0}, (pairs)((pair){{0}} + *(int*){1}), *(pairs*){2});
 }}"""
+)
 
 
 @cache
@@ -94,7 +98,10 @@ def sums(
     """
     if unit() == "amx":
         return amx_sums(nest, around, window, tile, x, weight, apart)
-    acc = nest.fill(around, tile, lambda i, j: ZERO)
+    acc = UOp.placeholder(tile, dtypes.float32, next(nest.slots), AddrSpace.REG)
+    i, j = nest.loops(tile[0], tile[1] // LANES)
+    clear = statement(CLEAR, acc.after(*around)[i, j * LANES])
+    acc = acc.after(clear.end(i, j))
     kh, kw, depth = window
     *over, pair = turns = nest.loops(kh, kw, depth // 2)
     i, j = nest.loops(tile[0], tile[1] // LANES)

@@ -16,6 +16,7 @@ from tinygmf.loops.tiles import divisor, elsewhere
 from tinygmf.threads import available_cores
 
 LEAST = 1 << 13  # turns of the innermost loop in a piece, a few microseconds
+STATEMENT = 32  # turns that a C statement stands for, at least: products of whole vectors
 MOST = 64
 FAIR = 0.85  # of the best loop's gain
 
@@ -94,9 +95,10 @@ def size(loop: UOp) -> int:
 
 
 def turns(body: UOp) -> int:
-    """How often the innermost statement runs."""
-    stores = (node for node in body.toposort() if node.op is Ops.STORE)
-    return max(math.prod(size(loop) for loop in store.ranges) for store in stores)
+    """How often the innermost store runs, or as many products of single numbers."""
+    each = {Ops.STORE: 1, Ops.CUSTOM: STATEMENT}
+    inner = (node for node in body.toposort() if node.op in each)
+    return max(each[node.op] * math.prod(size(loop) for loop in node.ranges) for node in inner)
 
 
 def start(index: UOp, width: int, size: int) -> UOp:

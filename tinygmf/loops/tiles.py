@@ -65,8 +65,11 @@ PRODUCT = {  # the comments count the registers, and the numbers in each
 }  # fmt: skip
 PAIRS = {  # of products of bfloat16 on their own units: see `pairs`
     "amx": tiles((32, 32, 400), (16, 32, 300), (32, 16, 300), (16, 16, 200)),
-    "dot": tiles((8, 32, 326), (8, 48, 338), (6, 64, 316), (8, 16, 240), (14, 16, 280)),
-}
+    "dot": tiles(
+        (8, 32, 326), (7, 32, 322), (8, 48, 338), (7, 48, 334), (6, 64, 316), (8, 16, 240),
+        (14, 16, 280),
+    ),
+}  # fmt: skip
 WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a token
     "avx512": tiles((7, 16, 98), (4, 16, 88), (2, 32, 84)),
     "avx2": tiles((7, 16, 71), (4, 16, 66), (2, 32, 64)),
