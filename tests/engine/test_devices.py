@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import process
 import pytest
@@ -114,6 +115,28 @@ def test_zigs_clang_comes_before_another_on_path_but_not_before_cc(tmp_path, no_
         print_compiler, hidden="ziglang", env=fresh(tmp_path, PATH=no_clang_on_path)
     )
     assert hidden.stdout.strip() == "clang"
+
+
+@needs_zig
+@pytest.mark.parametrize(
+    ("vendor", "compiler", "added"),
+    [
+        ("GenuineIntel", "zig-clang-1", ",prefer-vector-width=512"),
+        ("AuthenticAMD", "zig-clang-1", ",prefer-vector-width=512,no-gather,no-scatter"),
+        ("AuthenticAMD", "clang", ",prefer-vector-width=512"),  # perhaps too old for the others
+    ],
+)
+def test_kernels_are_compiled_for_this_processor(vendor, compiler, added, monkeypatch):
+    monkeypatch.setattr(clang, "processor", lambda: vendor)
+    monkeypatch.setattr(clang, "processor_flags", lambda: {"avx512f"})
+    monkeypatch.setattr(clang, "compiler", lambda: compiler)
+    device = SimpleNamespace(arch="x86_64,native")
+    for _ in range(2):  # the second time there is nothing to do
+        clang.suit_processor(device)
+        assert device.arch == "x86_64,native" + added
+    options = [f"-m{option}" for option in added.split(",")[1:]]
+    compile_nothing = [clang.zig_wrapper(), "--target=x86_64-linux-gnu", *options, "-c", "-xc", "-"]
+    subprocess.run([*compile_nothing, "-o", os.devnull], check=True, input=b"")
 
 
 def test_without_a_compiler_one_line_says_how_to_get_one(tmp_path, no_clang_on_path):

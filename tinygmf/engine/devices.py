@@ -20,7 +20,7 @@ from tinygmf.engine.clang import (
     compiler,
     compiler_version,
     prepare_compiler,
-    use_wide_vectors,
+    suit_processor,
     zig_wrapper,
 )
 from tinygmf.engine.user_cache import do_without_kernel_cache
@@ -113,7 +113,7 @@ def open_named(name: str) -> str:
             raise
         _ = Device[canonical].renderer
     if family == "CPU":
-        use_wide_vectors(Device[canonical])
+        suit_processor(Device[canonical])
     return canonical
 
 

@@ -36,7 +36,7 @@ from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
-from tinygmf.engine.clang import compiler_identity, compiler_version, use_wide_vectors
+from tinygmf.engine.clang import compiler_identity, compiler_version, suit_processor
 from tinygmf.engine.devices import DeviceError
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
@@ -160,7 +160,7 @@ def environment(device: str) -> dict[str, Any]:
     """What a program depends on besides its function: hardware, compiler settings, versions."""
     opened = Device[device]
     if on_cpu(device):  # as `open_device` does, so that every process finds the same key
-        use_wide_vectors(opened)
+        suit_processor(opened)
     return {
         "device": device,
         "target": str(opened.renderer.target),
