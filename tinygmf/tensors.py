@@ -9,7 +9,7 @@ import numpy as np
 from tinygrad import Context, Device, Tensor, dtypes
 from tinygrad.device import Buffer
 from tinygrad.dtype import to_dtype
-from tinygrad.uop.ops import UOp
+from tinygrad.uop.ops import Ops, UOp
 
 DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
 
@@ -52,3 +52,19 @@ def write_tensor(tensor: Tensor, array: np.ndarray) -> None:
         buffer.as_memoryview(force_zero_copy=True)[:] = data.data
     else:  # the copy may run later, so it gets its own bytes
         buffer.allocator._copyin(buffer._buf, memoryview(bytearray(data)))
+
+
+def read_tensor(tensor: Tensor) -> np.ndarray:
+    """Return a copy of a realized tensor's numbers.
+
+    `Tensor.numpy` plans and runs a copy, 0.4 ms. Where the tensor is its own buffer, in memory that
+    the processor can read, the buffer is copied.
+    """
+    node = tensor.uop
+    while node.op is Ops.RESHAPE:
+        node = node.src[0]
+    buffer = node.realized if node.op is Ops.BUFFER and tensor.dtype == dtypes.float32 else None
+    if buffer is None or not hasattr(buffer.allocator, "_as_buffer"):
+        return tensor.numpy()
+    numbers = np.frombuffer(buffer.as_memoryview(force_zero_copy=True), np.float32)
+    return numbers.reshape(tensor.shape).copy()

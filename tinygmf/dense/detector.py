@@ -28,6 +28,7 @@ from tinygmf.dense.programs import Program
 from tinygmf.dense.retinanet import RetinaNet
 from tinygmf.dense.settings import sizes_of_levels
 from tinygmf.engine.devices import open_device
+from tinygmf.tensors import read_tensor
 
 Array = np.ndarray
 
@@ -129,7 +130,7 @@ def grids_of(picture: Size, first: int, levels: int = 5) -> list[Size]:
 
 def by_picture(outputs: Sequence[Tensor], batch: int) -> list[list[Candidates]]:
     """The candidates of each picture, level by level."""
-    arrays = [tensor.numpy() for tensor in outputs]
+    arrays = [read_tensor(tensor) for tensor in outputs]
     levels = [arrays[i : i + 3] for i in range(0, len(arrays), 3)]
     return [[Candidates(*(a[b] for a in level)) for level in levels] for b in range(batch)]
 
@@ -185,13 +186,13 @@ class _Masks:
         levels = by_picture(self.candidates(x)[1:], self.batch)
         own = [proposals(o, self.anchors, size, self.settings) for o in levels]
         outputs = self.boxes(*self._lookups(own, self.places, "boxes", size))
-        logits, deltas = (t.numpy().reshape(self.batch, self.places, -1) for t in outputs)
+        logits, deltas = (read_tensor(t).reshape(self.batch, self.places, -1) for t in outputs)
         found = []
         for b, boxes in enumerate(own):
             n = len(boxes)
             found.append(box_detections(logits[b, :n], deltas[b, :n], boxes, size, self.settings))
         lookups = self._lookups([f.boxes for f in found], self.most, "masks", size)
-        masks = self.masks(*lookups)[0].numpy()  # (B * most, 28, 28, K)
+        masks = read_tensor(self.masks(*lookups)[0])  # (B * most, 28, 28, K)
         masks = masks.reshape(self.batch, self.most, *masks.shape[1:])
         return [(f, sigmoid(own_masks(m, f.labels))) for f, m in zip(found, masks, strict=True)]
 

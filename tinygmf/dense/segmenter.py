@@ -23,6 +23,7 @@ from tinygmf.dense.pictures import (
 from tinygmf.dense.programs import Program
 from tinygmf.dense.segmentation import SegmentationNetwork
 from tinygmf.engine.devices import open_device
+from tinygmf.tensors import read_tensor
 
 Array = np.ndarray
 
@@ -109,4 +110,4 @@ class Segmenter:
                     device=self.device,
                     progress=self.progress,
                 )
-            return self._programs[place](x)[0].numpy()
+            return read_tensor(self._programs[place](x)[0])

@@ -28,7 +28,7 @@ from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.launcher import Launcher
 from tinygmf.image import Picture, preprocess, usual_names
 from tinygmf.model import MIN_SIZE, GroupMixFormer
-from tinygmf.tensors import DTYPES, tensor_from_numpy, write_tensor
+from tinygmf.tensors import DTYPES, read_tensor, tensor_from_numpy, write_tensor
 from tinygmf.threads import thread_count
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 
@@ -161,10 +161,12 @@ class Predictor:
                     progress=self.progress,
                 )
             )
-        padded = np.zeros(self._shape, np.float32)
-        padded[: len(batch)] = batch
-        write_tensor(self._input, padded)
-        return [result.numpy() for result in self._launcher()[wanted]]
+        if len(batch) < self.batch_size:
+            padded = np.zeros(self._shape, np.float32)
+            padded[: len(batch)] = batch
+            batch = padded
+        write_tensor(self._input, batch.astype(np.float32, copy=False))
+        return [read_tensor(result) for result in self._launcher()[wanted]]
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from tinygmf.data.annotations import Annotations
-from tinygmf.tensors import on_cpu, tensor_from_numpy, write_tensor
+from tinygmf.tensors import on_cpu, read_tensor, tensor_from_numpy, write_tensor
 from tinygmf.training.dense_gradient import GRADIENTS, MaskRCNNGradient
 from tinygmf.training.dense_state import DenseState
 from tinygmf.training.dense_targets import TARGETS, Known, Outputs, Targets
@@ -89,9 +89,9 @@ class DensePrograms:
         outputs = None
         if self._propose is not None:
             found: tuple[Tensor, Tensor] = self._propose()
-            outputs = Outputs(*(tensor.numpy() for tensor in found))
+            outputs = Outputs(*map(read_tensor, found))
         self._write(3, self.targets.arrays(known, outputs))
-        return float(self._gradient().numpy()[0])
+        return float(read_tensor(self._gradient())[0])
 
     def _write(self, first: int, arrays: list[Array]) -> None:
         for i, array in enumerate(arrays, first):

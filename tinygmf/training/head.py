@@ -10,6 +10,7 @@ from tinygrad import Tensor
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.predictor import Predictor
 from tinygmf.engine.program_cache import program_key
+from tinygmf.tensors import read_tensor
 from tinygmf.training.gradient import cross_entropy
 from tinygmf.training.programs import Input, Update, bind
 from tinygmf.training.state import Devices, TrainingState
@@ -71,7 +72,7 @@ class HeadPrograms:
         arrays = shares, self._rest.run(pictures), targets
         for tensor, array in zip(self.inputs, arrays, strict=True):
             tensor.write(array)
-        return float(self._gradient()[0].numpy())
+        return float(read_tensor(self._gradient()[0]))
 
     def _predictor(self) -> Predictor:
         """The state's network without its head."""

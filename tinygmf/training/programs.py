@@ -10,7 +10,7 @@ import numpy as np
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.launcher import Launcher
 from tinygmf.engine.program_cache import load_or_compile, program_key
-from tinygmf.tensors import DTYPES, on_cpu, write_tensor
+from tinygmf.tensors import DTYPES, on_cpu, read_tensor, write_tensor
 from tinygmf.training.gradient import GradientProgram
 from tinygmf.training.gradient_loops import LoopGradient
 from tinygmf.training.state import Devices, TrainingState, place
@@ -100,7 +100,7 @@ class Programs:
         shares = np.array([share / scale, scale], np.float32)
         for tensor, array in zip(self.inputs, (shares, pictures, targets, factors), strict=True):
             tensor.write(array)
-        return float(self._gradient()[0].numpy())
+        return float(read_tensor(self._gradient()[0]))
 
 
 def runs_in_loops(config: GroupMixFormerConfig, device: Devices) -> bool:
@@ -141,7 +141,7 @@ class Update:
         """Take a step with the numbers of `update_schedule`; return the gradient's norm. If that is
         not finite, nothing changes."""
         self.schedule.write(schedule)
-        return float(self._run().numpy())
+        return float(read_tensor(self._run()))
 
 
 def bind(
