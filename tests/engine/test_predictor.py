@@ -7,6 +7,9 @@ from PIL import Image
 from strategies import noise, normal
 
 from tinygmf import Predictor, load_model
+from tinygmf.checks.verify import relative_difference
+from tinygmf.config import VARIANTS
+from tinygmf.engine import predictor
 from tinygmf.engine.predictor import chunks, probabilities, read_ahead
 from tinygmf.image import ImageError, normalize
 from tinygmf.weights.checkpoint import load_weights
@@ -35,6 +38,33 @@ def test_a_batch_of_any_length_gives_what_its_pictures_give_alone(predict):
     alone = np.concatenate([predict.run(picture[None]) for picture in pictures])
     assert abs(together - alone).max() < 1e-6
     assert predict([]).shape == (0, 10)
+
+
+def test_a_batch_in_several_runs_gives_what_one_run_gives(predict, model, monkeypatch):
+    monkeypatch.setattr(predictor, "CACHED", 0)
+    one_by_one = Predictor(model, 32, batch_size=2, device="CPU", progress=False)
+    batch = normal(0, 2, 3, 32, 32)
+    for found, expected in zip(one_by_one.outputs(batch), predict.outputs(batch), strict=True):
+        assert found.shape == expected.shape
+        assert relative_difference(found, expected) < 1e-6
+    assert one_by_one.run(batch[:1]).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "batch", "device", "at_once"),
+    [
+        ("miny", 224, 1, "CPU", 1),
+        ("miny", 224, 16, "CPU", 2),
+        ("miny", 224, 3, "CPU", 2),
+        ("base", 224, 16, "CPU", 1),
+        ("nano", 64, 64, "CPU", 64),
+        ("nano", 32, 10_000, "CPU", 271),  # 37 runs
+        ("miny", 224, 16, "CUDA", 16),
+    ],
+)
+def test_on_the_cpu_as_many_run_at_once_as_the_caches_hold(variant, size, batch, device, at_once):
+    config = VARIANTS[f"groupmixformer_{variant}"]
+    assert predictor.pictures_at_once(batch, size, config, device) == at_once
 
 
 def test_files_images_and_arrays_are_the_same_picture(predict, tmp_path):

@@ -7,6 +7,7 @@ batch size; the last batch is padded.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -21,16 +22,19 @@ import numpy as np
 from PIL import Image
 from tinygrad import Tensor
 
-from tinygmf.config import PUBLISHED_SIZE
+from tinygmf.config import PUBLISHED_SIZE, GroupMixFormerConfig
 from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.engine.folded import FoldedGroupMixFormer
 from tinygmf.engine.launcher import Launcher
 from tinygmf.image import Picture, preprocess, usual_names
 from tinygmf.model import MIN_SIZE, GroupMixFormer
-from tinygmf.tensors import DTYPES, read_tensor, tensor_from_numpy, write_tensor
+from tinygmf.tensors import DTYPES, on_cpu, read_tensor, tensor_from_numpy, write_tensor
 from tinygmf.threads import thread_count
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
+
+CACHED = 1 << 20  # numbers of the largest map, 4 MB: about what two cores' own caches hold
+STRIDE = 4  # of the first stage, whose maps are the largest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,9 +46,10 @@ class Predictor:
     `model` is a `GroupMixFormer`, the file of one, or what `load_weights` read from it; for the
     last two no module is built. `image_size` is the side in pixels of the square that pictures are
     resized and cropped to, by default the one that the network's file names, else 224. `batch_size`
-    is the number of pictures in one run, `dtype` the type of the products ("float32", "float16" or
-    "bfloat16"; sums and norms stay float32), `device` a tinygrad device, by default the best that
-    opens. The first call compiles, unless an earlier process did. Raises ValueError for an
+    is the most pictures in one batch (on the CPU device its program takes as many at a time as the
+    caches hold), `dtype` the type of the products ("float32", "float16" or "bfloat16"; sums and
+    norms stay float32), `device` a tinygrad device, by default the best that opens. The first call
+    compiles, unless an earlier process did. Raises ValueError for an
     impossible size or dtype, DeviceError for a device that does not open.
     """
 
@@ -71,6 +76,7 @@ class Predictor:
         self.image_size, self.batch_size, self.progress = image_size, batch_size, progress
         self.dtype, self.config = dtype, model.config
         self.device = open_device(device)
+        self._at_once = pictures_at_once(batch_size, image_size, model.config, self.device)
         self._program: Callable | None = None
         self._lock = Lock()  # the program's memory holds one batch at a time
         self.use_weights(model)
@@ -138,9 +144,14 @@ class Predictor:
     def _run(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
         """The wanted results of the program, for as many pictures as there are."""
         if batch.shape[1:] != self._shape[1:] or not 0 < len(batch) <= self.batch_size:
-            raise ValueError(f"pictures: expected 1 up to {self._shape}, found {batch.shape}")
+            most = (self.batch_size, *self._shape[1:])
+            raise ValueError(f"pictures: expected 1 up to {most}, found {batch.shape}")
         with self._lock:
-            answers = [answer[: len(batch)] for answer in self._launch(batch, wanted)]
+            starts = range(0, len(batch), self._at_once)
+            parts = [self._launch(batch[i : i + self._at_once], wanted) for i in starts]
+        answers = parts[0]
+        if len(parts) > 1:
+            answers = [np.concatenate(same) for same in zip(*parts, strict=True)]
         if not all(np.isfinite(answer).all() for answer in answers):
             narrow = "; try float32" if self.dtype != "float32" else ""
             raise ValueError(
@@ -150,7 +161,7 @@ class Predictor:
         return answers
 
     def _launch(self, batch: np.ndarray, wanted: slice) -> list[np.ndarray]:
-        """Each wanted result for a batch that is padded with zeros."""
+        """Each wanted result for as many pictures as the program takes, or fewer."""
         if self._program is None:
             self._use(
                 program_cache.load_or_compile(
@@ -161,17 +172,18 @@ class Predictor:
                     progress=self.progress,
                 )
             )
-        if len(batch) < self.batch_size:
-            padded = np.zeros(self._shape, np.float32)
-            padded[: len(batch)] = batch
-            batch = padded
-        write_tensor(self._input, batch.astype(np.float32, copy=False))
-        return [read_tensor(result) for result in self._launcher()[wanted]]
+        full = batch
+        if len(batch) < self._at_once:
+            full = np.zeros(self._shape, np.float32)
+            full[: len(batch)] = batch
+        write_tensor(self._input, full.astype(np.float32, copy=False))
+        return [read_tensor(result)[: len(batch)] for result in self._launcher()[wanted]]
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
+        """Of the program's input."""
         size, channels = self.image_size, self.config.in_chans
-        return self.batch_size, channels, size, size
+        return self._at_once, channels, size, size
 
     def arguments(self) -> tuple[Tensor, list[Tensor]]:
         """The program's arguments: memory for its input, and the weights."""
@@ -217,6 +229,19 @@ class Predictor:
             self.run(batch)
             times.append(time.perf_counter() - start)
         return min(times)
+
+
+def pictures_at_once(
+    batch_size: int, image_size: int, config: GroupMixFormerConfig, device: str
+) -> int:
+    """How many pictures of a batch a program takes: on the CPU no more than have their largest map
+    in the caches, or each kernel would fetch anew what the one before it has written."""
+    if not on_cpu(device):
+        return batch_size
+    tokens = math.ceil(image_size / STRIDE) ** 2
+    largest = 3 * config.embedding_dims[0] * tokens  # numbers: queries, keys and values
+    runs = math.ceil(batch_size / max(1, CACHED // largest))
+    return math.ceil(batch_size / runs)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
