@@ -1,8 +1,8 @@
 """The inference engine: pictures in, logits out.
 
 The network is folded, compiled once for its picture size, batch size and device, and kept on disk;
-threads decode pictures ahead of the device. Any number of pictures runs through a program of fixed
-batch size; the last batch is padded.
+threads decode pictures ahead of the device. Any number of pictures runs through a program for a
+fixed number; the last ones are padded.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Predictor:
     `model` is a `GroupMixFormer`, the file of one, or what `load_weights` read from it; for the
     last two no module is built. `image_size` is the side in pixels of the square that pictures are
     resized and cropped to, by default the one that the network's file names, else 224. `batch_size`
-    is the most pictures in one batch (on the CPU device its program takes as many at a time as the
-    caches hold), `dtype` the type of the products ("float32", "float16" or "bfloat16"; sums and
-    norms stay float32), `device` a tinygrad device, by default the best that opens. The first call
-    compiles, unless an earlier process did. Raises ValueError for an
-    impossible size or dtype, DeviceError for a device that does not open.
+    is the most pictures in one batch, of which a program on the CPU device takes as many at a time
+    as the caches hold; `dtype` the type of the products ("float32", "float16" or "bfloat16"; sums
+    and norms stay float32), `device` a tinygrad device, by default the best that opens. The first
+    call compiles, unless an earlier process did. Raises ValueError for an impossible size or dtype,
+    DeviceError for a device that does not open.
     """
 
     def __init__(

@@ -30,11 +30,13 @@ PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDA
 
 Place = Callable[..., UOp]  # of a value in memory, by its indices
 VECTOR = "typedef float sums __attribute__((vector_size(64), aligned(4)));"
-# Clang, told that no library is there, keeps sums in memory that a loop of single zeros has set
-CLEAR = f"{{{{ {VECTOR} *(sums*){{0}} = (sums){{{{0}}}}; }}}}"
+# Set one by one, the sums would stay in memory and take twice as long: told that there is no
+# library (-ffreestanding), clang does not see that such a loop fills a whole tile with zeros.
+CLEAR = "{{ " + VECTOR + " *(sums*){0} = (sums){{0}}; }}"
 DOT = (
-    f"{{{{ {VECTOR}"
-    """
+    "{{ "
+    + VECTOR
+    + """
   typedef __bf16 pairs __attribute__((vector_size(64), aligned(4)));
   typedef int pair __attribute__((vector_size(64)));
   *(sums*){0} = __builtin_ia32_dpbf16ps_512(
