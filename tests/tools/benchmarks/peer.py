@@ -14,6 +14,7 @@ from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+SETTLED = 0.3  # seconds until the threads of other runtimes have stopped spinning
 PROCESS = Path(__file__).with_name("peer_process.py")
 
 
@@ -67,12 +68,18 @@ def timed(function: Callable[[], Any]) -> Callable[[], float]:
 
 
 def in_turn(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every run, one after the other in every round, as a machine drifts."""
+    """Milliseconds of every run, one after the other in every round, as a machine drifts.
+
+    The threads of other runtimes spin for a while after their run, and would take this one's cores;
+    so each waits until they have stopped, and runs once to have its data in the caches again.
+    """
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(SETTLED)
+            run()
             times[name].append(1e3 * run())
     return times
 
