@@ -15,6 +15,7 @@ from tinygrad import Tensor
 
 from tinygmf.engine import clang, devices, probe
 from tinygmf.engine.user_cache import CacheError, cache_directory
+from tinygmf.loops import tiles
 
 PATIENCE = 600  # seconds: a busy machine may take long to start a process
 needs_zig = pytest.mark.skipif(
@@ -127,7 +128,7 @@ def test_zigs_clang_comes_before_another_on_path_but_not_before_cc(tmp_path, no_
     ],
 )
 def test_kernels_are_compiled_for_this_processor(vendor, compiler, added, monkeypatch):
-    monkeypatch.setattr(clang, "processor", lambda: vendor)
+    monkeypatch.setattr(tiles, "processor", lambda: vendor)
     monkeypatch.setattr(clang, "processor_flags", lambda: {"avx512f"})
     monkeypatch.setattr(clang, "compiler", lambda: compiler)
     device = SimpleNamespace(arch="x86_64,native")

@@ -41,7 +41,7 @@ def test_a_batch_of_any_length_gives_what_its_pictures_give_alone(predict):
 
 
 def test_a_batch_in_several_runs_gives_what_one_run_gives(predict, model, monkeypatch):
-    monkeypatch.setattr(predictor, "CACHED", 0)
+    monkeypatch.setattr(predictor, "LARGEST", 0)
     one_by_one = Predictor(model, 32, batch_size=2, device="CPU", progress=False)
     batch = normal(0, 2, 3, 32, 32)
     for found, expected in zip(one_by_one.outputs(batch), predict.outputs(batch), strict=True):

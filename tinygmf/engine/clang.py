@@ -20,7 +20,7 @@ from typing import Any
 
 from tinygmf.engine.user_cache import WRAPPER, CacheError, cache_directory
 from tinygmf.files import replacing_itself
-from tinygmf.loops.tiles import processor, processor_flags
+from tinygmf.loops.tiles import is_amd, processor_flags
 
 
 def prepare_compiler() -> None:
@@ -34,9 +34,11 @@ def prepare_compiler() -> None:
     """
     if "CC" in os.environ and compiler() is not None:
         return
-    found = "clang" if shutil.which("clang") else None
+    found = None
     with contextlib.suppress(OSError):
-        found = zig_wrapper() or found
+        found = zig_wrapper()
+    if found is None and shutil.which("clang"):
+        found = "clang"
     if found is not None:
         os.environ["CC"] = found
         if "tinygrad.helpers" in sys.modules:  # tinygrad caches each variable once it has read it
@@ -82,7 +84,7 @@ def suit_processor(device: Any) -> None:
         return
     if "avx512f" in processor_flags():
         device.arch += ",prefer-vector-width=512"  # which tinygrad turns into an option, -m…
-    if "AuthenticAMD" in processor() and _is_wrapper(Path(compiler() or "")):
+    if is_amd() and _is_wrapper(Path(compiler() or "")):
         device.arch += ",no-gather,no-scatter"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tinygrad import Tensor
 
-from tinygmf.config import PUBLISHED_SIZE, GroupMixFormerConfig
+from tinygmf.config import PUBLISHED_SIZE, STRIDES, GroupMixFormerConfig
 from tinygmf.engine import program_cache
 from tinygmf.engine.devices import open_device
 from tinygmf.engine.folded import FoldedGroupMixFormer
@@ -33,8 +33,7 @@ from tinygmf.tensors import DTYPES, on_cpu, read_tensor, tensor_from_numpy, writ
 from tinygmf.threads import thread_count
 from tinygmf.weights.checkpoint import NetworkWeights, load_weights
 
-CACHED = 1 << 20  # numbers of the largest map, 4 MB: about what two cores' own caches hold
-STRIDE = 4  # of the first stage, whose maps are the largest
+LARGEST = 1 << 20  # numbers of the largest map, 4 MB: about what two cores' own caches hold
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,9 +148,7 @@ class Predictor:
         with self._lock:
             starts = range(0, len(batch), self._at_once)
             parts = [self._launch(batch[i : i + self._at_once], wanted) for i in starts]
-        answers = parts[0]
-        if len(parts) > 1:
-            answers = [np.concatenate(same) for same in zip(*parts, strict=True)]
+        answers = [np.concatenate(same) for same in zip(*parts, strict=True)]
         if not all(np.isfinite(answer).all() for answer in answers):
             narrow = "; try float32" if self.dtype != "float32" else ""
             raise ValueError(
@@ -238,9 +235,9 @@ def pictures_at_once(
     in the caches, or each kernel would fetch anew what the one before it has written."""
     if not on_cpu(device):
         return batch_size
-    tokens = math.ceil(image_size / STRIDE) ** 2
-    largest = 3 * config.embedding_dims[0] * tokens  # numbers: queries, keys and values
-    runs = math.ceil(batch_size / max(1, CACHED // largest))
+    tokens = math.ceil(image_size / STRIDES[0]) ** 2
+    numbers = 3 * config.embedding_dims[0] * tokens  # queries, keys and values of the first stage
+    runs = math.ceil(batch_size / max(1, LARGEST // numbers))
     return math.ceil(batch_size / runs)
 
 

@@ -42,6 +42,7 @@ from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
 from tinygmf.loops import pairs
 from tinygmf.loops.pieces import number_of_pieces
+from tinygmf.loops.tiles import processor
 from tinygmf.tensors import on_cpu
 
 MAGIC = b"tinygmf program 1\n"
@@ -178,8 +179,7 @@ def environment(device: str) -> dict[str, Any]:
 @cache
 def _processor() -> str:
     """The CPU's model and features: the code is compiled for exactly this machine."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    if lines := processor().splitlines():
         wanted = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
         return hashlib.sha256("\n".join(sorted(set(wanted))).encode()).hexdigest()[:16]
     return platform.processor() or platform.machine()

@@ -35,10 +35,12 @@ class Nest:
     def loops(self, *sizes: int) -> list[UOp]:
         return [UOp.range(size, next(self.axes), AxisType.LOOP) for size in sizes]
 
+    def registers(self, shape: tuple[int, ...]) -> UOp:
+        return UOp.placeholder(shape, dtypes.float32, next(self.slots), AddrSpace.REG)
+
     def fill(self, around: list[UOp], shape: tuple[int, ...], value: Callable[..., UOp]) -> UOp:
         """New registers, set inside the loops `around` to a function of their indices."""
-        registers = UOp.placeholder(shape, dtypes.float32, next(self.slots), AddrSpace.REG)
-        registers, loops = registers.after(*around), self.loops(*shape)
+        registers, loops = self.registers(shape).after(*around), self.loops(*shape)
         return registers.after(registers[tuple(loops)].store(value(*loops)).end(*loops[::-1]))
 
     def accumulate(

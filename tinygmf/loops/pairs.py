@@ -18,11 +18,10 @@ from functools import cache
 
 import numpy as np
 from tinygrad import dtypes
-from tinygrad.dtype import AddrSpace
 from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.loops.nest import Nest, statement
-from tinygmf.loops.tiles import PAIRS, best_tile, divisor, processor, processor_flags
+from tinygmf.loops.tiles import PAIRS, best_tile, divisor, is_amd, processor_flags
 
 LANES = 16  # float32 sums in a vector, or in a row of a tile
 STEP = 32  # rows of the matrix that AMX takes at once, at most
@@ -54,7 +53,7 @@ def unit() -> str | None:
         with suppress(OSError, AttributeError):
             if ctypes.CDLL(None).syscall(*PERMISSION) == 0:
                 return "amx"
-    return "dot" if "avx512_bf16" in flags and "AuthenticAMD" in processor() else None
+    return "dot" if "avx512_bf16" in flags and is_amd() else None
 
 
 def fits(array: np.ndarray) -> bool:
@@ -100,7 +99,7 @@ def sums(
     """
     if unit() == "amx":
         return amx_sums(nest, around, window, tile, x, weight, apart)
-    acc = UOp.placeholder(tile, dtypes.float32, next(nest.slots), AddrSpace.REG)
+    acc = nest.registers(tile)
     i, j = nest.loops(tile[0], tile[1] // LANES)
     clear = statement(CLEAR, acc.after(*around)[i, j * LANES])
     acc = acc.after(clear.end(i, j))
@@ -139,7 +138,7 @@ def amx_sums(
     load = each("__builtin_ia32_tileloadd64({}, {{{}}}, {});", registers)
     multiply = each("__builtin_ia32_tdpbf16ps({}, 4 + {}, 6 + {});", cells)
     done = statement(load + multiply, *places, clear, *turns).end(*turns[::-1])
-    acc = UOp.placeholder(tile, dtypes.float32, next(nest.slots), AddrSpace.REG)
+    acc = nest.registers(tile)
     targets = [acc.after(*around)[rows[i], columns[j]] for _, i, j in cells]
     numbers = [(cell, n, 4 * c) for n, (cell, _, _) in enumerate(cells)]
     keep = each("__builtin_ia32_tilestored64({}, {{{}}}, {});", numbers)

@@ -184,6 +184,10 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+def is_amd() -> bool:
+    return "AuthenticAMD" in processor()
+
+
 @cache
 def processor() -> str:
     """What Linux says about the processors."""
