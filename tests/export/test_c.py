@@ -17,7 +17,7 @@ from PIL import Image
 
 from reference import Network
 from tinygmf.config import Settings
-from tinygmf.export.c import c_string, indices, names, run_c, write_c
+from tinygmf.export.c import c_string, names, run_c, write_c
 from tinygmf.export.program import ALIGNMENT, Call, Program, capture, plan
 from tinygmf.image import preprocess
 from tinygmf.weights.checkpoint import load_weights
@@ -191,26 +191,16 @@ def test_a_map_that_is_none_is_refused_with_those_that_are():
 
 
 def test_a_kernel_in_pieces_is_called_for_each(program, tmp_path):
-    parameters = "float* restrict data0_10, float* restrict data1_12288, const unsigned char data2_"
-    source = (
-        f"void twice({parameters})"
-        + """ {
-  int cast0 = ((int)(data2_));
-  for (int Lidx0 = 0; Lidx0 < 5; Lidx0++) {
-    *(data0_10+((cast0*5)+Lidx0)) = ((*(data1_12288+((cast0*5)+Lidx0)))*2.0f);
+    source = """void twice(float* restrict out, const float* in1, const unsigned char piece) {
+  for (int i = piece*5; i < piece*5 + 5; i++) {
+    out[i] = in1[i] * 2.0f;
   }
 }"""
-    )
     calls = [Call("twice", ("output", "input"), pieces=2)]
     program = replace(program, kernels={"twice": source}, calls=calls, maps=[])
     write_c(program, tmp_path, noise(SIZE))
     x = parity_input(0, (1, 3, SIZE, SIZE))
     assert np.array_equal(run_c(tmp_path, program, x)[0], 2 * x[:, 0, 0, :10])
-
-
-def test_pointer_arithmetic_becomes_indices():
-    assert indices("*(out+((i*3)+j)) = (*(in1+(k+alu2)));") == "out[(i*3)+j] = in1[k+alu2];"
-    assert indices("((*(b+(i)))+(*(b+(j*(k+1))))*2)") == "(b[i]+b[j*(k+1)]*2)"
 
 
 @given(st.text(max_size=20))

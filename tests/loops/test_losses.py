@@ -5,8 +5,8 @@ import pytest
 
 from tinygmf.dense.losses import cross_entropy
 from tinygmf.loops import losses
+from tinygmf.loops.calls import run_all
 from tinygmf.tensors import tensor_from_numpy
-from tinygmf.training.tape import run_all
 
 
 def computed(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,13 @@
 """The loop nests of training: convolutions at every kind of size, and a whole step's slope."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 from tinygrad import Tensor
 
 from tinygmf.config import VARIANTS
-from tinygmf.loops import inference, norms, products, tiles, values, windows
+from tinygmf.loops import calls, inference, norms, products, tiles, values, windows
 from tinygmf.loops.nest import Channels
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
@@ -27,7 +26,7 @@ def normal(rng):
 def run(kernel, out: np.ndarray, *inputs: np.ndarray, share: bool = False, **options) -> np.ndarray:
     inputs += (np.ones(2, np.float32),) if share else ()
     tensors = [tensor_from_numpy(array, "CPU") for array in (out, *inputs)]
-    return tensors[0].custom_kernel(*tensors[1:], fxn=partial(kernel, **options))[0].numpy()
+    return calls.run(kernel, *tensors, **options).numpy()
 
 
 def by_hand(x: np.ndarray, weight: np.ndarray, g: np.ndarray, stride: int) -> tuple:

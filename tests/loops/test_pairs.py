@@ -1,5 +1,6 @@
 """Products of bfloat16 by the processor's own instructions: those of the rounded numbers."""
 
+import os
 import re
 import subprocess
 from functools import partial
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from strategies import normal
 from tinygrad import Tensor, dtypes
-from tinygrad.uop.ops import Ops
+from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.engine import program_cache
 from tinygmf.engine.clang import compiler
 from tinygmf.engine.folded import place
 from tinygmf.loops import inference, pairs, pieces
 from tinygmf.loops.calls import run_loops
+from tinygmf.loops.source import Function
 from tinygmf.loops.tiles import processor_flags
 from tinygmf.loops.values import hardswish, identity
 from tinygmf.tensors import tensor_from_numpy
@@ -116,6 +118,21 @@ def test_sums_stay_in_registers(unit, monkeypatch):
     text = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
     assert "vdpbf16ps" in text
     assert not re.search(r"%zmm\d+, -?\d*\(%r[sb]p", text)
+
+
+def test_the_source_for_amx_is_c(monkeypatch):
+    """On any processor: only one that has AMX can run it."""
+    monkeypatch.setattr(pairs, "unit", lambda: "amx")
+    shapes = {(1, 1, 64, 64): dtypes.bfloat16, (1, 1, 32, 64): dtypes.uint32}
+    x, weight = (UOp.placeholder(s, d, i) for i, (s, d) in enumerate(shapes.items(), 1))
+    out = UOp.placeholder((1, 1, 64, 64), dtypes.float32, 0)
+    options = {"others": 0, "stride": (1, 1), "channel": 0, "blocks": 1}
+    nest = inference.dense_loops(out, x, weight, epilogue=identity, **options)
+    source = Function(nest).text()
+    assert source.count("tilezero") == source.count("tilestored64") == 4
+    options = ["--target=x86_64-linux", "-march=sapphirerapids", "-ffreestanding"]
+    command = [str(compiler()), *options, "-c", "-xc", "-", "-o", os.devnull]
+    subprocess.run(command, input=source, text=True, check=True)
 
 
 def test_weights_that_a_unit_cannot_take_are_not_narrowed(unit):

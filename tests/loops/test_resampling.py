@@ -7,8 +7,8 @@ import pytest
 from tinygmf.dense import roi
 from tinygmf.dense.pictures import resized
 from tinygmf.loops import resampling, sampling
+from tinygmf.loops.calls import run
 from tinygmf.tensors import tensor_from_numpy
-from tinygmf.training.tape import run
 
 RNG_SEED = 5
 SIZES = [((3, 4), (6, 8)), ((4, 3), (9, 11)), ((1, 2), (4, 4)), ((6, 6), (4, 4)), ((3, 3), (3, 3))]

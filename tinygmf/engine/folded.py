@@ -22,6 +22,7 @@ transposed; every operation writes its result to memory, so nothing is computed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
 from tinygmf.loops import pairs, panels
+from tinygmf.loops.ends import channels_last, mean
 from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
 from tinygmf.loops.tiles import blocks_of
 from tinygmf.loops.values import add, add_product, gelu, hardswish
@@ -109,8 +111,7 @@ class FoldedGroupMixFormer:
         check_pictures(x, self.config.in_chans)
         remaining = iter(weights)
         maps = list(stages(x, remaining, self.config.serial_depths, self.dtype))  # (B, h, w, D_i)
-        pooled = maps[-1].mean((1, 2), keepdim=True).cast(self.dtype).contiguous()
-        logits = dense(pooled, next(remaining), next(remaining), dtype=dtypes.float32)
+        logits = dense(mean(maps[-1], self.dtype), *remaining, dtype=dtypes.float32)
         return *maps, logits.reshape(x.shape[0], -1)
 
 
@@ -119,10 +120,10 @@ def stages(
 ) -> Iterator[Tensor]:
     """Pictures (B, 3, H, W) -> the four maps (B, h, w, D_i), one after each stage of `depths[i]`
     blocks; `weights` as from `fold_stages`."""
-    x = x.permute(0, 2, 3, 1).cast(dtype).contiguous()  # (B, H, W, 3)
-    for _ in range(2):  # (B, H/2, W/2, D1/2), then (B, H/4, W/4, D1)
-        kernel, bias = islice(weights, 2)
-        x = dense(pad(x, 1), kernel, bias, epilogue=hardswish, stride=(2, 2))
+    x = channels_last(x, 1, dtype)
+    stem = partial(dense, epilogue=hardswish, stride=(2, 2))
+    x = stem(x, *islice(weights, 2))  # (B, H/2, W/2, D1/2)
+    x = stem(pad(x, 1), *islice(weights, 2))  # (B, H/4, W/4, D1)
     for stage, depth in enumerate(depths):
         windows, pointwise, bias, mask = islice(weights, 4)
         x = depthwise(pad(x, 1, dtype=dtype), windows, stride=1 if stage == 0 else 2)

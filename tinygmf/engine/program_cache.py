@@ -19,7 +19,7 @@ import sqlite3
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -31,12 +31,14 @@ from tinygrad import Context, Device, Tensor, TinyJit
 from tinygrad.codegen import to_program_config
 from tinygrad.dtype import AddrSpace
 from tinygrad.engine import realize
-from tinygrad.helpers import JIT
+from tinygrad.helpers import JIT, PARALLEL
+from tinygrad.nn.state import get_parameters
 from tinygrad.uop.ops import Ops, UOp
 from tqdm.auto import tqdm
 
 from tinygmf.config import GroupMixFormerConfig
 from tinygmf.engine.clang import compiler_identity, compiler_version, suit_processor
+from tinygmf.engine.compile_ahead import CompileAhead
 from tinygmf.engine.devices import DeviceError
 from tinygmf.engine.user_cache import cache_directory, do_without_kernel_cache
 from tinygmf.files import is_private, replacing_itself
@@ -47,6 +49,7 @@ from tinygmf.tensors import on_cpu
 
 MAGIC = b"tinygmf program 1\n"
 SUFFIX = ".program"
+WORTH_WORKERS = 16  # kernels: tinygrad's compile workers take a second to start
 
 Program = Callable[..., Any]
 
@@ -89,14 +92,14 @@ def compile_program(
     # Otherwise a tinygrad compile worker would restart after every 16 kernels.
     os.environ.setdefault("BEAM_MAX_TASKS_PER_CHILD", "100000")
     # SPEC: tinygrad's internal checks, a third of the time
-    settings = Context(BEAM=beam, JIT=JIT.value or 1, SPEC=0)
+    settings = Context(BEAM=beam, JIT=JIT.value or 1, SPEC=0, PARALLEL=PARALLEL.value)
     with compile_progress(disable=not progress), settings:
         try:
-            return _capture(function, *arguments)
+            return _capture(function, *arguments, progress=progress)
         except sqlite3.Error as error:
             if not do_without_kernel_cache(error):
                 raise
-            return _capture(function, *arguments)
+            return _capture(function, *arguments, progress=progress)
         except subprocess.CalledProcessError as error:  # clang's; what it said is on the screen
             raise DeviceError(
                 f"{compiler_version()} cannot compile a kernel (exit code {error.returncode}): run "
@@ -104,8 +107,19 @@ def compile_program(
             ) from None
 
 
-def _capture(function: Program, *arguments: Any) -> Program:
-    program = TinyJit(function)
+def _capture(function: Program, *arguments: Any, progress: bool) -> Program:
+    def traced(*arguments: Any) -> Any:
+        with CompileAhead() as ahead:
+            results = function(*arguments)
+            Tensor.realize(*get_parameters(results))  # only scheduled, as the program is captured
+            calls = [call for linear in program._linears for call in linear.src]
+            ahead.finish(calls, _kernel_bar if progress else iter)
+        others = {call.src[0] for call in calls if call.src[0].op is Ops.SINK}
+        if len(others) < WORTH_WORKERS:
+            PARALLEL.value = 0
+        return results
+
+    program: Any = TinyJit(traced)
     program.cnt = 1  # capture at the first call: one trace and one schedule, not two
     program(*arguments)
     require_no_data(program.captured)
@@ -283,11 +297,13 @@ def _say_that_it_happens_once() -> None:
     print("compiling for this device, once: the result is kept", file=sys.stderr)
 
 
-def _kernel_bar(*, total: int, desc: str, disable: bool) -> tqdm:
-    """Replaces tinygrad's progress bar, which is only shown when debugging: this one is shown on a
-    terminal and in a notebook."""
+def _kernel_bar(
+    kernels: Iterable[Any] | None = None, total: int | None = None, **options: Any
+) -> tqdm:
+    """Progress through the kernels, on a terminal and in a notebook; replaces tinygrad's own bar,
+    which is only shown when debugging."""
     hidden = None if "ipykernel" not in sys.modules else False  # None: depends on stderr
-    return _KernelBar(total=total, desc="kernels", unit="", leave=False, disable=hidden)
+    return _KernelBar(kernels, total=total, desc="kernels", unit="", leave=False, disable=hidden)
 
 
 class _KernelBar(tqdm):

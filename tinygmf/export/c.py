@@ -184,50 +184,16 @@ def architecture(program: Program) -> int:
     return zlib.crc32(repr([(w.name, w.array.shape) for w in program.weights]).encode())
 
 
-# From tinygrad's code to code that people can read and every compiler accepts
+# Kernels that every compiler accepts
 
 
 def plain_c(source: str) -> str:
-    """One kernel with array indices for pointer arithmetic, products for shifts, no builtins."""
-    head, brace, body = source.partition("{")
-    name, parameters = head.removeprefix("void ").split("(", 1)
-    inputs = range(1, parameters.count("float*"))
-    declared = ["float *restrict out", *(f"const float *restrict in{i}" for i in inputs)]
-    declared += ["const unsigned char piece"] * parameters.count("unsigned char")
-    body = re.sub(r"\bdata\d+_(?!\d)", "piece", body)
-    body = re.sub(r"\bdata0_\d+", "out", body)
-    body = re.sub(r"\bdata(\d+)_\d+", r"in\1", body)
-    body = re.sub(r"\bLidx(\d+)", r"i\1", body)
-    body = re.sub(r"<<(\d+)", lambda match: f"*{1 << int(match[1])}", body)
-    body = body.replace("__builtin_bit_cast(float, (int)", "from_bits(")
-    body = body.replace("__builtin_sqrtf", "sqrtf").replace("__builtin_inff()", "INFINITY")
-    body = body.replace("+-", "-")
-    body = re.sub(r" = \(((?:[^()]|\([^()]*\))*)\);", r" = \1;", indices(body))
-    if "__builtin" in body or "restrict" in body:
-        raise ValueError(f"kernel {name}: expected C11 after rewriting, found a compiler's own")
-    return f"static void {name}({', '.join(declared)}) {brace}{body.rstrip()}\n"
-
-
-def indices(text: str) -> str:
-    """`(*(x+(i*3)))` and `*(x+(i*3))` -> `x[i*3]`."""
-    while match := re.search(r"(\(?)(?<![\w)\]])\*\((\w+)\+", text):
-        end = closing(text, match.end())
-        inner = text[match.end() : end]
-        if inner.startswith("(") and closing(inner, 1) == len(inner) - 1:
-            inner = inner[1:-1]
-        wrapped = match[1] and text[end + 1] == ")"
-        start = match.start() if wrapped else match.start() + len(match[1])
-        text = f"{text[:start]}{match[2]}[{inner}]{text[end + 1 + bool(wrapped) :]}"
-    return text
-
-
-def closing(text: str, start: int) -> int:
-    """Where the bracket opened before `start` closes."""
-    depth = 1
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if not depth:
-            return i
+    """One kernel without the builtins of clang."""
+    text = source.replace("__builtin_bit_cast(float, (int)", "from_bits(")
+    text = text.replace("__builtin_sqrtf", "sqrtf").replace("__builtin_inff()", "INFINITY")
+    if "__builtin" in text:
+        raise ValueError(f"{source.partition('(')[0]}: expected plain C, found a compiler's own")
+    return f"static {text}\n"
     raise ValueError("unbalanced brackets")
 
 

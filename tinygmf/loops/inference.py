@@ -4,9 +4,8 @@ Each is written twice. The first form is a tensor expression, for any device. Th
 CPU device, where tinygrad's own schedule is slow to lower (it unrolls loops into thousands of
 scalar operations) and slow to run (a fifth of a core's peak): the loop nest that one would write in
 C. A tile of outputs stays in a small local array, and clang vectorizes the innermost loop, which
-runs over neighboring channels. Lowering one takes milliseconds, and a product reaches 60 to 95 % of
-a core's peak. If a size is not a multiple of the tile's, the last tile overlaps the one before it,
-so every shape works.
+runs over neighboring channels. A product reaches 60 to 95 % of a core's peak. If a size is not a
+multiple of the tile's, the last tile overlaps the one before it, so every shape works.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import pairs, panels
-from tinygmf.loops.calls import run_loops, written
+from tinygmf.loops.calls import run, run_loops
 from tinygmf.loops.nest import Nest, flat, inside, load, seen_as, store, tile, value_of
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
@@ -125,9 +124,9 @@ def depthwise(
         out = Tensor.invalids(x.shape[0], height, width, x.shape[3], dtype=x.dtype, device=x.device)
         if not runs:
             runs, parts = (Run(kernel, 0, int(x.shape[3])),), 1
-        for run in runs:
-            loops = partial(depthwise_loops, stride=stride, run=run, parts=parts)
-            out = written(out, loops, x, weight, *bias)
+        for each in runs:
+            loops = partial(depthwise_loops, stride=stride, run=each, parts=parts)
+            out = run(loops, out, x, weight, *bias)
         return out
     kernels = weight.permute(2, 0, 1).unsqueeze(1)  # (C, 1, k, k)
     channels_first = x.permute(0, 3, 1, 2).float()
@@ -221,7 +220,7 @@ def dense_loops(
     order = panels.loops(nest, sizes, kh * kw * deep * wide, cut)
     around, (b, h, t, s, part) = order.around, order.place
     w0, e0 = start(t, m, width), s * wide + start(part, c, wide)
-    picture = (b,) if len(weight.shape) == 5 else ()
+    picture = (b if weight.shape[0] > 1 else 0,) if len(weight.shape) == 5 else ()
 
     def token(ky: UOp, kx: UOp, k: UOp, i: UOp) -> UOp:
         return x[b, h * stride[0] + ky, (w0 + i) * stride[1] + kx, channel + s * deep + k]

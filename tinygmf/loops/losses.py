@@ -11,7 +11,7 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import Nest, flat, kernel, load, name_of, put, seen_as
 from tinygmf.loops.tiles import divisor
-from tinygmf.loops.values import ZERO, add, exp
+from tinygmf.loops.values import ZERO, add, exp, log
 
 LANES = 64  # positions at a time
 
@@ -55,6 +55,6 @@ def cross_entropy(out: UOp, losses: UOp, logits: UOp, labels: UOp) -> UOp:
     i, c = nest.loops(lanes, classes)
     stores = [put(out, (r0 * lanes + i, c), slopes[c, i].load()).end(i, c)]
     (i,) = nest.loops(lanes)
-    loss = known(i).where(total[i].load().log() + top[i].load() - own[i].load(), ZERO)
+    loss = known(i).where(log(total[i].load()) + top[i].load() - own[i].load(), ZERO)
     stores.append(put(losses, (r0 * lanes + i,), loss).end(i))
     return kernel(name_of("cross_entropy", out), UOp.group(*stores).end(*around))

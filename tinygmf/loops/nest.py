@@ -1,8 +1,7 @@
 """The language of the loop nests: loops, registers, tiles and the windows of convolutions.
 
-A kernel is written as one would write it in C. A tile of outputs stays in a small local array, and
-clang vectorizes the innermost loop, which runs over neighboring channels. tinygrad lowers such a
-kernel in milliseconds.
+A kernel is written as one would write it in C, and `source` makes it C. A tile of outputs stays in
+a small local array, and clang vectorizes the innermost loop, which runs over neighboring channels.
 """
 
 from __future__ import annotations

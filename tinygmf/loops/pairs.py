@@ -18,7 +18,7 @@ from functools import cache
 
 import numpy as np
 from tinygrad import dtypes
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.nest import Nest, statement
 from tinygmf.loops.tiles import PAIRS, best_tile, divisor, is_amd, processor_flags
@@ -142,9 +142,7 @@ def amx_sums(
     targets = [acc.after(*around)[rows[i], columns[j]] for _, i, j in cells]
     numbers = [(cell, n, 4 * c) for n, (cell, _, _) in enumerate(cells)]
     keep = each("__builtin_ia32_tilestored64({}, {{{}}}, {});", numbers)
-    # tinygrad drops a statement outside all loops, but keeps a value that is stored
-    first = UOp(Ops.CUSTOM, dtypes.float32, (*targets, done), f"({{{{ {keep} *{{0}}; }}}})")
-    return acc.after(targets[0].store(first))
+    return acc.after(statement(keep, *targets, done))
 
 
 def amx_config(height: int, step: int) -> str:

@@ -37,8 +37,6 @@ def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:
     because all their turns add to the same outputs.
     """
     body, *loops = nest.src
-    if skips_a_buffer(body):
-        return nest
     most = min(number_of_pieces(), turns(body) // LEAST)
     free = [loop for loop in outer_loops(body, loops) if loop not in whole]
     cuts = [cut(loop, most, overlapping) for loop in free]
@@ -53,13 +51,6 @@ def in_pieces(nest: UOp, overlapping: bool, whole: tuple[UOp, ...] = ()) -> UOp:
     part = UOp.range(length, loop.arg[0], AxisType.LOOP)
     body = body.substitute({loop: start(core, length, size(loop)) + part})
     return body.end(*(part if other is loop else other for other in loops))
-
-
-def skips_a_buffer(body: UOp) -> bool:
-    """Whether a buffer is unused. tinygrad takes the number of used buffers as the position of
-    `core_id` among the arguments, which is then the position of the last buffer."""
-    used = {node.arg.slot for node in body.toposort() if node.op is Ops.PARAM}
-    return max(used) + 1 > len(used)
 
 
 def cut(loop: UOp, most: int, overlapping: bool) -> tuple[UOp, int]:

@@ -11,6 +11,7 @@ from typing import Any
 from tinygrad import Tensor, dtypes
 from tinygrad.uop.ops import UOp
 
+SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2)
 ZERO = UOp.const(0.0, dtypes.float32)
 Value = Any  # a Tensor or a UOp: the functions of values work on both
 
@@ -70,6 +71,20 @@ def exp(x: Value) -> Value:
     for coefficient in (1 / 24, 1 / 6, 1 / 2, 1, 1):
         series = series * x + coefficient
     return series * ((whole + 127) * (1 << 23)).bitcast(dtypes.float32)
+
+
+def log(x: UOp) -> UOp:
+    """The natural logarithm of a positive, normal number, within 2e-7 of its size or of 1; of NaN,
+    as of infinity, NaN."""
+    whole, none = x.bitcast(dtypes.int32), x - x
+    power = (whole - SQRT_HALF) >> 23
+    x = (whole - power * (1 << 23)).bitcast(dtypes.float32)  # from sqrt(1/2) to sqrt(2)
+    s = (x - 1) / (x + 1)
+    square = s * s
+    series = square * (1 / 9) + 1 / 7
+    for coefficient in (1 / 5, 1 / 3, 1):
+        series = series * square + coefficient
+    return power.cast(dtypes.float32) * math.log(2) + 2 * s * series + none
 
 
 def relu_slope(x: UOp) -> UOp:

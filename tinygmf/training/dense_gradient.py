@@ -20,11 +20,12 @@ from tinygmf.dense.losses import (
 from tinygmf.dense.maskrcnn import MASK_BINS, MaskRCNNConfig
 from tinygmf.dense.retinanet import RetinaNetConfig
 from tinygmf.dense.segmentation import AUXILIARY_STAGE, SegmentationConfig
+from tinygmf.loops.calls import run_all
 from tinygmf.loops.losses import cross_entropy
 from tinygmf.training.dense_layers import DenseTape, size_of, twice
 from tinygmf.training.gradient_loops import stages
 from tinygmf.training.state import Layout
-from tinygmf.training.tape import Map, run_all
+from tinygmf.training.tape import Map
 
 AUXILIARY_WEIGHT = 0.4  # of its loss, as in mmsegmentation
 DETECTOR_BODY = "backbone.body."

@@ -8,9 +8,10 @@ from tinygrad import Tensor
 
 from tinygmf.dense.pyramid import averages
 from tinygmf.loops import norms, products, resampling, sampling
+from tinygmf.loops.calls import run
 from tinygmf.loops.inference import apply_loops
 from tinygmf.loops.values import relu, relu_slope
-from tinygmf.training.tape import Map, Tape, run
+from tinygmf.training.tape import Map, Tape
 
 Size = tuple[int, int]
 

@@ -21,12 +21,13 @@ from tinygmf.config import NUM_HEADS, GroupMixFormerConfig
 from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.loops import attention as attention_loops
 from tinygmf.loops import products, windows
+from tinygmf.loops.calls import run
 from tinygmf.loops.inference import softmax_loops
 from tinygmf.loops.nest import Channels
 from tinygmf.loops.tiles import blocks_of
 from tinygmf.training.gradient import cross_entropy
 from tinygmf.training.state import Layout
-from tinygmf.training.tape import Map, Tape, run
+from tinygmf.training.tape import Map, Tape
 
 QKV = 3  # query, key and value lie side by side in the channels of a map
 GROUPS = 3, 5, 7  # sides of the groups that become proxies

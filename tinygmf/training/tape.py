@@ -18,12 +18,11 @@ from typing import Any
 
 from tinygrad import Tensor, dtypes
 from tinygrad.dtype import DType
-from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import norms, products, values, windows
+from tinygmf.loops.calls import Kernel, run, run_all
 from tinygmf.loops.inference import apply_loops, pad_loops
 
-Kernel = Callable[..., UOp]
 Backward = Callable[[], None]
 
 
@@ -44,26 +43,6 @@ class Map:
         """The gradient, which must be there by now."""
         assert self.gradient is not None
         return self.gradient
-
-
-def run(kernel: Kernel, out: Tensor, *inputs: Tensor, **options: Any) -> Tensor:
-    return run_all(kernel, [out], *inputs, **options)[0]
-
-
-def run_all(kernel: Kernel, outputs: list[Tensor], *inputs: Tensor, **options: Any) -> list[Tensor]:
-    """The outputs after the kernel has written them. It gets a buffer for each output and input in
-    order, for each tensor among the options by its name, and the other options as they are."""
-    named = {name: option for name, option in options.items() if isinstance(option, Tensor)}
-    plain = {name: option for name, option in options.items() if name not in named}
-    first, *others = outputs
-    by_place = len(outputs) + len(inputs)
-
-    def build(*buffers: UOp) -> UOp:
-        by_name = dict(zip(named, buffers[by_place:], strict=True))
-        return kernel(*buffers[:by_place], **by_name, **plain)
-
-    results = first.custom_kernel(*others, *inputs, *named.values(), fxn=build)
-    return results[: len(outputs)]
 
 
 class Tape:

@@ -8,8 +8,8 @@ import numpy as np
 from tinygrad import Tensor
 
 from tinygmf.loops import adamw
+from tinygmf.loops.calls import run, run_all
 from tinygmf.tensors import on_cpu
-from tinygmf.training.tape import run, run_all
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 

@@ -1,0 +1,77 @@
+"""Compiling the loop nests of a program on all cores while the rest of it is still traced.
+
+tinygrad compiles when a program is complete, in worker processes that first have to import it.
+Nests come with their source, so clang is all that they need, and a thread can wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from tinygrad import Device
+from tinygrad.codegen import to_program_cache, to_program_key
+from tinygrad.helpers import diskcache_get, diskcache_put
+from tinygrad.uop.ops import Ops, UOp
+
+from tinygmf.loops.calls import on_build
+from tinygmf.threads import available_cores
+
+
+class CompileAhead:
+    """In the `with` block, each nest that is built is compiled in the background; `finish` hands
+    the results to tinygrad."""
+
+    def __init__(self) -> None:
+        self.pool: ThreadPoolExecutor | None = None
+        self.libraries: dict[str, Future[bytes]] = {}  # by source
+
+    def __enter__(self) -> CompileAhead:
+        self.token = on_build.set(self.add)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        on_build.reset(self.token)
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def add(self, program: UOp) -> None:
+        source, compiler = source_of(program), Device["CPU"].compiler
+        if source in self.libraries or kept(compiler, source) is not None:
+            return
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(available_cores())
+        self.libraries[source] = self.pool.submit(compiler.compile, source)
+
+    def finish(self, calls: Iterable[UOp], progress: Callable[[list], Iterable]) -> None:
+        """Wait for the programs of these calls, and leave them where tinygrad looks first."""
+        device = Device["CPU"]
+        programs = {call.src[0] for call in calls if is_nest(call.src[0])}
+        keys = {to_program_key(program, device.renderer): program for program in programs}
+        for key in progress([key for key in keys if key not in to_program_cache]):
+            source = source_of(keys[key])
+            if (future := self.libraries.get(source)) is not None:
+                library = future.result()
+                if device.compiler.cachekey is not None:
+                    diskcache_put(device.compiler.cachekey, source, library)
+            else:
+                library = device.compiler.compile_cached(source)
+            binary = UOp(Ops.BINARY, arg=library)
+            to_program_cache[key] = keys[key].replace(src=(*keys[key].src, binary))
+
+
+def is_nest(node: UOp) -> bool:
+    return node.op is Ops.PROGRAM and node.src[-1].op is Ops.SOURCE
+
+
+def source_of(program: UOp) -> str:
+    return program.src[2].arg
+
+
+def kept(compiler: Any, source: str) -> bytes | None:
+    """What tinygrad's database has for a source."""
+    return diskcache_get(compiler.cachekey, source) if compiler.cachekey is not None else None
