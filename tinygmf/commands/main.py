@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import gc
 import os
 import re
 import sqlite3
@@ -73,6 +74,14 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
             module.add_arguments(command)
             command.set_defaults(run=module.run, parser=command)
     return parser
+
+
+def run() -> int:
+    """`main` as the last that a process does: what it leaves need not be searched for garbage,
+    which would take as long as the answer to a picture."""
+    code = main()
+    gc.freeze()
+    return code
 
 
 def main(arguments: list[str] | None = None) -> int:

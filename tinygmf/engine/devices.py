@@ -13,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,8 @@ def open_named(name: str) -> str:
         system = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
         other = system.get(sys.platform, "apt install clang")
         raise DeviceError(f"clang is missing: run pip install 'tinygmf[clang]', or {other}")
+    if family == "CPU":
+        keep_queue_programs()
     try:
         _ = Device[canonical].renderer
     except sqlite3.Error as error:  # opening the CPU device compiles a kernel
@@ -115,6 +119,24 @@ def open_named(name: str) -> str:
     if family == "CPU":
         suit_processor(Device[canonical])
     return canonical
+
+
+@cache
+def keep_queue_programs() -> None:
+    """tinygrad's CPU device lowers four programs of its own whenever it opens, which takes it 0.15
+    seconds: keep them where it keeps their compiled code."""
+    from tinygrad.helpers import diskcache_get, diskcache_put
+    from tinygrad.runtime import ops_cpu
+
+    lower = ops_cpu.do_to_program
+
+    def kept(kernel: Any, renderer: Any) -> Any:
+        key = f"{kernel.key.hex()} {renderer.target} {version('tinygrad')}"
+        if (program := diskcache_get("queue_programs", key)) is None:
+            program = diskcache_put("queue_programs", key, lower(kernel, renderer))
+        return program
+
+    ops_cpu.do_to_program = kept
 
 
 def working_devices() -> Iterator[str]:
