@@ -91,6 +91,21 @@ def test_one_kernel_runs_on_the_cpu_with_an_empty_home(tmp_path):
 
 
 @needs_zig
+def count_lowered() -> None:
+    """Prints how many of its own programs tinygrad's CPU device lowers when it opens."""
+    from tinygrad.runtime import ops_cpu
+
+    lower, lowered = ops_cpu.do_to_program, []
+    ops_cpu.do_to_program = lambda *arguments: lowered.append(1) or lower(*arguments)
+    devices.open_device("CPU")
+    print(len(lowered))
+
+
+def test_the_programs_of_the_devices_own_queue_are_lowered_once(tmp_path):
+    counts = [process.call(count_lowered, env=fresh(tmp_path)).stdout for _ in range(2)]
+    assert counts == ["4\n", "0\n"]
+
+
 def test_zig_stands_in_for_clang_even_where_cc_names_gcc(tmp_path, no_clang_on_path):
     environment = fresh(tmp_path, PATH=no_clang_on_path, CC="gcc")
     script, *answer = process.call(print_one_kernel, "CPU", env=environment).stdout.splitlines()

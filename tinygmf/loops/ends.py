@@ -11,6 +11,7 @@ from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.calls import run_loops
+from tinygmf.loops.inference import pad
 from tinygmf.loops.nest import MOST_CHANNELS, Nest, inside, load, seen_as, store, total
 from tinygmf.loops.tiles import divisor
 from tinygmf.loops.values import ZERO
@@ -23,8 +24,7 @@ def channels_last(x: Tensor, rim: int, dtype: DType) -> Tensor:
     if on_cpu(x.device):
         shape = (batch, height + 2 * rim, width + 2 * rim, channels)
         return run_loops(partial(channels_last_loops, rim=rim), shape, dtype, x)
-    x = x.permute(0, 2, 3, 1).cast(dtype)
-    return x.pad((None, (rim, rim), (rim, rim), None)).contiguous()
+    return pad(x.permute(0, 2, 3, 1).cast(dtype).contiguous(), rim)
 
 
 def mean(x: Tensor, dtype: DType) -> Tensor:
