@@ -11,7 +11,7 @@ demo: .venv/demo.installed  ## classify twelve handwritten digits with the netwo
 	$(BIN)/tinygmf demo
 
 test: .venv/test.installed  ## check both implementations against the published network
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 slow: .venv/test.installed  ## the tests that take minutes each, hours together
 	$(BIN)/python -m pytest -m slow

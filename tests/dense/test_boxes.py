@@ -34,10 +34,11 @@ def random_boxes(seed: int, n: int) -> np.ndarray:
 
 
 def plain_suppression(own, scores, threshold):
-    """By definition: from the best down, drop what overlaps a kept box too much."""
+    """By definition: from the best down, drop what overlaps a kept box too much. As in torchvision,
+    an overlap of float32 is compared with a threshold of float64."""
     keep = []
     for i in sorted(range(len(own)), key=lambda i: -scores[i]):  # stable
-        if all(overlap(own[[i]], own[[j]])[0, 0] <= threshold for j in keep):
+        if all(float(overlap(own[[i]], own[[j]])[0, 0]) <= threshold for j in keep):
             keep.append(i)
     return keep
 

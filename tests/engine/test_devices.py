@@ -166,6 +166,11 @@ def test_a_name_that_is_no_device_is_told_in_one_line(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has METAL")
+def test_a_renderer_that_cannot_write_the_kernels_is_told_in_one_line(tmp_path):
+    line = refusal("CPU", tmp_path, DEV="CPU:X86")
+    assert "its kernels are in C, for clang: expected DEV=CPU, found CPU:X86" in line
+
+
 def test_a_device_that_does_not_open_is_told_in_one_line_with_those_that_do(tmp_path):
     message = refusal("metal", tmp_path)
     assert "this is not a Mac" in message

@@ -150,6 +150,19 @@ def test_what_an_inner_loop_does_not_change_is_computed_outside_it():
     )
 
 
+def test_a_difference_is_one_of_its_own_terms_alone():
+    """A term that starts with a minus is not one that is subtracted."""
+
+    def nest(out: UOp, x: UOp) -> UOp:
+        (i,) = loops = Nest().loops(8)
+        y = load(x, i)
+        least = UOp.const(-0.5, dtypes.float32)
+        return store("terms", out, (i,), (y - 2 * y) + (y + least.maximum(y)), *loops)
+
+    expected, found = by_tinygrad_and_by_source(nest, [(8,), (8,)])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_loop_of_one_turn_is_not_written():
     def nest(out: UOp, x: UOp) -> UOp:
         i, j = loops = Nest().loops(1, 8)

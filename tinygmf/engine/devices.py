@@ -117,6 +117,10 @@ def open_named(name: str) -> str:
             raise
         _ = Device[canonical].renderer
     if family == "CPU":
+        if (writes := Device[canonical].renderer.target.renderer) not in ("", "CLANG"):
+            raise DeviceError(
+                f"its kernels are in C, for clang: expected DEV=CPU, found CPU:{writes}"
+            )
         suit_processor(Device[canonical])
     return canonical
 

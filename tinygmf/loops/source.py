@@ -177,8 +177,8 @@ class Function:
                 return bits(node.dtype, node.src[0].dtype, values[0])
             case Ops.ADD if 0 in map(constant, node.src):
                 return values[constant(node.src[0]) == 0]
-            case Ops.ADD if values[1].startswith("(-") and node.src[1] not in self.names:
-                return f"({values[0]} - {values[1][2:-1]})"
+            case Ops.ADD if is_negated(node.src[1]) and node.src[1] not in self.names:
+                return f"({values[0]} - {self.value(node.src[1].src[0])})"
             case Ops.MAX:
                 a, b = values
                 return f"({a} < {b} ? {b} : {a})"
@@ -186,13 +186,11 @@ class Function:
                 return "({} ? {} : {})".format(*values)
             case Ops.SQRT:
                 return f"__builtin_sqrtf({bare(values[0])})"
-            case Ops.NEG:
-                return f"(-{values[0]})"
             case Ops.RECIPROCAL:
                 return f"(1.0f / {values[0]})"
             case Ops.MUL if node.src[1].op is Ops.RECIPROCAL:
                 return f"({values[0]} / {self.value(node.src[1].src[0])})"
-            case Ops.MUL if constant(node.src[1]) == -1:
+            case _ if is_negated(node):
                 return f"(-{values[0]})"
             case Ops.CMPNE if constant(node.src[1]) is True:
                 return f"(!{values[0]})"
@@ -234,6 +232,10 @@ class Function:
         return self.indices.offset(places, viewed.shape)
 
 
+def is_negated(node: UOp) -> bool:
+    return node.op is Ops.NEG or (node.op is Ops.MUL and constant(node.src[1]) == -1)
+
+
 def operands(node: UOp) -> Iterator[UOp]:
     """The values in a node's own text, as often as they are there."""
     sources = node.src
@@ -257,6 +259,8 @@ def literal(value: float, dtype: DType) -> str:
         if not math.isfinite(value):
             text = '__builtin_nanf("")' if math.isnan(value) else "__builtin_inff()"
             return f"(-{text})" if value < 0 else text
+        if dtype == dtypes.float64:
+            raise ValueError("no C for numbers of float64")
         text = f"{np.float32(value)!s}f"
         return text if dtype in (dtypes.float32, dtypes.weakfloat) else f"(({c_type(dtype)}){text})"
     return f"{int(value)}u" if dtype == dtypes.uint32 else str(int(value))
