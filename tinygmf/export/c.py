@@ -189,7 +189,7 @@ def architecture(program: Program) -> int:
 
 def plain_c(source: str) -> str:
     """One kernel without the builtins of clang."""
-    text = source.replace("__builtin_bit_cast(float, (int)", "from_bits(")
+    text = source.replace("__builtin_bit_cast(float, ", "from_bits(")
     text = text.replace("__builtin_sqrtf", "sqrtf").replace("__builtin_inff()", "INFINITY")
     if "__builtin" in text:
         raise ValueError(f"{source.partition('(')[0]}: expected plain C, found a compiler's own")

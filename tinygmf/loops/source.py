@@ -177,6 +177,8 @@ class Function:
                 return bits(node.dtype, node.src[0].dtype, values[0])
             case Ops.ADD if 0 in map(constant, node.src):
                 return values[constant(node.src[0]) == 0]
+            case Ops.ADD if values[1].startswith("-"):  # a number
+                return f"({values[0]} - {values[1][1:]})"
             case Ops.ADD if is_negated(node.src[1]) and node.src[1] not in self.names:
                 return f"({values[0]} - {self.value(node.src[1].src[0])})"
             case Ops.MAX:
@@ -202,11 +204,11 @@ class Function:
         """Clang would call a function for some casts of bfloat16."""
         before, after = node.src[0].dtype, node.dtype
         if before == dtypes.bfloat16 and after == dtypes.float32:
-            upper = f"((unsigned int)({bits(dtypes.ushort, before, value)}) << 16)"
+            upper = f"((unsigned int){bits(dtypes.ushort, before, value)} << 16)"
             return bits(after, dtypes.uint32, upper)
         if dtypes.bfloat16 in (before, after):
             raise ValueError(f"{self.name}: no C for a cast of {before} to {after}")
-        return f"(({c_type(after)})({bare(value)}))"
+        return f"({c_type(after)}){value}"
 
     def operand_text(self, node: UOp) -> str:
         """What a C statement names: a pointer, a value or an index."""
@@ -262,12 +264,14 @@ def literal(value: float, dtype: DType) -> str:
         if dtype == dtypes.float64:
             raise ValueError("no C for numbers of float64")
         text = f"{np.float32(value)!s}f"
-        return text if dtype in (dtypes.float32, dtypes.weakfloat) else f"(({c_type(dtype)}){text})"
+        return text if dtype in (dtypes.float32, dtypes.weakfloat) else f"({c_type(dtype)}){text}"
     return f"{int(value)}u" if dtype == dtypes.uint32 else str(int(value))
 
 
 def bits(after: DType, before: DType, value: str) -> str:
-    return f"__builtin_bit_cast({c_type(after)}, ({c_type(before)})({bare(value)}))"
+    """What is shorter than an int is one while it is calculated with."""
+    exact = bare(value) if before.itemsize >= 4 else f"({c_type(before)}){value}"
+    return f"__builtin_bit_cast({c_type(after)}, {exact})"
 
 
 def bare(text: str) -> str:
