@@ -1,9 +1,11 @@
 """From a line of the model to its kernels: counted and written without the device they are for."""
 
+import numpy as np
 import pytest
 from tinygrad import Tensor
 
 from tinygmf.gma import linear_attention
+from tinygmf.loops.inference import layernorm
 from tinygmf.study import lowering
 from tinygmf.study.lowering import LANGUAGES, count_operations, kernels, measure, source
 
@@ -28,6 +30,14 @@ def test_every_language_can_be_written_here(parts, device, word):
     assert device in LANGUAGES
     text = source(parts[3], device)
     assert word in text and text.count("{") == text.count("}")
+
+
+def test_a_loop_nest_is_c_and_nothing_else():
+    x = Tensor(np.ones((1, 1, 6, 8), np.float32), device="CPU").realize()
+    [nest] = kernels(layernorm(x, eps=1e-6))
+    assert source(nest, "CPU").startswith("void layernorm_48_8(")
+    with pytest.raises(ValueError, match="expected CPU, as this is a loop nest, found 'METAL'"):
+        source(nest, "METAL")
 
 
 def test_a_language_that_is_not_there_is_a_one_line_error(parts):

@@ -72,7 +72,7 @@ class Function:
         self.names |= {array: f"r{i}" for i, array in enumerate(self.registers)}
         self.pieces = max((core.vmax + 1 for core in self.cores), default=1)
         self.blocks: dict[int, list[str]] = defaultdict(list)
-        kind = "long" if any(b.max_numel() > INT_MAX for b in self.buffers) else "int"
+        kind = "long long" if any(b.max_numel() > INT_MAX for b in self.buffers) else "int"
         self.indices = Indices(self.blocks, self.value, kind, self.pieces)
         self.operations = 0
         self.uses, self.users = self.count_uses()

@@ -55,8 +55,13 @@ def kernels(*tensors: Tensor) -> list[UOp]:
 
 
 def source(kernel: UOp, device: str) -> str:
-    """A kernel's source in one of `LANGUAGES`, whether or not this machine has the device."""
+    """A kernel's source in one of `LANGUAGES`, whether or not this machine has the device. A loop
+    nest (`tinygmf.loops`) is for the CPU alone."""
     renderer = _renderer(device)
+    if kernel.src[0].op is Ops.PROGRAM:
+        if device != "CPU":
+            raise ValueError(f"device: expected CPU, as this is a loop nest, found {device!r}")
+        return next(part.arg for part in kernel.src[0].src if part.op is Ops.SOURCE)
     loops = full_rewrite_to_sink(kernel.src[0], renderer)
     info = ProgramInfo.from_sink(loops, renderer.target)
     program = do_linearize(renderer, UOp(Ops.PROGRAM, src=(loops,), arg=info), loops)
