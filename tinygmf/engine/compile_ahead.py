@@ -6,8 +6,10 @@ Nests come with their source, so clang is all that they need, and a thread can w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -16,8 +18,11 @@ from tinygrad.codegen import to_program_cache, to_program_key
 from tinygrad.helpers import diskcache_get, diskcache_put
 from tinygrad.uop.ops import Ops, UOp
 
+from tinygmf.engine.object_file import compile_all
 from tinygmf.loops.calls import on_build
 from tinygmf.threads import available_cores
+
+MOST = 8  # kernels that one run of clang compiles
 
 
 class CompileAhead:
@@ -27,6 +32,7 @@ class CompileAhead:
     def __init__(self) -> None:
         self.pool: ThreadPoolExecutor | None = None
         self.libraries: dict[str, Future[bytes]] = {}  # by source
+        self.waiting: deque[str] = deque()
 
     def __enter__(self) -> CompileAhead:
         self.token = on_build.set(self.add)
@@ -45,7 +51,24 @@ class CompileAhead:
             return
         if self.pool is None:
             self.pool = ThreadPoolExecutor(available_cores())
-        self.libraries[source] = self.pool.submit(compiler.compile, source)
+        self.libraries[source] = Future()
+        self.waiting.append(source)
+        self.pool.submit(self.compile_some, compiler)
+
+    def compile_some(self, compiler: Any) -> None:
+        """Compile a share of what waits: the longer the queue, the more at once."""
+        share = min(MOST, -(-len(self.waiting) // available_cores()))
+        sources: list[str] = []
+        with suppress(IndexError):  # another thread was faster
+            while len(sources) < share:
+                sources.append(self.waiting.popleft())
+        try:
+            for source, library in zip(sources, compile_all(compiler, sources), strict=True):
+                self.libraries[source].set_result(library)
+        except BaseException as error:
+            for source in sources:
+                if not self.libraries[source].done():
+                    self.libraries[source].set_exception(error)
 
     def finish(self, calls: Iterable[UOp], progress: Callable[[list], Iterable]) -> None:
         """Wait for the programs of these calls, and leave them where tinygrad looks first."""
