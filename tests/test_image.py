@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from process import call
 from strategies import noise
 
 from tinygmf.image import (
+    MAX_RESIZED_PIXELS,
     MEAN,
     STD,
     ImageError,
@@ -20,6 +21,7 @@ from tinygmf.image import (
     load_image,
     picture_suffixes,
     preprocess,
+    resized_and_corner,
 )
 
 
@@ -48,11 +50,15 @@ def save(image: Image.Image, path: Path, **options) -> Path:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 64, 224, 225]))
+@example(1, 508, 225)
 def test_preprocess_equals_the_published_evaluation(width, height, size):
     image = picture(width, height)
     result = preprocess(image, size)
     assert result.shape == (3, size, size) and result.dtype == np.float32
-    np.testing.assert_array_equal(result, published(image, size))
+    new_width, new_height = resized_and_corner(width, height, size)[0]
+    # Of a longer strip only the crop is resized, and Pillow then rounds its passes otherwise
+    level = 0 if new_width * new_height <= MAX_RESIZED_PIXELS else 1.01 / 255 / STD.min()
+    np.testing.assert_allclose(result, published(image, size), rtol=0, atol=level)
 
 
 def test_a_white_image_is_normalized_to_known_numbers():
