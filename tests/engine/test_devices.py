@@ -73,6 +73,16 @@ def print_chosen_device() -> None:
     print(devices.open_device())
 
 
+def count_lowered() -> None:
+    """Prints how many of its own programs tinygrad's CPU device lowers when it opens."""
+    from tinygrad.runtime import ops_cpu
+
+    lower, lowered = ops_cpu.do_to_program, []
+    ops_cpu.do_to_program = lambda *arguments: lowered.append(1) or lower(*arguments)
+    devices.open_device("CPU")
+    print(len(lowered))
+
+
 # The tests
 
 
@@ -90,22 +100,12 @@ def test_one_kernel_runs_on_the_cpu_with_an_empty_home(tmp_path):
     assert done.stdout.splitlines()[1:] == ["CPU", "[2.0, 3.0]"], done.stderr
 
 
-@needs_zig
-def count_lowered() -> None:
-    """Prints how many of its own programs tinygrad's CPU device lowers when it opens."""
-    from tinygrad.runtime import ops_cpu
-
-    lower, lowered = ops_cpu.do_to_program, []
-    ops_cpu.do_to_program = lambda *arguments: lowered.append(1) or lower(*arguments)
-    devices.open_device("CPU")
-    print(len(lowered))
-
-
 def test_the_programs_of_the_devices_own_queue_are_lowered_once(tmp_path):
     counts = [process.call(count_lowered, env=fresh(tmp_path)).stdout for _ in range(2)]
     assert counts == ["4\n", "0\n"]
 
 
+@needs_zig
 def test_zig_stands_in_for_clang_even_where_cc_names_gcc(tmp_path, no_clang_on_path):
     environment = fresh(tmp_path, PATH=no_clang_on_path, CC="gcc")
     script, *answer = process.call(print_one_kernel, "CPU", env=environment).stdout.splitlines()
@@ -165,12 +165,12 @@ def test_a_name_that_is_no_device_is_told_in_one_line(tmp_path):
     assert "FOO" in message and "there is no such device" in message
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has METAL")
 def test_a_renderer_that_cannot_write_the_kernels_is_told_in_one_line(tmp_path):
     line = refusal("CPU", tmp_path, DEV="CPU:X86")
     assert "its kernels are in C, for clang: expected DEV=CPU, found CPU:X86" in line
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has METAL")
 def test_a_device_that_does_not_open_is_told_in_one_line_with_those_that_do(tmp_path):
     message = refusal("metal", tmp_path)
     assert "this is not a Mac" in message
