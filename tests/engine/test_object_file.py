@@ -9,7 +9,8 @@ from strategies import normal
 from tinygrad import Device, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
-from tinygmf.engine.object_file import compile_all
+from tinygmf.engine.compile_ahead import source_of
+from tinygmf.engine.object_file import compile_all, in_section
 from tinygmf.loops import inference
 from tinygmf.loops.source import program
 from tinygmf.loops.values import gelu, hardswish
@@ -42,13 +43,20 @@ def result(name: str, library: bytes) -> np.ndarray:
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one by one elsewhere")
 def test_kernels_compiled_together_compute_what_each_does_alone():
-    compiler, sources = Device["CPU"].compiler, [built(name).src[2].arg for name in NESTS]
+    compiler, sources = Device["CPU"].compiler, [source_of(built(name)) for name in NESTS]
     together = compile_all(compiler, sources)
     assert not any(library.startswith(ELF) for library in together)
     for name, source, library in zip(NESTS, sources, together, strict=True):
         [alone] = compile_all(compiler, [source])
         assert alone.startswith(ELF)
         np.testing.assert_array_equal(result(name, library), result(name, alone))
+
+
+def test_a_function_of_another_calling_convention_gets_its_section_too():
+    """As all are on Windows."""
+    head = in_section(3, "__attribute__((ms_abi)) void twice(float* out) {}")
+    section = '__attribute__((section(".text.kernel3")))'
+    assert head == f"__attribute__((ms_abi)) {section} void kernel3(float* out) {{}}"
 
 
 def test_a_kernel_that_calls_a_function_is_compiled_by_itself():

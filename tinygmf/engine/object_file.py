@@ -33,7 +33,7 @@ def compile_all(compiler: Any, sources: Sequence[str]) -> list[bytes]:
 
 def in_section(number: int, source: str) -> str:
     attribute = f'__attribute__((section("{SECTION}{number}")))'
-    return re.sub(r"^void \w+\(", f"{attribute} void kernel{number}(", source, count=1, flags=re.M)
+    return re.sub(r"\bvoid \w+\(", f"{attribute} void kernel{number}(", source, count=1)
 
 
 def take_apart(library: bytes, count: int) -> list[bytes]:
