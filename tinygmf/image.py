@@ -247,9 +247,10 @@ def preprocess(
 
     The published evaluation: the shorter side to 256/224 of `size` (bicubic), the centre cropped,
     divided by 255, ImageNet's mean subtracted, divided by its standard deviation. Equals
-    torchvision's Resize, CenterCrop, ToTensor and Normalize; `settings` can change crop, mean and
-    deviation. Raises ValueError for a size below 1 and for channels other than 1 or 3, ImageError
-    for what is not a picture.
+    torchvision's Resize, CenterCrop, ToTensor and Normalize, but within one level of 255 where the
+    whole would have over MAX_RESIZED_PIXELS, as a very long strip has; `settings` can change crop,
+    mean and deviation. Raises ValueError for a size below 1 and for channels other than 1 or 3,
+    ImageError for what is not a picture.
     """
     if channels not in (1, 3):
         raise ValueError(

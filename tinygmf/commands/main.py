@@ -78,7 +78,7 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
 
 def run() -> int:
     """`main` as the last that a process does: what it leaves need not be searched for garbage,
-    which would take as long as the answer to a picture."""
+    which would take a tenth of a second."""
     code = main()
     gc.freeze()
     return code
