@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from strategies import normal
 from tinygrad import Tensor, dtypes
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import UOp
 
 from tinygmf.engine import program_cache
 from tinygmf.engine.clang import compiler
+from tinygmf.engine.compile_ahead import source_of
 from tinygmf.engine.folded import place
 from tinygmf.loops import inference, pairs, pieces
 from tinygmf.loops.calls import run_loops
@@ -112,7 +113,7 @@ def test_sums_stay_in_registers(unit, monkeypatch):
     x = narrow(normal(0, 1, 1, 56, 64)).realize()
     program = program_cache.compile_program(inference.dense, x, weight, progress=False)
     (call,) = program.captured.linear.src
-    (source,) = (part.arg for part in call.src[0].src if part.op is Ops.SOURCE)
+    source = source_of(call.src[0])
     options = ["-O2", "-ffreestanding", "-march=native", "-mprefer-vector-width=512"]
     command = [str(compiler()), *options, "-S", "-xc", "-", "-o", "-"]
     text = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout

@@ -31,7 +31,8 @@ class CompileAhead:
 
     def __init__(self) -> None:
         self.pool: ThreadPoolExecutor | None = None
-        self.libraries: dict[str, Future[bytes]] = {}  # by source
+        self.kept: dict[str, bytes] = {}  # by source, from tinygrad's database
+        self.compiled: dict[str, Future[bytes]] = {}
         self.waiting: deque[str] = deque()
 
     def __enter__(self) -> CompileAhead:
@@ -47,11 +48,14 @@ class CompileAhead:
 
     def add(self, program: UOp) -> None:
         source, compiler = source_of(program), Device["CPU"].compiler
-        if source in self.libraries or kept(compiler, source) is not None:
+        if source in self.kept or source in self.compiled:
+            return
+        if compiler.cachekey and (library := diskcache_get(compiler.cachekey, source)) is not None:
+            self.kept[source] = library
             return
         if self.pool is None:
             self.pool = ThreadPoolExecutor(available_cores())
-        self.libraries[source] = Future()
+        self.compiled[source] = Future()
         self.waiting.append(source)
         self.pool.submit(self.compile_some, compiler)
 
@@ -64,11 +68,10 @@ class CompileAhead:
                 sources.append(self.waiting.popleft())
         try:
             for source, library in zip(sources, compile_all(compiler, sources), strict=True):
-                self.libraries[source].set_result(library)
+                self.compiled[source].set_result(library)
         except BaseException as error:
             for source in sources:
-                if not self.libraries[source].done():
-                    self.libraries[source].set_exception(error)
+                self.compiled[source].set_exception(error)
 
     def finish(self, calls: Iterable[UOp], progress: Callable[[list], Iterable]) -> None:
         """Wait for the programs of these calls, and leave them where tinygrad looks first."""
@@ -77,12 +80,10 @@ class CompileAhead:
         keys = {to_program_key(program, device.renderer): program for program in programs}
         for key in progress([key for key in keys if key not in to_program_cache]):
             source = source_of(keys[key])
-            if (future := self.libraries.get(source)) is not None:
-                library = future.result()
-                if device.compiler.cachekey is not None:
+            if (library := self.kept.get(source)) is None:
+                library = self.compiled[source].result()
+                if device.compiler.cachekey:
                     diskcache_put(device.compiler.cachekey, source, library)
-            else:
-                library = device.compiler.compile_cached(source)
             binary = UOp(Ops.BINARY, arg=library)
             to_program_cache[key] = keys[key].replace(src=(*keys[key].src, binary))
 
@@ -92,9 +93,5 @@ def is_nest(node: UOp) -> bool:
 
 
 def source_of(program: UOp) -> str:
-    return program.src[2].arg
-
-
-def kept(compiler: Any, source: str) -> bytes | None:
-    """What tinygrad's database has for a source."""
-    return diskcache_get(compiler.cachekey, source) if compiler.cachekey is not None else None
+    """A program's text in the language of its device."""
+    return next(node.arg for node in program.src if node.op is Ops.SOURCE)

@@ -104,11 +104,11 @@ def open_named(name: str) -> str:
         raise DeviceError(f"there is no such device; tinygrad has {', '.join(NEEDS)}")
     if family == "METAL" and sys.platform != "darwin":
         raise DeviceError("this is not a Mac")
-    if family == "CPU" and compiler() is None and zig_wrapper() is None:
-        system = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
-        other = system.get(sys.platform, "apt install clang")
-        raise DeviceError(f"clang is missing: run pip install 'tinygmf[clang]', or {other}")
     if family == "CPU":
+        if compiler() is None and zig_wrapper() is None:
+            system = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}
+            other = system.get(sys.platform, "apt install clang")
+            raise DeviceError(f"clang is missing: run pip install 'tinygmf[clang]', or {other}")
         keep_queue_programs()
     try:
         _ = Device[canonical].renderer

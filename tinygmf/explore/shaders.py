@@ -12,8 +12,9 @@ from tinygrad import Context, Tensor, dtypes
 from tinygrad.codegen import to_program
 from tinygrad.helpers import Target
 from tinygrad.renderer.wgsl import WGSLRenderer
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import UOp
 
+from tinygmf.engine.compile_ahead import source_of
 from tinygmf.export.program import Call, find_maps, plain_weights
 from tinygmf.study.lowering import kernels
 from tinygmf.weights.checkpoint import NetworkWeights
@@ -53,10 +54,10 @@ def shader(call: UOp) -> tuple[str, list[int], list[UOp]]:
     """A kernel's WGSL, its groups of threads, and its buffers, the result first."""
     program = to_program(call.src[0], WGSLRenderer(Target(DEVICE)))
     info = program.arg
-    [source] = [node.arg for node in program.src if node.op is Ops.SOURCE]
     arguments = [call.src[1 + i].base for i in info.globals]
     kinds = {buffer.dtype for buffer in arguments}
     if kinds != {dtypes.float32} or info.outs != (0,) or len(arguments) > MOST_BUFFERS:
         raise ValueError(f"kernel {info.name}: expected one result and few buffers, all float32")
     name = info.function_name
-    return source.replace(f"fn {name}(", "fn main("), list(info.global_size), arguments
+    source = source_of(program).replace(f"fn {name}(", "fn main(")
+    return source, list(info.global_size), arguments

@@ -18,6 +18,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.config import STAGES, GroupMixFormerConfig
 from tinygmf.engine import program_cache
+from tinygmf.engine.compile_ahead import source_of
 from tinygmf.engine.folded import BlockWeights, FoldedGroupMixFormer
 from tinygmf.loops.tiles import for_machine
 from tinygmf.model import MIN_SIZE
@@ -171,15 +172,12 @@ def read_calls(
 
 
 def kernel_source(program: UOp, taken: Iterable[str]) -> tuple[str, str]:
-    """An unused name that says what the kernel does, and the C that tinygrad wrote."""
-    info = program.arg
-    [source] = [node.arg for node in program.src if node.op is Ops.SOURCE]
-    name = re.sub(r"\x1b\[\d*m", "", info.name)
-    found = re.fullmatch(rf"\s*void {name}\((.*)", source, re.S)
+    """An unused name that says what the kernel does, and its C."""
+    info, name = program.arg, program.arg.name
+    found = re.fullmatch(rf"void {name}\((.*)", source_of(program), re.S)
     pieces = [variable.arg.name for variable in info.vars] == ["core_id"] * len(info.vars)
     if found is None or info.outs != (0,) or not pieces or set(info.global_size[1:]) != {1}:
         raise ValueError(f"kernel {name}: expected a single plain C function, found another")
-    name = re.sub("^E_", "rearrange_", re.sub("^r_", "reduce_", name))
     same = sum(re.fullmatch(rf"{name}(_v\d+)?", other) is not None for other in taken)
     name = f"{name}_v{same + 1}" if same else name
     return name, f"void {name}({found[1]}"

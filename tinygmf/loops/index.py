@@ -13,6 +13,8 @@ from typing import NamedTuple
 from tinygrad import dtypes
 from tinygrad.uop.ops import Ops, UOp
 
+from tinygmf.loops.pieces import number, size
+
 CORE = "piece"
 OUTSIDE = -1  # the block outside all loops; that of a loop has its number
 
@@ -57,12 +59,12 @@ class Indices:
     def offset(self, places: list[UOp], shape: tuple[int, ...]) -> str:
         """Of an element of an array of this shape."""
         total, stride = Sum({}), 1
-        for place, size in zip(places[::-1], shape[::-1], strict=True):
+        for place, length in zip(places[::-1], shape[::-1], strict=True):
             along = self.sum(place)
-            if size == 1 and along != Sum({}):
+            if length == 1 and along != Sum({}):
                 raise ValueError(f"an axis of one element: expected index 0, found {along}")
             total = total.plus(along.times(stride))
-            stride *= size
+            stride *= length
         return self.text_of(total)
 
     def sum(self, node: UOp) -> Sum:
@@ -71,15 +73,15 @@ class Indices:
         return self.sums[node]
 
     def new_sum(self, node: UOp) -> Sum:
-        if (number := constant(node)) is not None:
-            return Sum({}, int(number))
+        if (value := constant(node)) is not None:
+            return Sum({}, int(value))
         if node.dtype != dtypes.weakint:
             return self.computed(node)
         match node.op:
             case Ops.RANGE:
                 name = variable_of(node)
-                self.variables[name] = Variable(node.arg[0], 0, node.vmax)
-                return Sum({name: 1}) if turns(node) else Sum({})
+                self.variables[name] = Variable(number(node), 0, size(node) - 1)
+                return Sum({name: 1}) if repeats(node) else Sum({})
             case Ops.ADD:
                 return self.sum(node.src[0]).plus(self.sum(node.src[1]))
             case Ops.MUL if (factor := constant(node.src[1])) is not None:
@@ -104,7 +106,7 @@ class Indices:
                 condition, *choices = node.src
                 texts = [self.atom(self.sum(choice)) for choice in choices]
                 text = f"{self.value(condition)} ? {texts[0]} : {texts[1]}"
-                return self.variable(text, block(node), node.vmin, node.vmax)
+                return self.variable(text, innermost(node), node.vmin, node.vmax)
             case Ops.CAST:
                 return self.computed(node.src[0])
         raise ValueError(f"{node.op}: no C for it in an index")
@@ -113,8 +115,8 @@ class Indices:
         """A value that is an index."""
         text = self.value(node)
         if not text.isidentifier():
-            return self.variable(text, block(node), node.vmin, node.vmax)
-        self.variables[text] = Variable(block(node), node.vmin, node.vmax)
+            return self.variable(text, innermost(node), node.vmin, node.vmax)
+        self.variables[text] = Variable(innermost(node), node.vmin, node.vmax)
         return Sum({text: 1})
 
     def extreme(self, better: str, a: Sum, b: Sum) -> Sum:
@@ -193,18 +195,18 @@ class Indices:
         return f"{text} {sign} {abs(total.constant)}" if total.constant else text
 
 
-def turns(loop: UOp) -> bool:
+def repeats(loop: UOp) -> bool:
     """Whether there is a loop at all: one that runs once is not written."""
-    return loop.vmax > 0
+    return size(loop) > 1
 
 
 def variable_of(loop: UOp) -> str:
-    return f"i{loop.arg[0]}"
+    return f"i{number(loop)}"
 
 
-def block(node: UOp) -> int:
-    """Where a node's statement belongs: into the innermost loop that it depends on."""
-    return max((loop.arg[0] for loop in node.ranges if turns(loop)), default=OUTSIDE)
+def innermost(node: UOp) -> int:
+    """The block that a node's statement belongs to: the innermost loop that it depends on."""
+    return max(map(number, filter(repeats, node.ranges)), default=OUTSIDE)
 
 
 def is_complement(node: UOp) -> bool:

@@ -20,7 +20,16 @@ from tinygrad.renderer import Estimates
 from tinygrad.renderer.cstyle import ClangRenderer
 from tinygrad.uop.ops import GroupOp, KernelInfo, Ops, ProgramInfo, UOp
 
-from tinygmf.loops.index import CORE, OUTSIDE, Indices, block, constant, turns, variable_of
+from tinygmf.loops.index import (
+    CORE,
+    OUTSIDE,
+    Indices,
+    constant,
+    innermost,
+    repeats,
+    variable_of,
+)
+from tinygmf.loops.pieces import number, size
 
 OPERATORS = {
     Ops.ADD: "+", Ops.SUB: "-", Ops.MUL: "*", Ops.FDIV: "/", Ops.AND: "&", Ops.OR: "|",
@@ -42,11 +51,11 @@ def program(nest: UOp) -> UOp:
         (1, 1, 1),
         vars=tuple(cores),
         globals=tuple(node.arg.slot for node in buffers),
-        outs=slots(function.nodes, Ops.STORE),
+        outs=function.stored,
         ins=slots(function.nodes, Ops.LOAD),
     )
-    size = sum(buffer.max_numel() * buffer.dtype.itemsize for buffer in buffers)
-    estimates = Estimates(function.operations, size, size)
+    memory = sum(buffer.max_numel() * buffer.dtype.itemsize for buffer in buffers)
+    estimates = Estimates(function.operations, memory, memory)
     sink = UOp.sink(arg=KernelInfo(name=nest.arg.name, estimates=estimates))
     signature = UOp(Ops.LINEAR, src=(*buffers, *cores))
     return UOp(Ops.PROGRAM, src=(sink, signature, UOp(Ops.SOURCE, arg=function.text())), arg=info)
@@ -100,13 +109,13 @@ class Function:
         users: dict[UOp, set[int]] = defaultdict(set)
         for node in reversed(self.nodes):
             if node.op in STATEMENTS:
-                times, blocks = 1, {block(node)}
+                times, blocks = 1, {innermost(node)}
             elif not uses[node]:
                 continue
             elif node.op is Ops.RECIPROCAL:  # never named: x / y is written as such
                 times, blocks = uses[node], users[node]
             else:
-                times, blocks = 1 + (node.op is Ops.MAX), {block(node)}
+                times, blocks = 1 + (node.op is Ops.MAX), {innermost(node)}
             for operand in operands(node):
                 uses[operand] += times
                 users[operand] |= blocks
@@ -114,7 +123,7 @@ class Function:
 
     def write(self, node: UOp) -> None:
         """Add a node's statement to its block, if it has one."""
-        here = self.blocks[block(node)]
+        here = self.blocks[innermost(node)]
         if node.op is Ops.END:
             self.close(node)
         elif node.op is Ops.STORE:
@@ -130,28 +139,28 @@ class Function:
                 self.names[node] = name
 
     def needs_name(self, node: UOp) -> bool:
-        several = self.uses[node] > 1 or self.users[node] != {block(node)}
+        several = self.uses[node] > 1 or self.users[node] != {innermost(node)}
         return several and node.op is not Ops.RECIPROCAL
 
     def count_operations(self, node: UOp) -> None:
         if node.op in GroupOp.ALU and dtypes.is_float(node.dtype):
-            self.operations += self.pieces * math.prod(loop.vmax + 1 for loop in node.ranges)
+            self.operations += self.pieces * math.prod(map(size, node.ranges))
 
     def close(self, node: UOp) -> None:
         """Put a loop around its block and add it to the block outside."""
-        loops = sorted(filter(turns, node.src[1:]), key=lambda loop: loop.arg[0])
-        outside = [block(node), *(loop.arg[0] for loop in loops)]
+        loops = sorted(filter(repeats, node.src[1:]), key=number)
+        outside = [innermost(node), *map(number, loops)]
         for loop, where in reversed(list(zip(loops, outside, strict=False))):
             i = variable_of(loop)
-            head = f"for ({self.indices.kind} {i} = 0; {i} < {loop.vmax + 1}; {i}++) {{"
-            self.blocks[where] += [head, *indented(self.blocks.pop(loop.arg[0])), "}"]
+            head = f"for ({self.indices.kind} {i} = 0; {i} < {size(loop)}; {i}++) {{"
+            self.blocks[where] += [head, *indented(self.blocks.pop(number(loop))), "}"]
 
     # Values
 
     def value(self, node: UOp) -> str:
         """An expression that can stand in another one."""
-        if (number := constant(node)) is not None:
-            return literal(number, node.dtype)
+        if (known := constant(node)) is not None:
+            return literal(known, node.dtype)
         if node.dtype == dtypes.weakint:
             return f"({self.indices.text(node)})"
         if node.op is Ops.INDEX:

@@ -17,6 +17,8 @@ from tinygrad.renderer import Renderer
 from tinygrad.renderer.cstyle import ClangRenderer, CUDARenderer, MetalRenderer, OpenCLRenderer
 from tinygrad.uop.ops import Ops, ProgramInfo, UOp
 
+from tinygmf.engine.compile_ahead import source_of
+
 LANGUAGES = {  # device: who writes its kernels
     "CPU": ClangRenderer,
     "METAL": MetalRenderer,
@@ -61,7 +63,7 @@ def source(kernel: UOp, device: str) -> str:
     if kernel.src[0].op is Ops.PROGRAM:
         if device != "CPU":
             raise ValueError(f"device: expected CPU, as this is a loop nest, found {device!r}")
-        return next(part.arg for part in kernel.src[0].src if part.op is Ops.SOURCE)
+        return source_of(kernel.src[0])
     loops = full_rewrite_to_sink(kernel.src[0], renderer)
     info = ProgramInfo.from_sink(loops, renderer.target)
     program = do_linearize(renderer, UOp(Ops.PROGRAM, src=(loops,), arg=info), loops)
