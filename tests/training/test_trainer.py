@@ -312,10 +312,26 @@ def test_weights_are_not_a_run():
         load_run(DATA / "nano.pth")
 
 
-def test_the_average_follows_the_weights(uninterrupted):
+def test_the_averages_follow_the_weights_and_the_statistics(uninterrupted):
     arrays = read_tensors(uninterrupted)
     assert 0 < np.abs(arrays["average"] - arrays["weights"]).max() < 0.1
+    assert 0 < np.abs(arrays["average_statistics"] - arrays["statistics"]).max() < 1
     assert not arrays["gradient"].any()
+
+
+def test_the_result_is_the_averaged_weights_with_the_averaged_statistics():
+    running = trainer(replace(RECIPE, ema=0.9, epochs=1))
+    running.run_epoch()
+    numbers, result = running.numbers, running.arrays()
+    for name in ("average", "average_statistics"):
+        pieces = numbers.layout.weights if name == "average" else numbers.layout.statistics
+        for entry, array in pieces.split(numbers[name].numpy()).items():
+            np.testing.assert_array_equal(result[entry], array, err_msg=entry)
+    running = trainer(replace(RECIPE, ema=0.0, epochs=1))
+    running.run_epoch()
+    result = running.arrays()
+    for entry, array in running.numbers.network().items():
+        np.testing.assert_array_equal(result[entry], array, err_msg=entry)
 
 
 def test_accumulating_two_batches_makes_half_the_steps():

@@ -58,9 +58,9 @@ def adamw(
     flat = weights, first, second, average, gradient, decay, rates
     weights, first, second, average, gradient, decay, rates = map(rows_of, flat)
     place = Nest().loops(*weights.shape)
-    rate, correction1, correction2, clip, ema = (load(schedule, i) for i in range(5))
+    rate, correction1, correction2, clip = (load(schedule, i) for i in range(4))
     length, (beta1, beta2) = load(seen_as(norm, (1,)), 0), betas
-    good = length < math.inf  # False for NaN too
+    good = is_finite(length)
     factor = (clip * (length + 1e-6).reciprocal()).minimum(1)
     clipped = good.where(load(gradient, *place) * factor, ZERO)
     old, old_first, old_second = (load(x, *place) for x in (weights, first, second))
@@ -70,9 +70,28 @@ def adamw(
     direction = new_first * correction1 * root.reciprocal()
     step = rate * load(rates, *place) * (direction + load(decay, *place) * old)
     new = old - good.where(step, ZERO)
-    mean = load(average, *place)
-    new_mean = good.where(ema * mean + (1 - ema) * new, mean)
+    new_mean = followed(load(average, *place), new, schedule, good)
     buffers = weights, first, second, average, gradient
     values = new, new_first, new_second, new_mean, ZERO
     stores = [put(x, tuple(place), v) for x, v in zip(buffers, values, strict=True)]
     return kernel(name_of("adamw", weights), UOp.group(*stores).end(*place))
+
+
+def average_of_statistics(mean: UOp, new: UOp, schedule: UOp, norm: UOp) -> UOp:
+    """mean (N,), the moving average of new (N,), after a step: see `training.update.update`."""
+    mean, new = map(rows_of, (mean, new))
+    place = Nest().loops(*mean.shape)
+    good = is_finite(load(seen_as(norm, (1,)), 0))
+    value = followed(load(mean, *place), load(new, *place), schedule, good)
+    return kernel(name_of("average", mean), put(mean, tuple(place), value).end(*place))
+
+
+def is_finite(length: UOp) -> UOp:
+    """Whether a norm is finite."""
+    return length < math.inf  # False for NaN too
+
+
+def followed(mean: UOp, new: UOp, schedule: UOp, good: UOp) -> UOp:
+    """The moving average after a step; unchanged if that was not good."""
+    ema = load(schedule, 4)
+    return good.where(ema * mean + (1 - ema) * new, mean)

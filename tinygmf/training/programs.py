@@ -127,7 +127,10 @@ class Update:
     """AdamW's step, `update.update`, on the tensors of a state."""
 
     def __init__(self, key: Mapping[str, Any], state: TrainingState, progress: bool) -> None:
-        names = "weights", "gradient", "first", "second", "average", "decay", "rates"
+        names = (
+            *("weights", "gradient", "first", "second", "average"),
+            *("statistics", "average_statistics", "decay", "rates"),
+        )
         self.schedule = Input((5,), state.device)
         self._run = bind(
             dict(key) | {"program": "update"},

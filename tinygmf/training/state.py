@@ -177,12 +177,16 @@ class TrainingState:
     """All numbers of a network in training, as flat tensors by name.
 
     `weights`, `statistics` and `counters` are the network's; `first` and `second` are AdamW's
-    averages; `average` is the moving average of the weights, which is evaluated and saved;
-    `gradient` is zero between steps; `decay` and `rates` hold each weight's decay and learning-rate
-    factor. They start from `arrays`, a complete state dict, such as `state_arrays` of a model.
+    averages; `average` and `average_statistics` are the moving averages of weights and statistics,
+    which are evaluated and saved; `gradient` is zero between steps; `decay` and `rates` hold each
+    weight's decay and learning-rate factor. They start from `arrays`, a complete state dict, such
+    as `state_arrays` of a model.
     """
 
-    CHANGING = "weights", "gradient", "first", "second", "average", "statistics", "counters"
+    CHANGING = (
+        *("weights", "gradient", "first", "second", "average"),
+        *("statistics", "average_statistics", "counters"),
+    )
 
     def __init__(
         self,
@@ -203,7 +207,8 @@ class TrainingState:
         parts = self.layout.weights, self.layout.statistics, self.layout.counters
         weights, statistics, counters = (pieces.join(arrays) for pieces in parts)
         zeros = np.zeros_like(weights)
-        values = weights, zeros, zeros, zeros, weights, statistics, counters.astype(np.int64)
+        changing = weights, zeros, zeros, zeros, weights, statistics, statistics
+        values = *changing, counters.astype(np.int64)
         return dict(zip(self.CHANGING, values, strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -236,7 +241,8 @@ class TrainingState:
 
     def network(self, weights: str = "weights") -> dict[str, np.ndarray]:
         """The network's state dict; `weights` may be "average", "gradient", "first", …"""
-        names = weights, "statistics", "counters"
+        statistics = "average_statistics" if weights == "average" else "statistics"
+        names = weights, statistics, "counters"
         parts = self.layout.weights, self.layout.statistics, self.layout.counters
         arrays: dict[str, np.ndarray] = {}
         for name, pieces in zip(names, parts, strict=True):

@@ -26,6 +26,8 @@ def update(
     first: Tensor,
     second: Tensor,
     average: Tensor,
+    statistics: Tensor,
+    average_statistics: Tensor,
     decay: Tensor,
     rates: Tensor,
     schedule: Tensor,
@@ -34,12 +36,14 @@ def update(
 
     All but `schedule` are flat, one number per weight: `first` and `second` are AdamW's averages,
     `average` is the moving average of the weights, `decay` the weight decay, `rates` the
-    learning-rate factors. Returns the gradient's norm before clipping; if that is not
-    finite, weights and averages stay as they are.
+    learning-rate factors; but the `statistics` are those of the norms, which the gradient's program
+    has moved, and `average_statistics` their moving average: averaged weights make other maps than
+    the last steps' weights do. Returns the gradient's norm before clipping; if that is not finite,
+    weights and averages stay as they are.
     """
     if on_cpu(weights.device):
         changed = [weights, first, second, average, gradient]
-        return update_in_loops(changed, decay, rates, schedule)
+        return update_in_loops(changed, average_statistics, statistics, decay, rates, schedule)
     rate, correction1, correction2, clip, ema = (schedule[i] for i in range(5))
     norm = gradient.square().sum().sqrt().contiguous()
     good = norm < math.inf  # False for NaN too
@@ -51,15 +55,23 @@ def update(
     step = rate * rates * (direction + decay * weights)
     weights.assign(weights - good.where(step, 0.0))
     Tensor.realize(weights)
-    average.assign(good.where(ema * average + (1 - ema) * weights, average))
+    for mean, new in ((average, weights), (average_statistics, statistics)):
+        mean.assign(good.where(ema * mean + (1 - ema) * new, mean))
     gradient.assign(gradient.zeros_like())
-    Tensor.realize(average, gradient)
+    Tensor.realize(average, average_statistics, gradient)
     return norm
 
 
-def update_in_loops(changed: list[Tensor], *known: Tensor) -> Tensor:
-    """`update` for the CPU device, in loop nests that read and write every number once: arguments
-    as those of `loops.adamw.adamw`, whose last one, the gradient's norm, is computed here."""
+def update_in_loops(
+    changed: list[Tensor],
+    average_statistics: Tensor,
+    statistics: Tensor,
+    decay: Tensor,
+    rates: Tensor,
+    schedule: Tensor,
+) -> Tensor:
+    """`update` for the CPU device, in loop nests that read and write every number once: `changed`
+    are the first arguments of `loops.adamw.adamw`."""
     gradient = changed[-1]
     count = int(gradient.shape[0])
     empty = Tensor.invalids(
@@ -67,5 +79,7 @@ def update_in_loops(changed: list[Tensor], *known: Tensor) -> Tensor:
     )
     norm = run(adamw.squares, empty, gradient).sum().sqrt().contiguous()
     options = {"betas": (BETA1, BETA2), "eps": EPS}
-    Tensor.realize(norm, *run_all(adamw.adamw, changed, *known, norm, **options))
+    steps = run_all(adamw.adamw, changed, decay, rates, schedule, norm, **options)
+    mean = run(adamw.average_of_statistics, average_statistics, statistics, schedule, norm)
+    Tensor.realize(norm, mean, *steps)
     return norm

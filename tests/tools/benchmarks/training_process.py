@@ -5,8 +5,9 @@
 
 FILE is the published groupmixformer.py and SIZES its arguments. Standard input is a row of pickles,
 the first of them a state dict. For each (rate, decay, pictures (B, 3, S, S), targets (B, classes))
-it makes a step of AdamW, and of the moving average of the weights, and prints the loss; for each
-(None, None, pictures, classes), how many the averaged weights get right; then the seconds.
+it makes a step of AdamW, and of the moving averages of the weights and of BatchNorm's statistics,
+and prints the loss; for each (None, None, pictures, classes), how many the averages get right; then
+the seconds.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from torch import nn
 
 
 class Training:
-    """The network, its optimizer and the average of its weights."""
+    """The network, its optimizer, and the averages of its weights and statistics."""
 
     def __init__(self, model: Any, weight_decay: float, clip: float) -> None:
         self.model, self.clip, self.weights = model, clip, list(model.parameters())
-        self.average = [weight.detach().clone() for weight in self.weights]
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.averaged = [*self.weights, *statistics]
+        self.average = [tensor.detach().clone() for tensor in self.averaged]
         decayed = [weight for weight in self.weights if weight.ndim > 1]
         others = [weight for weight in self.weights if weight.ndim == 1]
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -41,7 +44,7 @@ class Training:
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.clip)
         self.optimizer.step()
-        torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - decay)
+        torch._foreach_lerp_(self.average, [t.detach() for t in self.averaged], 1 - decay)
         return loss.item()
 
     def right(self, pictures: Any, labels: Any) -> int:
@@ -52,9 +55,9 @@ class Training:
         return count
 
     def swap(self) -> None:
-        """The average becomes the weights, and the weights the average."""
-        for weight, other in zip(self.weights, self.average, strict=True):
-            weight.data, other.data = other.data, weight.data
+        """The averages take the place of what they are of, and the other way round."""
+        for tensor, other in zip(self.averaged, self.average, strict=True):
+            tensor.data, other.data = other.data, tensor.data
 
 
 def main() -> None:
