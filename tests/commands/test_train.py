@@ -18,6 +18,7 @@ from tinygmf.commands import train as command
 from tinygmf.commands import train_loop
 from tinygmf.commands.main import build_parser, main
 from tinygmf.commands.run_folder import locked, recall, started_with, usual_folder
+from tinygmf.config import VARIANTS
 from tinygmf.data.shapes import SHAPES, shape_picture
 from tinygmf.engine.predictor import Predictor
 from tinygmf.model import create_model
@@ -399,6 +400,23 @@ def test_the_recipe_follows_the_data_and_the_options():
     assert chosen("x", "--recipe", "published", "--mixup", "0") == replace(
         RECIPES["published"], mixup=0
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "widths"),
+    [
+        (["fashion-mnist"], (30, 60, 120, 120)),
+        (["fashion-mnist", "--size", "32"], (30, 60, 120, 120)),
+        (["fashion-mnist", "--model", "nano"], (20, 40, 80, 80)),
+        (["digits"], (20, 40, 80, 80)),
+        (["x"], (20, 40, 80, 80)),
+    ],
+)
+def test_the_network_follows_the_data_unless_one_is_named(arguments, widths):
+    args = build_parser().parse_args(["train", *arguments])
+    network = command.chosen_network(args, named(["a", "b"]), RECIPES["quick"])
+    nano = VARIANTS["groupmixformer_nano"]
+    assert network.config == replace(nano, embedding_dims=widths, num_classes=2)
 
 
 def test_a_trained_network_keeps_its_head_where_the_classes_agree():

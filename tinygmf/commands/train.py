@@ -24,7 +24,7 @@ from tinygmf.commands.run_folder import (
 )
 from tinygmf.commands.train_plan import fitted, tell_classes, tell_plan, usual_recipe
 from tinygmf.config import VARIANTS, full_name
-from tinygmf.training.recipe import RECIPES, Recipe, recipe_options
+from tinygmf.training.recipe import NETWORKS, RECIPES, Recipe, recipe_options
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
 RECIPE_OPTIONS = {name for name, *_ in recipe_options()}
@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="preset for the recipe's options")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--model", type=full_name, choices=list(VARIANTS), help="a network with fresh weights"
+        "--model",
+        type=full_name,
+        choices=list(VARIANTS),
+        help="a network with fresh weights; by default nano, and for fashion-mnist a wider one",
     )
     start.add_argument(
         "--weights",
@@ -134,7 +137,8 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: Recipe) -> Any:
 
     classes = data.classes
     if args.weights is None:
-        return create_model(args.model or "groupmixformer_nano", len(classes), recipe.seed)
+        changes = {} if args.model else NETWORKS.get(usual_recipe(args), {})
+        return create_model(args.model or "nano", len(classes), recipe.seed, **changes)
     model = load_model(args.weights, entry=args.entry)
     trained = model.settings.image_size
     if trained not in (None, recipe.size):

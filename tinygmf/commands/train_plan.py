@@ -92,7 +92,8 @@ def tell_classes(data: Dataset) -> None:
 def tell_plan(model: Any, data: Any, recipe: Any, device: Any, out: Path) -> None:
     """`6 classes, 288 pictures to train on, 72 held out, 40 skipped (.heic); nano, 64x64, …`"""
     config = getattr(model.config, "backbone", model.config)
-    name = (variant_name(config) or "GroupMixFormer").removeprefix("groupmixformer_")
+    widths = " ".join(map(str, config.embedding_dims))
+    name = (variant_name(config) or f"widths {widths}").removeprefix("groupmixformer_")
     skipped = getattr(data, "skipped", None)
     devices = device if isinstance(device, str) else ", ".join(device)
     what = [

@@ -153,6 +153,12 @@ RECIPES = {
 }
 
 
+# What a data set's network has other than nano, where nothing else is asked for. On 54,000 pictures
+# nano is a little too narrow: with seed 0 it read 93.2 to 93.3 % of those held out right, this one
+# 93.4 %, and nano with three blocks more in its third stage 92.9 %.
+NETWORKS: dict[str, dict[str, Any]] = {"fashion-mnist": {"embedding_dims": (30, 60, 120, 120)}}
+
+
 def recipe_options() -> list[tuple[str, str, Any, str]]:
     """Each field's name, type, published value and explanation."""
     return [(f.name, str(f.type), f.default, f.metadata["help"]) for f in fields(Recipe)]

@@ -62,6 +62,7 @@ class Training:
 
 def main() -> None:
     model = published(sys.argv[1], json.loads(sys.argv[2]))
+    model.to(memory_format=torch.channels_last)  # a step takes two thirds of the time
     state = pickle.load(sys.stdin.buffer)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
     training = Training(model, *map(float, sys.argv[3:]))
@@ -71,6 +72,7 @@ def main() -> None:
         except EOFError:
             return
         began, tensors = time.perf_counter(), list(map(torch.from_numpy, arrays))
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
         answer = training.right(*tensors) if rate is None else training.step(rate, decay, *tensors)
         print(answer, time.perf_counter() - began, flush=True)
 
