@@ -194,6 +194,21 @@ def test_the_run_stops_with_one_line_where_all_is_bad(tmp_path, make, task, spoi
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize("make", [coco, masks_beside, yolo_polygons])
+def test_more_classes_than_a_class_map_can_hold_are_refused(tmp_path, make):
+    root = make(tmp_path)
+    names = [f"c{i}" for i in range(300)]
+    entries = [{"id": i, "name": name} for i, name in enumerate(names)]
+    for file in root.glob("annotations/*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": entries}))
+    (root / "classes.txt").write_text("\n".join(names))
+    (root / "data.yaml").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="at most 255 classes to segment, found 30[01]"):
+        open_dense(root, "segment")
+    if make is not masks_beside:
+        assert len(open_dense(root, "detect").classes) == 301
+
+
 def test_a_folder_of_something_else_is_refused_with_what_is_read(tmp_path):
     picture(tmp_path / "a" / "0.png")
     for path in (tmp_path, tmp_path / "a" / "0.png", tmp_path / "nowhere"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tinygmf.data.annotations import Annotations
+from tinygmf.data.annotations import IGNORE, Annotations
 from tinygmf.data.dataset import ORDER, PICTURE, DataError, in_batches
 from tinygmf.data.dense_augment import DenseAugment
 from tinygmf.image import ImageError, normalize
@@ -39,9 +39,15 @@ class DenseDataset:
         self.category_ids = self.category_ids or list(range(len(self.classes)))
 
     def check(self) -> None:
-        """Raise DataError if nothing is left for training or for validation."""
+        """Raise DataError if nothing is left for training or for validation, or if a class map
+        cannot hold the classes."""
         if len(self.classes) < 2:
             raise DataError(f"{self.name}: expected two classes or more, found {self.classes}")
+        if self.task == "segment" and len(self.classes) > IGNORE:
+            raise DataError(
+                f"{self.name}: expected at most {IGNORE} classes to segment, found "
+                f"{len(self.classes)}: leave some out"
+            )
         for sources, part in ((self.train, "train"), (self.val, "validate")):
             if not any(True for _ in self._readable(sources)):
                 found = next(reversed(self.broken.items()), ("the folder", "it is empty"))

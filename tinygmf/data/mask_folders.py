@@ -126,9 +126,8 @@ def _classes(root: Path, samples: list[MaskSample]) -> tuple[list[str], np.ndarr
             table[[0, IGNORE]] = 0, 1
             return [BACKGROUND, "object"], table
         names = [f"class {value}" for value in range(first, max(values - {IGNORE}, default=0) + 1)]
-    if len(names) > IGNORE:
-        raise DataError(f"{root}: expected at most {IGNORE} classes, found {len(names)}")
-    table[first : first + len(names)] = range(len(names))
+    known = min(len(names), IGNORE - first)  # more are refused when the data set is checked
+    table[first : first + known] = range(known)
     return names, table
 
 
