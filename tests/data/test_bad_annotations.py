@@ -203,7 +203,7 @@ def test_more_classes_than_a_class_map_can_hold_are_refused(tmp_path, make):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": entries}))
     (root / "classes.txt").write_text("\n".join(names))
     (root / "data.yaml").unlink(missing_ok=True)
-    with pytest.raises(DataError, match="at most 255 classes to segment, found 30[01]"):
+    with pytest.raises(DataError, match=r"at most 255 classes to segment, found 30[01]"):
         open_dense(root, "segment")
     if make is not masks_beside:
         assert len(open_dense(root, "detect").classes) == 301

@@ -1,12 +1,15 @@
 """Folders of masks: for each picture a file of class numbers, grey or with a palette.
 
 `images/…/x.jpg` with `masks/…/x.png` (or `annotations`, `labels`), Pascal VOC's
-`SegmentationClass`, ADE20K's and Cityscapes' own layouts. 255 is ignored everywhere.
+`SegmentationClass`, ADE20K's and Cityscapes' own layouts. 255 is ignored, except
+in black and white masks of two classes, where it is the second.
 """
 
 from __future__ import annotations
 
+import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +40,7 @@ VOC = [
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 ]
+GREYS = 8  # times as many values as occur: if they reach further, they are no classes' numbers
 UNKNOWN = -1  # in a table of classes by value
 CITYSCAPES = {  # number in `labelIds`: class to train on
     **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole"},
@@ -120,27 +124,60 @@ def _classes(root: Path, samples: list[MaskSample]) -> tuple[list[str], np.ndarr
         names = with_background(names or VOC)
     elif (root / "annotations" / "training").is_dir() and not (root / "classes.txt").is_file():
         first, table[0] = 1, IGNORE  # ADE20K: 0 means unlabeled
+    if len(names) in (0, 2) and _black_and_white(samples):
+        table[[0, IGNORE]] = 0, 1
+        return names or [BACKGROUND, "object"], table
     if not names:
-        values = _values(samples)
-        if values == {0, IGNORE}:  # black and white
-            table[[0, IGNORE]] = 0, 1
-            return [BACKGROUND, "object"], table
-        names = [f"class {value}" for value in range(first, max(values - {IGNORE}, default=0) + 1)]
+        names = [f"class {value}" for value in range(first, _count(root, samples))]
     known = min(len(names), IGNORE - first)  # more are refused when the data set is checked
     table[first : first + known] = range(known)
     return names, table
 
 
-def _values(samples: list[MaskSample]) -> set[int]:
-    """All values that occur in the masks; unreadable ones are ignored."""
+def _values(samples: list[MaskSample]) -> Iterator[tuple[set[int], str]]:
+    """The values in each mask, or none of them and what is wrong with it."""
 
-    def read(sample: MaskSample) -> set[int]:
+    def read(sample: MaskSample) -> tuple[set[int], str]:
         try:
-            return set(np.unique(read_mask(sample.mask)).tolist())
-        except ImageError:
-            return set()
+            values = read_mask(sample.mask)
+        except ImageError as error:
+            return set(), str(error)
+        least, most = int(values.min()), int(values.max())
+        if least < 0 or most > IGNORE:
+            strange = least if least < 0 else most
+            return set(), f"{sample.mask}: expected values from 0 to {IGNORE}, found {strange}"
+        return set(np.unique(values).tolist()), ""
 
-    return set().union(*read_ahead(read, samples))
+    return read_ahead(read, samples)
+
+
+def _black_and_white(samples: list[MaskSample]) -> bool:
+    """Whether 0 and 255 are the values in the masks that can be read."""
+    seen: set[int] = set()
+    for values, _ in _values(samples):
+        seen |= values
+        if not seen <= {0, IGNORE}:
+            return False  # without reading the rest
+    return seen == {0, IGNORE}
+
+
+def _count(root: Path, samples: list[MaskSample]) -> int:
+    """The number of classes in masks without names: the values are taken for their numbers.
+
+    Raises DataError if no mask can be read, or if the values are greys rather than numbers."""
+    found = list(_values(samples))
+    values = set().union(*(values for values, _ in found))
+    if not values:
+        why = found[0][1]
+        raise DataError(f"{root}: expected masks to count the classes in, found none: {why}")
+    most = max(values - {IGNORE}, default=0)
+    if most > GREYS * len(values):
+        shown = ", ".join(map(str, sorted(values)[:6])) + (", …" if len(values) > 6 else "")
+        raise DataError(
+            f"{root}: expected classes numbered 0, 1, 2 … in the masks ({IGNORE}: ignored), found "
+            f"the values {shown}: renumber them, or name all classes in classes.txt"
+        )
+    return most + 1
 
 
 def load_masked(sample: MaskSample, table: np.ndarray) -> tuple[Image.Image, Annotations]:
@@ -165,15 +202,43 @@ def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             if image.size != expected or image.width * image.height > MAX_PIXELS:
                 sizes = [f"{width}x{height}" for width, height in (expected, image.size)]
                 raise ImageError(f"{path}: expected a mask of {sizes[0]} pixels, found {sizes[1]}")
-            values = np.asarray(image)
+            return _numbers(path, image)
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: expected the picture's mask, found none") from None
     except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
         raise ImageError(f"{path}: expected a mask, found {error}") from None
-    if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():  # grey, saved in colour
+
+
+def _numbers(path: Path, image: Image.Image) -> np.ndarray:
+    """The number of each pixel, (H, W). Raises ImageError."""
+    packed = re.match("L;([24])", str(_raw_mode(image)))
+    values = np.asarray(image)
+    if packed:  # Pillow stretched the numbers of 2 or 4 bits to 0 to 255
+        return values // (255 // (2 ** int(packed[1]) - 1))
+    if image.mode in ("LA", "RGBA"):
+        values, alpha = values[..., :-1], values[..., -1]
+        if values.min() == values.max() and alpha.min() < alpha.max():
+            raise ImageError(
+                f"{path}: expected a number per pixel, found one colour and transparency that "
+                "varies: write a grey or palette PNG"
+            )
+    if values.ndim == 3 and (values == values[..., :1]).all():  # grey, saved in colour
         values = values[..., 0]
     if values.ndim != 2:
         raise ImageError(f"{path}: expected a number per pixel, found colours: write a palette PNG")
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int32)
+        if (whole != values).any():  # NaN too
+            strange = values[whole != values][0]
+            raise ImageError(f"{path}: expected whole numbers, found {strange:g}: round them")
+        return whole
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _raw_mode(image: Image.Image) -> object:
+    """How the pixels lie in the file, in Pillow's words, before they are read."""
+    found = image.tile[0][3] if getattr(image, "tile", None) else None
+    return found[0] if isinstance(found, tuple) and found else found
