@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from annotated_folders import (
     HEIGHT,
+    THINGS,
     WIDTH,
     class_map,
     coco,
@@ -48,6 +49,11 @@ BAD_NOTES = [
     ({"bbox": [5, 5]}, "expected"),
     ({"bbox": None}, "expected"),
     ({"bbox": [10**400, 0, 1, 1]}, "expected"),
+    ({"bbox": "1234"}, "expected 'bbox', found '1234'"),
+    ({"bbox": ["x", 5, 10, 10]}, "expected numbers in 'bbox', found ['x', 5, 10, 10]"),
+    ({"iscrowd": "no"}, "expected iscrowd 0 or 1, found 'no'"),
+    ({"iscrowd": float("nan")}, "expected iscrowd 0 or 1, found nan"),
+    ({"iscrowd": [0]}, "expected iscrowd 0 or 1, found [0]"),
     ({"category_id": 77}, "a known class, found category_id 77"),
     ({"category_id": []}, "expected"),
     ({"image_id": 4711}, "an image's id, found 4711"),
@@ -79,6 +85,15 @@ def test_an_annotation_without_a_key_is_named(tmp_path, missing):
     assert data.broken == {f"{file}: annotation 3": f"expected '{missing}', found none"}
 
 
+def test_two_bad_annotations_of_one_number_are_counted_twice(tmp_path):
+    folder = coco(tmp_path)
+    file = edit_coco(
+        folder, lambda c: [note.update(id=1, bbox=[5, 5, 0, 1]) for note in c["annotations"][:2]]
+    )
+    names = [f"{file}: annotation 1", f"{file}: annotation number 2"]
+    assert list(open_dense(folder, "detect").broken) == names
+
+
 def test_a_box_that_reaches_outside_is_cut_and_named(tmp_path):
     folder = coco(tmp_path)
     file = edit_coco(folder, lambda c: c["annotations"][0].update(bbox=[30, 20, 30, 30]))
@@ -88,13 +103,25 @@ def test_a_box_that_reaches_outside_is_cut_and_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"id": 101}, {"file_name": "a" * 5000}, {"file_name": "a\0"}, {"width": 10**9}]
+    ("change", "reason"),
+    [
+        ({"id": 101}, "expected different ids, found 101 a second time"),
+        ({"id": []}, "expected 'id', found []"),
+        ({"file_name": "a" * 5000}, "expected picture"),
+        ({"file_name": "a\0"}, "expected picture"),
+        ({"file_name": None}, "expected 'file_name', found none"),
+        ({"width": 10**9}, "found 1000000000x30"),
+        ({"width": 40.5}, "expected width and height in pixels, found [40.5, 30]"),
+        ({"width": "40"}, "expected 'width', found '40'"),
+    ],
 )
-def test_a_bad_image_is_named(tmp_path, change):
+def test_a_bad_image_is_named(tmp_path, change, reason):
     folder = coco(tmp_path)
     file = edit_coco(folder, lambda content: content["images"][0].update(change))
     data = open_dense(folder, "detect")
-    assert any(name.startswith(f"{file}: image") for name in data.broken)
+    assert any(
+        name.startswith(f"{file}: image") and reason in why for name, why in data.broken.items()
+    )
     assert len(data.train) == 3
 
 
@@ -156,15 +183,19 @@ def test_bad_objects_are_named_by_file_and_number(tmp_path):
     root = voc(tmp_path)
     file = root / "Annotations" / "train_0.xml"
     text = xml("train_0.jpg", [(1, 5, 5, 5, 9), (1, 50, 50, 60, 60), (2, 3, 3, 9, 9)])
-    file.write_text(text.replace("</annotation>", "<object><name>cow</name></object></annotation>"))
+    vague = xml("", THINGS[:1], size=False).replace("<difficult>0", "<difficult>perhaps")
+    vague = vague[vague.index("<object>") :]
+    more = f"<object><name>cow</name></object>{vague}"
+    file.write_text(text.replace("</annotation>", more))
     (root / "Annotations" / "train_1.xml").write_text("<annotation><object>")
     (root / "JPEGImages" / "train_2.jpg").unlink()
     data = open_dense(root, "detect")
     whose = [name.removeprefix(str(root / "Annotations")) for name in sorted(data.broken)]
     assert [name.partition(": image")[0] for name in whose] == [
-        *("/train_0.xml: object 1", "/train_0.xml: object 2", "/train_0.xml: object 4"),
+        *(f"/train_0.xml: object {number}" for number in (1, 2, 4, 5)),
         *("/train_1.xml", "/train_2.xml"),
     ]
+    assert data.broken[f"{file}: object 5"] == "expected difficult 0 or 1, found 'perhaps'"
     assert len(data.train) == 2
 
 

@@ -82,6 +82,41 @@ def test_crowds_and_difficult_objects_are_ignored(tmp_path):
     assert difficult.load(difficult.val[0])[1].ignored.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("crowd", [0, "0", False, "false", 0.0, None, 1, "1", True, "true"])
+def test_crowds_are_numbers_words_or_texts(tmp_path, crowd):
+    content = coco_content("train")
+    for note in content["annotations"]:
+        note["iscrowd"] = crowd
+    file = coco_file(tmp_path)
+    file.write_text(json.dumps(content))
+    data = open_dense(file, "detect")
+    for _, known in every_sample(data):
+        assert known.ignored.tolist() == [crowd in (1, "1", "true")] * 2
+
+
+@pytest.mark.parametrize("word", ["1", "true", "True"])
+def test_difficult_is_a_number_or_a_word(tmp_path, word):
+    root = voc(tmp_path)
+    for file in root.glob("Annotations/*.xml"):
+        file.write_text(file.read_text().replace("<difficult>1", f"<difficult>{word}"))
+    data = open_dense(root, "detect")
+    assert data.load(data.val[0])[1].ignored.tolist() == [False, True]
+
+
+def test_cocos_names_of_pictures_may_be_windows_and_its_sides_decimals(tmp_path):
+    folder = coco(tmp_path)
+    for file in folder.glob("*2017/*.png"):
+        (file.parent / "sub").mkdir(exist_ok=True)
+        file.rename(file.parent / "sub" / file.name)
+    for file in folder.glob("annotations/*.json"):
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            image |= {"file_name": "sub\\" + image["file_name"], "width": 40.0}
+        file.write_text(json.dumps(content), encoding="utf-16")
+    data = open_dense(folder, "detect")
+    assert (len(data.train), len(data.val)) == tuple(PARTS.values()) and not data.broken
+
+
 def test_what_is_held_out_goes_back_to_cocos_json_with_its_own_numbers(tmp_path):
     data = open_dense(coco(tmp_path / "data", "code"), "instance")
     truth, given = coco_truth(data), coco_content("val", "code")

@@ -7,16 +7,28 @@ one is (W, H), and the pixel in row y, column x reaches from (x, y) to (x + 1, y
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 TASKS = "segment", "detect", "instance"
 BACKGROUND = "background"
 IGNORE = 255  # in a class map: a pixel that counts neither way
+FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 class AnnotationError(ValueError):
     """An annotation that cannot be used; the message says what was expected and what was found."""
+
+
+def read_flag(name: str, found: Any) -> bool:
+    """0, 1, true or false, as such or as text; if there is nothing, False.
+
+    Raises AnnotationError for anything else."""
+    text = "" if found is None else str(found).strip().lower()
+    if text not in FLAGS:
+        raise AnnotationError(f"expected {name} 0 or 1, found {found!r:.40}")
+    return FLAGS[text]
 
 
 @dataclass

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from tinygmf.data.annotations import BACKGROUND, AnnotationError
+from tinygmf.data.annotations import BACKGROUND, AnnotationError, read_flag
 from tinygmf.data.dataset import DataError
 from tinygmf.data.dense_data import DenseDataset
 from tinygmf.data.dense_files import by_parts, part_of, split
@@ -37,7 +37,7 @@ def _is_coco(file: Path) -> bool:
     """Whether a file has the keys of COCO's annotations, rather than of captions or settings."""
     if not file.is_file() or file.stat().st_size > MOST_BYTES:
         return False
-    content = file.read_bytes()
+    content = file.read_bytes().replace(b"\0", b"")  # in UTF-16 these lie between the letters
     return all(word in content for word in (b'"images"', b'"annotations"', b'"categories"'))
 
 
@@ -106,57 +106,79 @@ def _samples(
     samples: dict[Any, Sample] = {}
     for place, image in enumerate(content["images"], 1):
         try:
-            if image["id"] in samples:
-                raise ValueError(f"id {image['id']} a second time")
-            samples[image["id"]] = _sample(file, folder, image)
-        except (KeyError, TypeError, ValueError) as error:
-            why = f"expected id, file_name, width and height, found {error!r}"
-            broken[f"{file}: image number {place}"] = why
+            sample = _sample(file, folder, image)
+            if sample.id in samples:
+                raise AnnotationError(f"expected different ids, found {sample.id!r} a second time")
+            samples[sample.id] = sample
+        except AnnotationError as error:
+            broken[f"{file}: image number {place}"] = str(error)
+    seen = set()
     for place, note in enumerate(content["annotations"], 1):
-        named = isinstance(note, dict) and "id" in note
-        name = f"annotation {note['id']}" if named else f"annotation number {place}"
-        if why := _add(name, note, labels, samples):
-            broken[f"{file}: {name}"] = why
+        name = f"annotation {note['id']}" if isinstance(note, dict) and "id" in note else ""
+        if not name or name in seen:
+            name = f"annotation number {place}"
+        seen.add(name)
+        try:
+            image_id = _take(note, "image_id", int | float | str)
+            if image_id not in samples:
+                raise AnnotationError(f"expected an image's id, found {image_id!r:.40}")
+            sample = samples[image_id]
+            sample.things.append(_thing(name, note, labels, sample.size))
+        except AnnotationError as error:
+            broken[f"{file}: {name}"] = str(error)
     return list(samples.values())
 
 
-def _add(name: str, note: dict, labels: dict[int, int], samples: dict[Any, Sample]) -> str:
-    """Add an annotation to its image's sample; return why that failed, or an empty string."""
+def _take(entry: Any, key: str, kinds: Any) -> Any:
+    """A value of an entry. Raises AnnotationError if it is missing or not of these kinds."""
+    found = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(found, kinds):
+        what = "none" if found is None else f"{found!r:.40}"
+        raise AnnotationError(f"expected {key!r}, found {what}")
+    return found
+
+
+def _numbers(key: str, values: list) -> list[float]:
+    """Raises AnnotationError if they are not numbers."""
     try:
-        sample = samples.get(note["image_id"])
-        if sample is None:
-            return f"expected an image's id, found {note['image_id']!r}"
-        sample.things.append(_thing(name, note, labels, sample.size))
-    except KeyError as error:
-        return f"expected {error}, found none"
-    except AnnotationError as error:
-        return str(error)
-    except (TypeError, ValueError, OverflowError) as error:
-        return f"expected a COCO annotation, found something else: {error}"
-    return ""
+        return [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        raise AnnotationError(f"expected numbers in {key!r}, found {values!r:.40}") from None
 
 
-def _sample(file: Path, folder: Path, image: dict) -> Sample:
-    """A sample without things. Raises KeyError, TypeError or ValueError for an invalid image."""
-    width, height = image["width"], image["height"]
-    if type(width) is not int or type(height) is not int or not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"size {width}x{height}")
-    return Sample(file, folder / image["file_name"], [], (width, height), image["id"])
+def _sample(file: Path, folder: Path, image: Any) -> Sample:
+    """A sample without things. Raises AnnotationError for an invalid image."""
+    id, name = _take(image, "id", int | float | str), _take(image, "file_name", str)
+    sides = [_take(image, side, int | float) for side in ("width", "height")]
+    if not all(0 < side < 2**31 and side == int(side) for side in sides):
+        raise AnnotationError(f"expected width and height in pixels, found {sides!r:.60}")
+    width, height = map(int, sides)
+    if width * height > MAX_PIXELS:
+        raise AnnotationError(f"expected at most {MAX_PIXELS:,} pixels, found {width}x{height}")
+    return Sample(file, _picture(folder, name), [], (width, height), id)
+
+
+def _picture(folder: Path, name: str) -> Path:
+    """The picture of that name, which may be written as on Windows."""
+    exact = folder / name
+    return exact if os.path.isfile(exact) else folder / PureWindowsPath(name).as_posix()
 
 
 def _thing(name: str, note: dict, labels: dict[int, int], size: tuple[int, int] | None) -> Thing:
-    """An object. Raises KeyError, TypeError, OverflowError or ValueError for an invalid one."""
-    label = labels.get(note["category_id"], 0)
+    """An object. Raises AnnotationError for an invalid one."""
+    label = labels.get(_take(note, "category_id", int | float), 0)
     if not label:
         raise AnnotationError(f"expected a known class, found category_id {note['category_id']}")
-    if len(note["bbox"]) != 4:
-        raise AnnotationError(f"expected a box of 4 numbers, found {len(note['bbox'])}")
-    x, y, width, height = map(float, note["bbox"])
+    box = _numbers("bbox", _take(note, "bbox", list))
+    if len(box) != 4:
+        raise AnnotationError(f"expected a box of 4 numbers, found {len(box)}")
+    x, y, width, height = box
     found = note.get("segmentation")
     outline = read_outline(found, size) if found else None
-    area, crowd = float(note.get("area", -1)), bool(note.get("iscrowd"))
-    box = (x, y, x + width, y + height)
-    return Thing(name, label, box, outline, crowd, area if 0 <= area < math.inf else None)
+    crowd = read_flag("iscrowd", note.get("iscrowd"))
+    [area] = _numbers("area", [note.get("area", -1)])
+    edges = (x, y, x + width, y + height)
+    return Thing(name, label, edges, outline, crowd, area if 0 <= area < math.inf else None)
 
 
 def _folder(file: Path, images: list) -> Path:
@@ -170,7 +192,9 @@ def _folder(file: Path, images: list) -> Path:
         (
             place
             for place in places
-            if any(isinstance(name, str) and os.path.isfile(place / name) for name in names)
+            if any(
+                isinstance(name, str) and os.path.isfile(_picture(place, name)) for name in names
+            )
         ),
         parent,
     )

@@ -240,5 +240,6 @@ def _numbers(path: Path, image: Image.Image) -> np.ndarray:
 
 def _raw_mode(image: Image.Image) -> object:
     """How the pixels lie in the file, in Pillow's words, before they are read."""
-    found = image.tile[0][3] if getattr(image, "tile", None) else None
+    tiles = getattr(image, "tile", None)
+    found = tiles[0][3] if tiles else None
     return found[0] if isinstance(found, tuple) and found else found

@@ -14,7 +14,7 @@ from typing import NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from tinygmf.data.annotations import AnnotationError
+from tinygmf.data.annotations import AnnotationError, read_flag
 from tinygmf.data.dataset import DataError
 from tinygmf.data.dense_data import DenseDataset
 from tinygmf.data.dense_files import (
@@ -106,7 +106,7 @@ def _thing(name: str, element: Element, labels: dict[str, int], outline: int | N
         x0, y0, x1, y1 = map(float, corners)
     except ValueError:
         raise AnnotationError(f"expected four numbers in bndbox, found {corners}") from None
-    ignored = _text(element, "difficult") == "1"
+    ignored = read_flag("difficult", _text(element, "difficult"))
     return Thing(name, label, (x0 - 1, y0 - 1, x1, y1), outline, ignored)
 
 
