@@ -32,7 +32,6 @@ from tinygmf.data.annotations import IGNORE
 from tinygmf.data.coco import coco_truth
 from tinygmf.data.dense_augment import DenseAugment
 from tinygmf.data.dense_folders import open_dense
-from tinygmf.data.yolo import parse_yaml
 from tinygmf.dense.measures import average_precision
 
 
@@ -197,24 +196,3 @@ def test_batches_come_from_any_format_in_an_order_of_the_seeds(tmp_path):
             np.testing.assert_array_equal(one.boxes, other.boxes)
     later = list(data.batches(augment, 2, seed=1, epoch=0, first=1))
     np.testing.assert_array_equal(later[0][0], first[1][0])
-
-
-def test_of_yaml_what_a_data_file_holds_is_read():
-    text = """
-# COCO8
-path: ../datasets/coco8
-train: [a/train, "b, c"]
-val:   # nothing
-names:
-    0: person
-    1: "traffic light"
-    2: it's
-"""
-    assert parse_yaml(text) == {
-        "path": [("", "../datasets/coco8")],
-        "train": [("", "a/train"), ("", "b, c")],
-        "val": [],
-        "names": [("0", "person"), ("1", "traffic light"), ("2", "it's")],
-    }
-    assert parse_yaml("names: {0: a, 1: b}")["names"] == [("0", "a"), ("1", "b")]
-    assert parse_yaml("names:\n- a\n- b: c")["names"] == [("", "a"), ("", "b: c")]

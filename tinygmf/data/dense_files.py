@@ -13,6 +13,7 @@ import numpy as np
 from tinygmf.data import pictures
 from tinygmf.data.annotations import BACKGROUND
 from tinygmf.data.dataset import DataError
+from tinygmf.image import picture_suffixes
 
 PICTURE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "leftimg8bit"}
 PARTS = {
@@ -26,22 +27,22 @@ HELD_OUT = 5  # if nothing defines a validation part, every fifth picture is hel
 Item = TypeVar("Item")
 
 
-def read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path, most: int = MOST_BYTES) -> bytes:
     """Read a small file. Raises DataError, which names it."""
     try:
         if not os.path.isfile(file):
-            raise OSError("none")
-        if file.stat().st_size > MOST_BYTES:
-            raise OSError(f"more than {MOST_BYTES:,} bytes")
+            raise OSError("a folder or device" if os.path.exists(file) else "none")
+        if file.stat().st_size > most:
+            raise OSError(f"more than {most:,} bytes")
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: expected a small file, found {error.strerror or error}") from None
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, most: int = MOST_BYTES) -> str:
     """Read a small text file. Raises DataError, which names it."""
     try:
-        return read_bytes(file).decode("utf-8-sig")
+        return read_bytes(file, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: expected text in UTF-8, found {error.reason}") from None
 
@@ -73,11 +74,30 @@ def class_names(root: Path) -> list[str]:
     """
     for name in NAME_FILES:
         for file in (*root.glob(name), *root.glob(f"*/{name}"), *root.glob(f"*/*/{name}")):
-            lines = [line.strip() for line in read_text(file).splitlines()]
+            lines = [line.strip() for line in read_text(file).rstrip().splitlines()]
+            first = lines[0].replace(",", " ").split() if lines else []
+            if first and Path(first[0]).suffix.lower() in picture_suffixes():
+                continue  # a list of pictures with their classes
+            pairs = enumerate(lines, 1)
             if name == "objectInfo150.txt":  # the last column, below a heading
-                lines = [line.rpartition("\t")[2] for line in lines[1:]]
-            return [line for line in lines if line]
+                pairs = enumerate([line.rpartition("\t")[2] for line in lines[1:]], 2)
+            return different(file, pairs)
     return []
+
+
+def different(file: Path, names: Iterable[tuple[int, str]]) -> list[str]:
+    """Names of classes from the lines of a file. Raises DataError, which names the line, if there
+    is an empty one, as the numbers of the others would change, or one occurs twice."""
+    lines: dict[str, int] = {}
+    for line, name in names:
+        if not name or name in lines:
+            found = f"{name!r:.40} again, after line {lines[name]}" if name else "none"
+            raise DataError(
+                f"{file}: line {line}: expected the name of another class, found {found}: each "
+                "class needs a name of its own"
+            )
+        lines[name] = line
+    return list(lines)
 
 
 def with_background(names: list[str]) -> list[str]:
