@@ -76,9 +76,16 @@ def parse(content: bytes) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(content, True)
-        return builder.close()
+        root = builder.close()
+    except DataError:
+        raise
     except (expat.ExpatError, AssertionError) as error:
         raise DataError(f"expected XML, found {error}") from None
+    except (LookupError, ValueError) as error:  # from Python's codecs
+        raise DataError(f"expected XML in UTF-8, found another encoding: {error}") from None
+    if root.tag.lower() != "annotation":
+        raise DataError(f"expected <annotation> around all, found <{root.tag:.40}>")
+    return root
 
 
 def _sample(file: Path, root: Element, labels: dict[str, int], broken: dict[str, str]) -> Sample:
