@@ -49,7 +49,7 @@ BAD_NOTES = [
     ({"bbox": [5, 5]}, "expected"),
     ({"bbox": None}, "expected"),
     ({"bbox": [10**400, 0, 1, 1]}, "expected"),
-    ({"bbox": "1234"}, "expected 'bbox', found '1234'"),
+    ({"bbox": "1234"}, "expected 'bbox' to be a list, found '1234'"),
     ({"bbox": ["x", 5, 10, 10]}, "expected numbers in 'bbox', found ['x', 5, 10, 10]"),
     ({"iscrowd": "no"}, "expected iscrowd 0 or 1, found 'no'"),
     ({"iscrowd": float("nan")}, "expected iscrowd 0 or 1, found nan"),
@@ -106,13 +106,13 @@ def test_a_box_that_reaches_outside_is_cut_and_named(tmp_path):
     ("change", "reason"),
     [
         ({"id": 101}, "expected different ids, found 101 a second time"),
-        ({"id": []}, "expected 'id', found []"),
+        ({"id": []}, "expected 'id' to be a number or text, found []"),
         ({"file_name": "a" * 5000}, "expected picture"),
         ({"file_name": "a\0"}, "expected picture"),
         ({"file_name": None}, "expected 'file_name', found none"),
         ({"width": 10**9}, "found 1000000000x30"),
         ({"width": 40.5}, "expected width and height in pixels, found [40.5, 30]"),
-        ({"width": "40"}, "expected 'width', found '40'"),
+        ({"width": "40"}, "expected 'width' to be a number, found '40'"),
     ],
 )
 def test_a_bad_image_is_named(tmp_path, change, reason):

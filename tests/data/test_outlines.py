@@ -1,6 +1,7 @@
 """Polygons and run-length codes against COCO's own code and against the definition."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -33,6 +34,12 @@ def test_the_code_is_what_cocos_own_tools_write_and_reads_back(mask):
     for form in (code, {**code, "counts": uncompress(code["counts"])}):
         read = read_outline(form, (width, height))
         np.testing.assert_array_equal(decode(read, height, width), mask)
+
+
+def test_large_masks_of_few_runs_are_decoded_in_seconds():
+    counts, start = np.array([0, 8192 * 8192]), time.process_time()
+    assert all(decode(counts, 8192, 8192).all() for _ in range(31))
+    assert time.process_time() - start < 5
 
 
 @given(points)

@@ -23,6 +23,9 @@ from tinygmf.data.things import Sample, Thing, things_dataset
 from tinygmf.image import MAX_PIXELS
 
 MOST_BYTES = 2**30  # COCO's own largest file is 0.45 GB
+KINDS: dict[str, Any] = {
+    **{"number": int | float, "text": str, "number or text": int | float | str, "list": list}
+}
 
 
 def coco_files(path: Path) -> list[Path]:
@@ -119,7 +122,7 @@ def _samples(
             name = f"annotation number {place}"
         seen.add(name)
         try:
-            image_id = _take(note, "image_id", int | float | str)
+            image_id = _take(note, "image_id", "number or text")
             if image_id not in samples:
                 raise AnnotationError(f"expected an image's id, found {image_id!r:.40}")
             sample = samples[image_id]
@@ -129,12 +132,13 @@ def _samples(
     return list(samples.values())
 
 
-def _take(entry: Any, key: str, kinds: Any) -> Any:
-    """A value of an entry. Raises AnnotationError if it is missing or not of these kinds."""
+def _take(entry: Any, key: str, kind: str) -> Any:
+    """A value of an entry. Raises AnnotationError if it is missing or of another kind."""
     found = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(found, kinds):
-        what = "none" if found is None else f"{found!r:.40}"
-        raise AnnotationError(f"expected {key!r}, found {what}")
+    if found is None:
+        raise AnnotationError(f"expected {key!r}, found none")
+    if not isinstance(found, KINDS[kind]):
+        raise AnnotationError(f"expected {key!r} to be a {kind}, found {found!r:.40}")
     return found
 
 
@@ -148,8 +152,8 @@ def _numbers(key: str, values: list) -> list[float]:
 
 def _sample(file: Path, folder: Path, image: Any) -> Sample:
     """A sample without things. Raises AnnotationError for an invalid image."""
-    id, name = _take(image, "id", int | float | str), _take(image, "file_name", str)
-    sides = [_take(image, side, int | float) for side in ("width", "height")]
+    id, name = _take(image, "id", "number or text"), _take(image, "file_name", "text")
+    sides = [_take(image, side, "number") for side in ("width", "height")]
     if not all(0 < side < 2**31 and side == int(side) for side in sides):
         raise AnnotationError(f"expected width and height in pixels, found {sides!r:.60}")
     width, height = map(int, sides)
@@ -166,10 +170,10 @@ def _picture(folder: Path, name: str) -> Path:
 
 def _thing(name: str, note: dict, labels: dict[int, int], size: tuple[int, int] | None) -> Thing:
     """An object. Raises AnnotationError for an invalid one."""
-    label = labels.get(_take(note, "category_id", int | float), 0)
+    label = labels.get(_take(note, "category_id", "number"), 0)
     if not label:
         raise AnnotationError(f"expected a known class, found category_id {note['category_id']}")
-    box = _numbers("bbox", _take(note, "bbox", list))
+    box = _numbers("bbox", _take(note, "bbox", "list"))
     if len(box) != 4:
         raise AnnotationError(f"expected a box of 4 numbers, found {len(box)}")
     x, y, width, height = box

@@ -60,9 +60,22 @@ def _inside(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def decode(counts: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Run lengths that add up to height times width -> (H, W) bool."""
-    runs = np.arange(len(counts)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(runs, counts).reshape(width, height).T)
+    """Run lengths that add up to height times width -> (H, W) bool.
+
+    Row by row, as pixels lie in memory; rows without an end of a run are like the one before.
+    """
+    ends = np.cumsum(counts)[:-1]
+    row = np.searchsorted(ends, np.arange(width) * height, "right") % 2 == 1  # the first
+    rows, columns = ends % height, ends // height
+    order = np.argsort(rows, kind="stable")[np.count_nonzero(rows == 0) :]
+    rows, columns = rows[order], columns[order]
+    places, starts = np.unique(rows, return_index=True)
+    mask, last = np.zeros((height, width), bool), 0
+    for place, changed in zip(places, np.split(columns, starts[1:]), strict=False):
+        mask[last:place], last = row, place
+        np.logical_xor.at(row, changed, True)
+    mask[last:] = row
+    return mask
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:

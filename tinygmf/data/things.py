@@ -131,12 +131,12 @@ def load_sample(
     masks = _masks(sample, picture, scale)
     if task == "segment":
         return picture, Annotations(class_map=paint_classes(masks, known.labels))
-    known.masks, pixels = masks, np.count_nonzero(masks, (1, 2))
+    known.masks, pixels = masks, np.array([np.count_nonzero(mask) for mask in masks], int)
     known.areas = np.where([thing.area is None for thing in sample.things], pixels, known.areas)
     for place in np.flatnonzero(pixels == 0):
         where = f"{sample.file}: {sample.things[place].name}"
         broken[where] = "expected a mask, found an empty one"
-    return picture, known.take(pixels > 0)
+    return picture, known if pixels.all() else known.take(pixels > 0)
 
 
 def _boxes(things: list[Thing], scale: np.ndarray) -> Annotations:
@@ -166,5 +166,7 @@ def _masks(sample: Sample, picture: Image.Image, scale: np.ndarray) -> np.ndarra
         assert outline is not None  # `usable` drops things without one
         return np.equal(values, outline)
 
-    masks = [draw(thing.outline) for thing in sample.things]
-    return np.array(masks, bool).reshape(-1, height, width)
+    masks = np.zeros((len(sample.things), height, width), bool)
+    for mask, thing in zip(masks, sample.things, strict=True):
+        mask[:] = draw(thing.outline)
+    return masks
