@@ -27,6 +27,7 @@ from annotated_folders import (
     yolo,
     yolo_labeled,
 )
+from PIL import Image
 
 from tinygmf.data.annotations import IGNORE
 from tinygmf.data.coco import coco_truth
@@ -100,6 +101,17 @@ def test_difficult_is_a_number_or_a_word(tmp_path, word):
         file.write_text(file.read_text().replace("<difficult>1", f"<difficult>{word}"))
     data = open_dense(root, "detect")
     assert data.load(data.val[0])[1].ignored.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png"])
+def test_pictures_of_xml_are_found_though_their_suffix_is_another(tmp_path, suffix):
+    root = voc(tmp_path)
+    for file in root.glob("JPEGImages/*.jpg"):
+        with Image.open(file) as image:
+            image.save(file.with_suffix(suffix))
+        file.unlink()
+    data = open_dense(root, "detect")
+    assert len(data.train) == PARTS["train"] and not data.broken
 
 
 def test_cocos_names_of_pictures_may_be_windows_and_its_sides_decimals(tmp_path):

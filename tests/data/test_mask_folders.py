@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotated_folders import HEIGHT, WIDTH, class_map, every_sample, masks_beside
+from annotated_folders import HEIGHT, WIDTH, class_map, every_sample, masks_beside, write_mask
 from PIL import Image
 
 from tinygmf.data.annotations import IGNORE
 from tinygmf.data.dataset import DataError
 from tinygmf.data.dense_folders import open_dense
-from tinygmf.data.mask_folders import read_mask
+from tinygmf.data.mask_folders import find_masks, read_mask
 from tinygmf.image import ImageError
 
 
@@ -108,3 +108,32 @@ def test_greys_without_names_are_not_taken_for_numbers(tmp_path, values):
     folder = masks_beside(tmp_path, values, names=False)
     with pytest.raises(DataError, match=f"found the values 0, {values[1]}.*: renumber them, or"):
         open_dense(folder, "segment")
+
+
+@pytest.mark.parametrize(
+    "ending", [".PNG", ".bmp", ".tif", ".tiff", ".TIFF", ".gif", "_mask.png", "_label.png"]
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_masks_are_found_under_the_usual_names(tmp_path, ending, beside):
+    folder = masks_beside(tmp_path)
+    for file in folder.glob("masks/*/*"):
+        place = folder / "images" / file.parent.name / file.name if beside else file
+        with Image.open(file) as image:
+            Image.fromarray(np.asarray(image)).save(place.with_name(file.stem + ending))
+        file.unlink()
+    data = open_dense(folder, "segment")
+    assert (len(data.train), len(data.val)) == (4, 2) and not data.broken
+    for _, known in every_sample(data):
+        np.testing.assert_array_equal(known.class_map, class_map())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG"])
+def test_a_picture_is_not_its_own_mask(tmp_path, monkeypatch, suffix):
+    for number in range(5):
+        write_mask(tmp_path / "images" / f"{number}{suffix}", class_map())
+
+    def exists(path: Path) -> bool:
+        return path.suffix.lower() == ".png" and path.with_suffix(suffix).exists()
+
+    monkeypatch.setattr(Path, "is_file", exists)
+    assert not find_masks(tmp_path)  # where capitals make no difference

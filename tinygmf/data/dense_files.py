@@ -57,7 +57,9 @@ def partners(
 ) -> list[Path]:
     """Where the file that belongs to another may be. If `images` is one of its `own` folders and
     `masks` one of the `others`, the mask of `a/images/train/x.jpg` is `a/masks/train/x.png`, or
-    lies beside it."""
+    lies beside it. A suffix may be in capitals."""
+    heads = [(head, "." + suffix) for head, _, suffix in (end.rpartition(".") for end in endings)]
+    endings = [*endings, *(head + suffix.upper() for head, suffix in heads)]
     ways = [file.parent]
     for place in range(len(file.parts) - 2, -1, -1):
         if file.parts[place].lower() in own:

@@ -34,7 +34,7 @@ from tinygmf.engine.predictor import read_ahead
 from tinygmf.image import MAX_PIXELS, ImageError, load_image
 
 MASK_FOLDERS = "masks", "mask", "annotations", "labels", "SegmentationClass", "gt"
-ENDINGS = ".png", "_mask.png", "_seg.png", ".bmp", ".tif", ".gif"
+ENDINGS = ".png", "_mask.png", "_seg.png", "_label.png", ".bmp", ".tif", ".tiff", ".gif"
 VOC = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
@@ -65,16 +65,21 @@ def find_masks(root: Path) -> list[MaskSample]:
     """Pictures below a folder that have a mask, or should have, as others in their folder do."""
     pairs, missing = [], []
     for picture in pictures_below(root):
-        places = [place for place in _mask_places(picture, root) if place != picture]
+        places = [way for way in _mask_places(picture, root) if _key(way) != _key(picture)]
         found = next((place for place in places if place.is_file()), None)
         if found:
             pairs.append(MaskSample(picture, found))
         elif near := next((place for place in places if place.parent.is_dir()), None):
             missing.append(MaskSample(picture, near))
     folders = {pair.picture.parent for pair in pairs}
-    masks = {pair.mask for pair in pairs}
+    masks = {_key(pair.mask) for pair in pairs}
     missing = [pair for pair in missing if pair.picture.parent in folders]
-    return [pair for pair in [*pairs, *missing] if pair.picture not in masks]
+    return [pair for pair in [*pairs, *missing] if _key(pair.picture) not in masks]
+
+
+def _key(path: Path) -> str:
+    """The same for names that some systems take for the same."""
+    return str(path).lower()
 
 
 def _mask_places(picture: Path, root: Path) -> list[Path]:
