@@ -38,9 +38,9 @@ def test_names_are_read_as_yaml_means_them(tmp_path, text, names):
     [
         ("names: [cat, dog]\nnames: z\n", "line 5: expected names once"),
         ("names: |\n  cat\n  dog\n", "expected names, a list"),
-        ("names: cat\n", "expected names, a list"),
+        ("names: cat\n", "expected names, a list with one for each class, found 'cat'"),
         ("names: []\n", "expected names, a list"),
-        ("names:\n", "expected names, a list"),
+        ("names:\n", "expected names, a list with one for each class, found none"),
         ("names:\n- cat\n- name: dog\n", "line 6: expected a text, found a list or table"),
         ("names: [&a [cat], *a]\n", "line 4: expected a text, found a list or table"),
         ("names:\n  1: cat\n  2: dog\n", "line 5: expected names numbered from 0 to 1, found 1, 2"),

@@ -100,9 +100,10 @@ def _from_settings(file: Path, seed: int) -> tuple[list[str], tuple[list[Path], 
 def _names(file: Path, settings: dict[str, Any]) -> list[str]:
     """The names of the classes, a list or a table from 0 on. Raises DataError."""
     kind = getattr(settings.get("names"), "id", "scalar")
-    entries = _entries(file, settings["names"]) if kind != "scalar" else []
-    if not entries:
-        raise DataError(f"{file}: expected names, a list with one for each class, found none")
+    entries = _entries(file, settings.get("names"))
+    if kind == "scalar" or not entries:
+        found = f"{entries[0][2]!r:.40}" if entries and entries[0][2] else "none"
+        raise DataError(f"{file}: expected names, a list with one for each class, found {found}")
     if kind == "mapping":
         numbers = [key for _, key, _ in entries]
         places = sorted(int(key) for key in numbers if _is_number(key))
@@ -112,11 +113,11 @@ def _names(file: Path, settings: dict[str, Any]) -> list[str]:
                 f"{len(entries) - 1}, found {', '.join(numbers[:5])}"
             )
         entries.sort(key=lambda entry: int(entry[1]))
-    most = str(len(entries))
+    total = str(len(entries))
     for line, _, count in _entries(file, settings.get("nc")):
-        if count not in ("", most):
+        if count not in ("", total):
             raise DataError(
-                f"{file}: line {line}: expected nc {most}, the number of names, found {count}"
+                f"{file}: line {line}: expected nc {total}, the number of names, found {count}"
             )
     return different(file, [(line, name) for line, _, name in entries])
 
