@@ -89,13 +89,13 @@ def chosen_head(args: argparse.Namespace) -> str:
 
 def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> Any:
     """A fresh head on a fresh or trained backbone, or a whole trained network to continue from: one
-    with this head and as many classes."""
+    with this head and these classes."""
     from tinygmf.dense.networks import create_model, load_model
     from tinygmf.training.dense_networks import head_options, named
 
     head, weights = chosen_head(args), args.weights
     model = load_model(weights, entry=args.entry) if weights else None
-    if model is None or not has_this_head(weights, model, head, len(data.classes)):
+    if model is None or not has_this_head(weights, model, head, data.classes):
         options = head_options(head, args.channels, small=args.data == "scenes")
         known: dict[str, Any] = {"num_classes": len(data.classes), "seed": recipe.seed}
         backbone = model or args.model or "groupmixformer_nano"
@@ -103,14 +103,17 @@ def chosen_network(args: argparse.Namespace, data: Any, recipe: DenseRecipe) -> 
     return named(model, data.classes, recipe.whole_size)
 
 
-def has_this_head(weights: Path, model: Any, head: str, classes: int) -> bool:
-    """Whether a network has this head and as many classes. If it is another dense network, prints
-    that only its backbone is used."""
+def has_this_head(weights: Path, model: Any, head: str, classes: list[str]) -> bool:
+    """Whether a network has this head and these classes in this order; without names in its file,
+    as many. If it is another dense network, prints that only its backbone is used."""
+    from tinygmf.data.classes import known_names
     from tinygmf.dense.networks import kind_of_network
 
-    kind = kind_of_network(model)
-    found = model.config.num_classes
-    if kind and (kind, found) != (head, classes):
-        used = f"{weights}: only the backbone of this {kind} of {found} classes is used"
-        print(f"tinygmf: {used}, under a fresh {head} of {classes}", file=sys.stderr)
-    return (kind, found) == (head, classes)
+    kind, known = kind_of_network(model), known_names(model.settings, weights)
+    found, names = model.config.num_classes, known[1] if known else classes
+    same = (kind, found, names) == (head, len(classes), classes)
+    if kind and not same:
+        others = "other classes" if (kind, found) == (head, len(classes)) else f"{found} classes"
+        used = f"{weights}: only the backbone of this {kind} of {others} is used"
+        print(f"tinygmf: {used}, under a fresh {head} of {len(classes)}", file=sys.stderr)
+    return same
