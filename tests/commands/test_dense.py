@@ -26,8 +26,10 @@ def fresh(head: str, path: Path) -> str:
     return str(path)
 
 
-def write_scenes(folder: Path, numbers: range) -> list[Path]:
-    """Scenes as `images/NUMBER.png`, with their classes in `masks/NUMBER.png`."""
+def write_scenes(folder: Path, numbers: range, classes: list[str] = CLASSES) -> list[Path]:
+    """Scenes as `images/NUMBER.png`, with their classes in `masks/NUMBER.png`, numbered as in
+    `classes`."""
+    table = np.array([classes.index(name) for name in CLASSES], np.uint8)
     paths = []
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -35,9 +37,8 @@ def write_scenes(folder: Path, numbers: range) -> list[Path]:
         found = scene(number)
         paths.append(folder / "images" / f"{number}.png")
         Image.fromarray(found.picture).save(paths[-1])
-        Image.fromarray(annotated(found, "segment").class_map).save(
-            folder / "masks" / f"{number}.png"
-        )
+        truth = annotated(found, "segment").class_map
+        Image.fromarray(table[truth]).save(folder / "masks" / f"{number}.png")
     return paths
 
 
@@ -99,6 +100,71 @@ def test_a_folder_of_masks_from_training_to_a_drawing(tmp_path, capsys):
     assert (tmp_path / "out" / "8.png").exists()
 
 
+def write_parts(folder: Path, classes: list[str], named: bool = True) -> Path:
+    """A scene to train on and two to measure on, and the names of their classes."""
+    write_scenes(folder / "train", range(1), classes)
+    write_scenes(folder / "val", range(2, 4), classes)
+    if named:
+        (folder / "classes.txt").write_text("\n".join(classes))
+    return folder
+
+
+def measure(folder: Path, *options: str) -> tuple[int, dict]:
+    """The exit code and the figures of the bundled network."""
+    report = folder / "figures.json"
+    words = ["evaluate", str(folder), "--task", "segment", "--weights", "scenes-segment"]
+    code = main([*words, "--json", str(report), *options, *ON_CPU])
+    return code, json.loads(report.read_text())
+
+
+def test_classes_are_measured_by_their_names_in_any_order(tmp_path, capsys):
+    code, straight = measure(write_parts(tmp_path / "a", CLASSES))
+    assert code == 0 and straight["mean_iou"] > 0.6
+    code, sorted_ = measure(write_parts(tmp_path / "b", sorted(CLASSES)))
+    assert code == 0 and sorted_ == straight  # the network's order is the table's, too
+    assert "numbers decide" not in capsys.readouterr().err
+    code, nameless = measure(write_parts(tmp_path / "c", CLASSES, named=False))
+    assert nameless["mean_iou"] == straight["mean_iou"]
+    assert "c: its classes have no names, their numbers decide" in capsys.readouterr().err
+    assert [row["class"] for row in nameless["classes"]] == [f"class {i}" for i in range(7)]
+
+    (tmp_path / "a" / "val" / "images" / "2.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    code, found = measure(tmp_path / "a")
+    assert code == 1 and found["pictures"] == 1
+    assert "of 1 pictures\n" in capsys.readouterr().out
+
+
+def test_classes_that_the_network_does_not_know_are_refused(failure, tmp_path):
+    classes = [*CLASSES[:-2], "cow", "sky"]
+    folder = write_parts(tmp_path / "data", CLASSES)
+    (folder / "classes.txt").write_text("\n".join(classes))
+    words = ["evaluate", folder, "--task", "segment", "--weights", "scenes-segment", *ON_CPU]
+    line = failure(*words)
+    assert "network's 7 classes (background, circle, ring, triangle, square, …)" in line
+    assert "found others: cow, sky: choose" in line
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(classes))
+    assert "found others: star, cross: choose" in failure(*words, "--classes", names)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--size", 64),
+        ("--labels", "x"),
+        ("--batch-size", 3),
+        ("--dtype", "float16"),
+        ("--out", "x"),
+    ],
+)
+def test_options_of_classification_are_refused_with_a_task(failure, option, value):
+    words = ["evaluate", "scenes", "--task", "segment", "--weights", "scenes-segment"]
+    line = failure(*words, option, value)
+    assert f"{option}: expected no such option with --task, found one: leave it out" in line
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.905, "90.50%"), (float("nan"), "none")])
 def test_the_figure_of_a_class_that_no_picture_has_is_none(value, text):
     assert percent(value) == text
@@ -107,11 +173,18 @@ def test_the_figure_of_a_class_that_no_picture_has_is_none(value, text):
 def test_another_network_gives_its_backbone_to_a_fresh_head_and_that_is_said(tmp_path, capsys):
     weights = fresh("semantic_fpn", tmp_path / "fpn.safetensors")
     known = load_model(weights)
-    for head, classes, kept in (("semantic_fpn", 7, True), ("semantic_fpn", 8, False)):
-        assert has_this_head(weights, known, head, classes) is kept
-        assert ("only the backbone" in capsys.readouterr().err) is not kept
-    assert not has_this_head(weights, known, "retinanet", 7)
-    assert "only the backbone of this semantic_fpn of 7 classes is used" in capsys.readouterr().err
+    assert has_this_head(weights, known, "semantic_fpn", CLASSES)
+    assert not capsys.readouterr().err
+    for head, classes, of in (
+        ("semantic_fpn", sorted(CLASSES), "other classes"),  # or their names would change places
+        ("semantic_fpn", [*CLASSES, "sky"], "7 classes"),
+        ("retinanet", CLASSES, "7 classes"),
+    ):
+        assert not has_this_head(weights, known, head, classes)
+        line = f"only the backbone of this semantic_fpn of {of} is used"
+        assert line in capsys.readouterr().err
+    known.settings = known.settings.changed(classes=())
+    assert has_this_head(weights, known, "semantic_fpn", sorted(CLASSES))  # the number decides
 
 
 def demo(command: str, capsys) -> list[tuple[Scene, list[dict]]]:

@@ -107,7 +107,7 @@ def labeled_folder(tmp_path, names=("0", "7")):
 def test_evaluate_counts_right_answers_and_names_unreadable_pictures(tmp_path, capsys):
     folder, report = labeled_folder(tmp_path), tmp_path / "report.json"
     options = ["--weights", NANO, "--size", "32", "--batch-size", "1", "--json", str(report)]
-    assert main(["evaluate", str(folder), *options]) == 0
+    assert main(["evaluate", str(folder), *options]) == 1  # as classify says it
     captured = capsys.readouterr()
     assert "of 2 pictures" in captured.out and "1 unreadable" in captured.out
     assert "broken.jpg" in captured.err
@@ -177,7 +177,7 @@ def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
         tmp_path / "j",
     )
     options = ["--weights", str(weights), "--json", str(report)]
-    assert main(["evaluate", str(folder), *options]) == 0
+    assert main(["evaluate", str(folder), *options]) == 1  # a picture is broken
     figures = json.loads(report.read_text())
     assert set(figures["confusion"]) == {"2", "10"} and figures["classes"] == list(names)
     (folder / "11").mkdir()
@@ -186,7 +186,7 @@ def test_evaluate_goes_by_the_names_in_the_file(failure, tmp_path, capsys):
     assert "found '11', no class" in line
     option = tmp_path / "names.txt"
     option.write_text("".join(f"{i}\n" for i in (*range(2, 11), 11)))
-    assert main(["evaluate", str(folder), *options, "--classes", str(option)]) == 0
+    assert main(["evaluate", str(folder), *options, "--classes", str(option)]) == 1
     assert set(json.loads(report.read_text())["confusion"]) == {"2", "10"}
 
 

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
+    """Measure and report; returns 1 if a picture could not be read."""
     if args.task:
         return evaluate_dense.run(args)
     from tinygmf.data.evaluation import evaluate
@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
     predict = chosen_predictor(args, args.batch_size)
     names = chosen_classes(args, predict)
     samples, load = chosen_pictures(args, names, predict.image_size)
-    report(evaluate(predict, samples, load=load), names, load, args)
-    return 0
+    result = evaluate(predict, samples, load=load)
+    report(result, names, load, args)
+    return int(bool(result.unreadable))
 
 
 def chosen_pictures(

@@ -68,7 +68,8 @@ def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) 
         device = chosen_device(args)
         model = load_model(args.weights, entry=args.entry)
         require(args.weights, model, kinds)
-        names, look_at = chosen_names(args, model), look(model, device)
+        names = names_for(own_names(args, model), model.config.num_classes)
+        look_at = look(model, device)
         paths = places(out) if out else None
         for number, (name, pixels) in enumerate(pictures.read(pixels_of), start=1):
             lines, found, draw = look_at(pixels, names, number)
@@ -95,7 +96,8 @@ def require(path: Any, model: Any, kinds: str) -> str:
     return kind
 
 
-def chosen_names(args: argparse.Namespace, model: Any) -> list[str]:
+def own_names(args: argparse.Namespace, model: Any) -> list[str]:
+    """The names of the network's classes, by --classes or its file; none if neither has them."""
     from tinygmf.data.classes import known_names
 
     count = model.config.num_classes
@@ -105,7 +107,7 @@ def chosen_names(args: argparse.Namespace, model: Any) -> list[str]:
             f"{known[0]}: expected {count} names, one for each class of {args.weights}, found "
             f"{len(known[1])}: name another file with --classes"
         )
-    return names_for(known[1] if known else (), count)
+    return known[1] if known else []
 
 
 def pixels_of(picture: Any) -> np.ndarray:

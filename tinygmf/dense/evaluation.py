@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from tinygmf.data.annotations import IGNORE, Annotations
+from tinygmf.data.classes import SHOWN, ClassIndex
 from tinygmf.data.coco import coco_results, coco_truth
 from tinygmf.data.dense_data import DenseDataset
 from tinygmf.dense.detector import Detector
 from tinygmf.dense.measures import DetectionScore, SegmentationScore, average_precision
 from tinygmf.dense.segmenter import Segmenter
+from tinygmf.files import printable
+
+
+def renumbered(data: DenseDataset, names: Sequence[str]) -> DenseDataset:
+    """The data with its classes numbered, by name, as in a network's `names`. The background of
+    objects is 0 in both, whatever it is called.
+
+    Raises ValueError if the network does not know one of the classes.
+    """
+    if list(names) == data.classes:
+        return data
+    first = int(data.task != "segment")
+    index = ClassIndex(names[first:], numbers=False)
+    found = {name: index(name) for name in data.classes[first:]}
+    if others := [printable(name) for name, number in found.items() if number is None]:
+        shown = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
+        raise ValueError(
+            f"{data.name}: expected the network's {len(index.names)} classes ({index}), found "
+            f"others: {shown}: choose other weights or other data, or name the "
+            "network's classes with --classes"
+        )
+    numbers = [0] * first + [first + number for number in found.values() if number is not None]
+    table = np.full(max(len(numbers), IGNORE + 1), IGNORE)
+    table[: len(numbers)] = numbers
+
+    def load(source: Any) -> tuple[Image.Image, Annotations]:
+        picture, known = data.load(source)
+        if known.class_map is not None:
+            known = replace(known, class_map=table[known.class_map].astype(np.uint8))
+        return picture, replace(known, labels=table[known.labels])
+
+    return replace(data, classes=list(names), load=load, category_ids=[])
 
 
 def score_segmentation(model: Any, data: DenseDataset, **options: Any) -> SegmentationScore:

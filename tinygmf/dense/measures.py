@@ -26,16 +26,18 @@ class MeasureError(ValueError):
 
 @dataclass
 class SegmentationScore:
-    """Pixel counts: `confusion[t, p]` pixels of class t were classified as p."""
+    """Counts: of pictures, and of their pixels: `confusion[t, p]` pixels of class t were classified
+    as p."""
 
     classes: list[str]
+    pictures: int = 0
     confusion: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.confusion = np.zeros((len(self.classes), len(self.classes)), np.int64)
 
     def add(self, found: np.ndarray, truth: np.ndarray) -> None:
-        """Count class maps of any shape, both the same; ignore pixels whose truth is 255.
+        """Count a picture's class maps, both of one shape; ignore pixels whose truth is 255.
 
         Raises ValueError if the shapes differ or a value is not a class.
         """
@@ -48,6 +50,7 @@ class SegmentationScore:
             raise ValueError(f"class map: expected classes below {size}, found {pairs.max()}")
         counts = np.bincount(pairs[0] * size + pairs[1], minlength=size * size)
         self.confusion += counts.reshape(size, size)
+        self.pictures += 1
 
     @property
     def iou(self) -> np.ndarray:
@@ -85,7 +88,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 @dataclass
 class DetectionScore:
-    """COCO's average precision; NaN if there are no objects.
+    """COCO's average precision on so many pictures; NaN if there are no objects.
 
     `ap` is the mean over the overlaps 0.5, 0.55 … 0.95, `ap50` and `ap75` are at a single one;
     `ap_small` is for objects below 32x32 pixels, `ap_large` from 96x96 on; `by_class` has `ap` and
@@ -99,6 +102,7 @@ class DetectionScore:
     ap_medium: float
     ap_large: float
     by_class: dict[str, tuple[float, float]]
+    pictures: int
 
 
 def average_precision(
@@ -130,7 +134,8 @@ def average_precision(
         judge.summarize()
     stats = np.where(judge.stats < 0, np.nan, judge.stats)[:6].tolist()
     ap, ap50, ap75, small, medium, large = stats
-    return DetectionScore(ap, ap50, ap75, small, medium, large, _by_class(truth, judge))
+    rows, pictures = _by_class(truth, judge), len(truth["images"])
+    return DetectionScore(ap, ap50, ap75, small, medium, large, rows, pictures)
 
 
 def _by_class(truth: dict[str, Any], judge: Any) -> dict[str, tuple[float, float]]:
