@@ -12,7 +12,7 @@ from typing import Any
 
 from tinygmf.data.augment import option
 from tinygmf.data.dense_augment import DenseAugment
-from tinygmf.training.recipe import Recipe
+from tinygmf.training.recipe import Recipe, require_finite
 
 SCHEDULES = "poly", "cosine"
 
@@ -51,6 +51,7 @@ class DenseRecipe:
     ema_decay = Recipe.ema_decay
 
     def __post_init__(self) -> None:
+        require_finite(self)
         for name in ("batch_size", "epochs", "accumulate"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("size", self.size >= 32, "at least 32 pixels")

@@ -46,6 +46,7 @@ class Recipe(BatchRecipe):
     ema: float = option(0.0, "decay of the weights' moving average, which is the result")
 
     def __post_init__(self) -> None:
+        require_finite(self)
         super().__post_init__()
         for name in ("epochs", "accumulate"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -77,6 +78,14 @@ class Recipe(BatchRecipe):
         """The moving average's decay at a step, counted from 0. It starts small, or the initial
         weights would dominate the average of a short run."""
         return min(self.ema, (1 + step) / (10 + step))
+
+
+def require_finite(recipe: Any) -> None:
+    """Raise ValueError, which names the option, for a field that is infinite or no number."""
+    for name in (field.name for field in fields(recipe)):
+        value = getattr(recipe, name)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        recipe._require(name, finite, "a finite number")
 
 
 QUICK = Recipe(
