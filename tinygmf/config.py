@@ -22,6 +22,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP = 224 / 256
 PUBLISHED_SIZE = 224  # pixels
+LARGEST_SIZE = 10_000_000  # pixels of a side: more is a slip, or nonsense in a file
+SMALLEST_CROP = 1e-6
 
 AGGREGATORS = ("convolution", "average", "maximum", "minimum", "none")
 
@@ -173,11 +175,19 @@ class Settings:
         """
         known: dict[str, Any] = {}
         for name, expected, holds in (
-            ("image_size", "a number of pixels", lambda v: v is None or (type(v) is int and v > 0)),
+            (
+                "image_size",
+                f"a number of pixels, at most {LARGEST_SIZE:,},",
+                lambda v: v is None or (type(v) is int and 0 < v <= LARGEST_SIZE),
+            ),
             ("classes", "a list of names", lambda v: _is_list(v, lambda x: isinstance(x, str))),
             ("mean", "three positive numbers", lambda v: _is_list(v, _is_positive) and len(v) == 3),
             ("std", "three positive numbers", lambda v: _is_list(v, _is_positive) and len(v) == 3),
-            ("crop", "a positive number", _is_positive),
+            (
+                "crop",
+                f"a share of the side, {SMALLEST_CROP} to 1,",
+                lambda v: _is_positive(v) and SMALLEST_CROP <= v <= 1,
+            ),
         ):
             if name not in values:
                 continue

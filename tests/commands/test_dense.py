@@ -225,6 +225,20 @@ def test_the_detection_demo_finds_most_objects_of_its_scenes(capsys):
     assert hits > 0.7 * objects
 
 
+def test_the_sizes_of_a_network_are_checked_as_its_option_is(failure, tmp_path, capsys):
+    model = load_model("scenes-segment")
+    model.settings = model.settings.changed(min_size=9_000_000, max_size=9_000_000)
+    save_model(model, weights := tmp_path / "x.safetensors")
+    for command in (["segment", "a.png"], ["evaluate", "scenes", "--task", "segment"]):
+        line = failure(*command, "--weights", weights, *ON_CPU)
+        assert "x.safetensors: min_size 9000000: expected pictures that fit in" in line
+    line = failure("segment", "a.png", "--weights", weights, "--min-size", 8_000_000, *ON_CPU)
+    assert "--min-size 8000000: expected pictures that fit in" in line
+    with pytest.raises(SystemExit):
+        main(["segment", "--demo", "--min-size", "0"])
+    assert "--min-size: expected a whole number from 1 to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -238,6 +252,14 @@ def test_the_detection_demo_finds_most_objects_of_its_scenes(capsys):
         (["train", "scenes", "--task", "segment", "--mixup", "1"], "--mixup: expected no such"),
         (["train", "digits", "--head", "upernet"], "--head: expected --task with it, found none"),
         (["train", "nothing", "--task", "detect"], "nothing: expected annotated pictures"),
+        (
+            ["train", "scenes", "--task", "segment", "--size", "100000000"],
+            "--size 100000000: expected pictures that fit in",
+        ),
+        (
+            ["train", "scenes", "--task", "segment", "--learning-rate", "inf"],
+            "--learning-rate: expected a finite number, found inf",
+        ),
         (["segment", "--demo", "a.png"], "--demo: expected it alone, found PICTURE"),
         (["detect"], "PICTURE: expected one, found none"),
         (["detect", "a.png"], "--weights: expected one, found none"),

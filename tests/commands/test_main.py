@@ -90,6 +90,22 @@ def test_a_size_that_no_memory_holds_is_refused_at_once(failure, picture, comman
     assert "found that one needs at least 32000 GB: give a smaller size" in line
 
 
+@pytest.mark.parametrize("command", ["classify", "explain"])
+def test_so_is_one_that_the_file_of_weights_asks_for(failure, picture, command, tmp_path):
+    weights = named_network(tmp_path / "x.safetensors", image_size=1_000_000)
+    line = failure(command, str(picture), "--weights", str(weights))
+    assert "x.safetensors: image_size 1000000: expected pictures that fit in" in line
+
+
+@pytest.mark.parametrize("size", [0, 10**8, 10**26, "9" * 5000])
+@pytest.mark.parametrize("words", [["info", "digits", "--size"], ["tune", "--size"]])
+def test_a_size_that_means_nothing_is_refused(words, size, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, str(size)])
+    expected = "argument --size: expected a whole number from 1 to 10000000, found '"
+    assert expected in capsys.readouterr().err
+
+
 def test_classify_tells_of_a_device_that_is_not_there(failure, picture):
     line = failure("classify", str(picture), "--weights", NANO, "--device", "ABACUS")
     assert "ABACUS" in line and "CPU" in line

@@ -49,11 +49,14 @@ def test_a_dense_networks_backbone_is_shown_pictures_of_the_size_it_learned_from
     [
         {"image_size": "large"},
         {"image_size": -1},
+        {"image_size": 10**12},
         {"classes": "cat"},
         {"classes": [1]},
         {"mean": [0.5, float("nan"), 0.5]},
         {"std": 0.2},
         {"crop": [[]]},
+        {"crop": 1e9},
+        {"crop": 1e-300},
     ],
 )
 def test_nonsense_in_the_metadata_is_one_line(model, tmp_path, wrong):

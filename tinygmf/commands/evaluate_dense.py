@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.json)
     device = chosen_device(args)
     model = load_model(args.weights, entry=args.entry)
-    require(args.weights, model, NETWORKS[args.task])
+    require(args, model, NETWORKS[args.task])
     data = chosen_data(args, model)
     measure = segmentation_figures if args.task == "segment" else detection_figures
     figures = measure(model, data, device)

@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinygmf.config import PUBLISHED_SIZE
+from tinygmf.config import LARGEST_SIZE, PUBLISHED_SIZE
 from tinygmf.tensors import DTYPES
 from tinygmf.weights.reading import BUNDLED
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return int(text)
+    """A whole number of at least 1, and of no more than makes sense anywhere."""
+    number = int(text[:20]) if text.isdecimal() else 0  # Python refuses thousands of digits
+    if not 1 <= number <= LARGEST_SIZE:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 1 to {LARGEST_SIZE}, found {text[:60]!r}"
+        )
+    return number
 
 
 def add_weights(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -103,26 +106,27 @@ def chosen_size(args: argparse.Namespace, model: Any) -> int:
     Prints a line if the network was trained at another size. Raises ValueError if even one picture
     and its first maps do not fit in memory.
     """
-    check_memory(args.size, model.config)
     trained = model.settings.image_size
+    size = args.size or trained or PUBLISHED_SIZE
+    where = f"--size {size}" if args.size else f"{args.weights}: image_size {size}"
+    check_memory(size, model.config, where)
     if args.size and trained and args.size != trained:
         print(
             f"{args.weights}: trained at a size of {trained} pixels, used at {args.size}",
             file=sys.stderr,
         )
-    return args.size or trained or PUBLISHED_SIZE
+    return size
 
 
-def check_memory(size: int | None, config: Any) -> None:
-    """Raise ValueError if one picture of --size and the stem's maps do not fit in memory: the
-    system would kill the process without a message."""
-    there = memory_here()
-    if size is None or there is None:
+def check_memory(size: int, config: Any, where: str) -> None:
+    """Raise ValueError if one picture of this size, which comes from `where`, and the stem's maps
+    do not fit in memory: the system would kill the process without a message."""
+    if (there := memory_here()) is None:
         return
     pixels = config.in_chans + config.embedding_dims[0] / 4  # the stem's maps have half the side
     if (needed := 4 * pixels * size**2) > there:
         raise ValueError(
-            f"--size {size}: expected pictures that fit in {there / 1e9:.0f} GB of memory, found "
+            f"{where}: expected pictures that fit in {there / 1e9:.0f} GB of memory, found "
             f"that one needs at least {needed / 1e9:.0f} GB: give a smaller size"
         )
 

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tinygmf.commands.options import add_classes, add_device, add_weights, chosen_device
+from tinygmf.commands.options import (
+    add_classes,
+    add_device,
+    add_weights,
+    check_memory,
+    chosen_device,
+    positive,
+)
 from tinygmf.commands.pictures import Pictures, add_pictures
 from tinygmf.dense.drawing import names_for
 from tinygmf.files import printable, replacing
@@ -36,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print results in COCO's format; draw only with --out"
     )
     parser.add_argument(
-        "--min-size", type=int, metavar="N", help="shorter side, in pixels, that the network sees"
+        "--min-size",
+        type=positive,
+        metavar="N",
+        help="shorter side, in pixels, that the network sees",
     )
     add_classes(parser)
     add_device(parser)
@@ -67,7 +77,7 @@ def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) 
     with contextlib.redirect_stdout(sys.stderr):  # what tinygrad prints is not a result
         device = chosen_device(args)
         model = load_model(args.weights, entry=args.entry)
-        require(args.weights, model, kinds)
+        require(args, model, kinds)
         names = names_for(own_names(args, model), model.config.num_classes)
         look_at = look(model, device)
         paths = places(out) if out else None
@@ -84,16 +94,19 @@ def run(args: argparse.Namespace, kinds: str, look: Callable[[Any, str], Look]) 
     return code
 
 
-def require(path: Any, model: Any, kinds: str) -> str:
-    """The kind of a network. Raises ValueError unless it is one of `kinds`."""
+def require(args: argparse.Namespace, model: Any, kinds: str) -> None:
+    """Raise ValueError unless the network is one of `kinds`, and a picture fits in memory."""
     from tinygmf.dense.networks import kind_of_network
 
     kind = kind_of_network(model)
     if kind not in kinds.split():
         expected = " or ".join(kinds.split())
         found = kind or "a classification network"
-        raise ValueError(f"{path}: expected {expected}, found {found}: name another file")
-    return kind
+        raise ValueError(f"{args.weights}: expected {expected}, found {found}: name another file")
+    given, settings = getattr(args, "min_size", None), model.settings
+    size = min(given or settings.min_size, settings.max_size)
+    where = f"--min-size {given}" if given else f"{args.weights}: min_size {size}"
+    check_memory(size, model.config.backbone, where)
 
 
 def own_names(args: argparse.Namespace, model: Any) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygmf.commands import train_dense
-from tinygmf.commands.options import add_entry, add_threads
+from tinygmf.commands.options import add_entry, add_threads, check_memory
 from tinygmf.commands.run_folder import (
     RUN,
     WEIGHTS,
@@ -195,15 +195,23 @@ def recipe_and_data(args: argparse.Namespace, about: dict[str, Any] | None) -> t
     then = about["recipe"] if about else None
     if args.task is not None:
         recipe: Any = train_dense.chosen_recipe(args, RECIPE_OPTIONS, then)
+        require_memory(recipe.size)
         return recipe, train_dense.chosen_data(args, recipe)
     recipe = chosen_recipe(args, then)
+    require_memory(recipe.size)  # shapes are drawn in this size
     data = chosen_data(args, recipe)
     if data.skipped:
         print(f"skipped: {data.skipped}", file=sys.stderr)
     recipe = recipe if then else fitted(args, recipe, data)
+    require_memory(recipe.size)
     data.check(recipe.batch_size * recipe.accumulate)
     tell_classes(data)
     return recipe, data
+
+
+def require_memory(size: int) -> None:
+    """Raise ValueError if not even nano could see a picture of this size."""
+    check_memory(size, VARIANTS["groupmixformer_nano"], f"--size {size}")
 
 
 def network_to_train(args: argparse.Namespace, data: Any, recipe: Any, resuming: bool) -> Any:

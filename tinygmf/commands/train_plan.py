@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygmf.config import variant_name
+from tinygmf.config import Settings, variant_name
 from tinygmf.training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -69,10 +69,14 @@ def usual_epochs(recipe: Recipe, pictures: int) -> int:
 def usual_size(weights: Path | None, otherwise: int, data: Dataset) -> int:
     """The training size of --weights, if their file has it; for fresh or bundled weights 64 pixels,
     or 32 if the pictures are smaller than 64."""
-    from tinygmf.weights.reading import is_bundled, network_file, read_metadata
+    from tinygmf.weights.reading import CheckpointError, is_bundled, network_file, read_metadata
 
     if weights is not None and not is_bundled(weights):
-        return read_metadata(network_file(weights)).get("image_size") or otherwise
+        metadata = read_metadata(network_file(weights))
+        try:
+            return Settings.from_json(metadata).image_size or otherwise
+        except ValueError as error:
+            raise CheckpointError(f"{weights}: {error}") from None
     return USUAL if data.typical_side() >= USUAL else SMALL
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from tinygmf.config import Settings
+from tinygmf.config import LARGEST_SIZE, Settings
 
 Anchors = tuple[Any, ...]  # one size per level, or a tuple of sizes per level
 
@@ -57,7 +57,7 @@ def _like(default: Any, value: Any, name: str) -> Any:
             return tuple(value)
     elif isinstance(default, float) and type(value) in (int, float) and 0 <= value < math.inf:
         return float(value)
-    elif type(default) is int and type(value) is int and value > 0:
+    elif type(default) is int and type(value) is int and 0 < value <= LARGEST_SIZE:
         return value
     elif default is None or default == ():
         return value  # image_size and classes, which `Settings` checks
