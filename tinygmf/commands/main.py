@@ -95,9 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # the reader has closed its end
         return CLOSED_PIPE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("tinygmf: interrupted", file=sys.stderr)
-        return interrupt.EXIT_CODE
+        return interrupt.exit_code(error)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(f"tinygmf: {_line(error)}", file=sys.stderr)
         return 2
