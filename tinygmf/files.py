@@ -1,5 +1,6 @@
 """Writing files so that none is ever lost or half-written; reading people's text files."""
 
+import difflib
 import os
 import re
 import secrets
@@ -7,7 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,12 @@ def printable(name: str) -> str:
     """A file name for a terminal or a list: characters that cannot be shown, such as line feeds and
     undecodable bytes, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that it resembles, if any does."""
+    near = difflib.get_close_matches(word, list(names), 1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def is_private(found: os.stat_result) -> bool:
@@ -127,6 +134,18 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{one_line(os.fspath(path))}: cannot be written: {error.strerror}: choose another "
             "path, or make its folder"
+        ) from None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that results are written to. Raises ValueError, in one line."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = "a file of this name" if path.is_file() else error.strerror
+        raise ValueError(
+            f"--out {one_line(str(path))}: expected a folder, new or not, found {found}: choose "
+            "another"
         ) from None
 
 

@@ -151,6 +151,7 @@ def pictures(tmp_path) -> Path:
     [
         (["--weights", "no.pth"], "no.pth: cannot be read: No such file"),
         (["--weights", __file__], "expected a .pth or .safetensors file"),
+        (["--weights", "{data}"], "found a folder or a device: name a file, or the folder of a"),
         (["--resume", "--out", "{out}/new"], "expected a run in {out}/new, found none"),
         (["--resume", "--out", "{out}/a.pth"], "--resume: expected the folder of a run"),
         (["--num-classes", "3"], "--num-classes: expected 2, the classes of {data}, found 3"),
@@ -191,6 +192,11 @@ def test_data_that_is_none_is_one_line(failure, tmp_path):
     )
     (tmp_path / "empty").mkdir()
     assert "one folder for each class, found none" in failure("train", tmp_path / "empty")
+
+
+def test_a_picture_is_no_data_and_its_folder_is_to_be_named(failure, pictures):
+    line = failure("train", pictures / "cat" / "0.png")
+    assert "0.png: expected a folder of pictures, found one picture: name its folder" in line
 
 
 def test_broken_pictures_alone_are_one_line(failure, pictures):

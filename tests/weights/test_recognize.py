@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from pickles import archive, refusal, state, tensor, torch_save
 
+from tinygmf.dense.networks import load_model
+from tinygmf.training.state import TrainingState
 from tinygmf.weights.checkpoint import load_weights, read_tensors, write_tensors
 from tinygmf.weights.unpickle import MAX_PICKLE_BYTES
 
@@ -139,3 +141,12 @@ def test_an_archive_that_torch_cannot_have_written_is_refused(tmp_path):
     assert "duplicate names" in refusal(path)
     huge = b"\x80\x02" + b"}" * MAX_PICKLE_BYTES
     assert "larger than" in refusal(archive(path, huge))
+
+
+@pytest.mark.parametrize("load", [load_weights, load_model])
+def test_the_state_of_a_run_stands_for_the_network_beside_it(load, tmp_path):
+    """Copied elsewhere, it no longer does."""
+    path = tmp_path / "run.safetensors"
+    write_tensors(dict.fromkeys(TrainingState.CHANGING, np.zeros(3, np.float32)), path)
+    expected = "run.safetensors: expected a network, found the state of a training run: name its"
+    assert expected in refusal(path, load)

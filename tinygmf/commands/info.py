@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tinygmf.commands.options import add_entry, add_size
+from tinygmf.commands.options import SHORT, add_entry, add_size
 from tinygmf.config import PUBLISHED_SIZE, VARIANTS, GroupMixFormerConfig, full_name
+from tinygmf.files import did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
     """The configuration of a listed network or of one in a file, the picture size if its settings
     have one, and the network itself."""
     from tinygmf.dense.networks import create_model, list_models, load_model
-    from tinygmf.weights.reading import find_weights
+    from tinygmf.weights.reading import BUNDLED, find_weights
 
     if full_name(name) in VARIANTS:
         return VARIANTS[full_name(name)], None, None
@@ -50,8 +51,10 @@ def _named(name: str, entry: str | None) -> tuple[Any, int | None, Any]:
     elif find_weights(name).exists():
         model = load_model(name, entry=entry)
     else:
+        near = did_you_mean(name, [*SHORT, *list_models(), *BUNDLED])
         raise ValueError(
-            f"{name}: expected a weight file or one of {', '.join(list_models())}, found neither"
+            f"{name}: expected a weight file or one of {', '.join(list_models())}, found "
+            f"neither{near}"
         )
     settings = model.settings
     return model.config, getattr(settings, "min_size", settings.image_size), model

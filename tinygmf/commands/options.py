@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinygmf.config import LARGEST_SIZE, PUBLISHED_SIZE
+from tinygmf.config import LARGEST_SIZE, PUBLISHED_SIZE, VARIANTS, full_name
+from tinygmf.files import did_you_mean
 from tinygmf.tensors import DTYPES
 from tinygmf.weights.reading import BUNDLED
+
+SHORT = [name.removeprefix("groupmixformer_") for name in VARIANTS]
 
 
 def positive(text: str) -> int:
@@ -22,6 +25,16 @@ def positive(text: str) -> int:
             f"expected a whole number from 1 to {LARGEST_SIZE}, found {text[:60]!r}"
         )
     return number
+
+
+def variant(text: str) -> str:
+    """The whole name of a listed network."""
+    if full_name(text) not in VARIANTS:
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(SHORT)}, or such a name with groupmixformer_ before it, found "
+            f"{text!r}{did_you_mean(text, [*SHORT, *VARIANTS])}"
+        )
+    return full_name(text)
 
 
 def add_weights(parser: argparse.ArgumentParser, required: bool = True) -> None:

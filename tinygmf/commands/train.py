@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygmf.commands import train_dense
-from tinygmf.commands.options import add_entry, add_threads, check_memory
+from tinygmf.commands.options import SHORT, add_entry, add_threads, check_memory, variant
 from tinygmf.commands.run_folder import (
     RUN,
     WEIGHTS,
@@ -23,7 +23,7 @@ from tinygmf.commands.run_folder import (
     usual_folder,
 )
 from tinygmf.commands.train_plan import fitted, tell_classes, tell_plan, usual_recipe
-from tinygmf.config import VARIANTS, full_name
+from tinygmf.config import VARIANTS
 from tinygmf.training.recipe import NETWORKS, RECIPES, Recipe, recipe_options
 
 CONVERTERS = {"int": int, "float": float, "float | None": float, "str": str}
@@ -45,9 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
         "--model",
-        type=full_name,
+        type=variant,
         choices=list(VARIANTS),
-        help="a network with fresh weights; by default nano, and for fashion-mnist a wider one",
+        metavar="NAME",
+        help=f"a network with fresh weights: {', '.join(SHORT)} (groupmixformer_nano and so on are "
+        "understood as well); by default nano, and for fashion-mnist a wider one",
     )
     start.add_argument(
         "--weights",
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         nargs="?",
-        const="",
+        const=False,
         metavar="FOLDER",
         help="continue the run in FOLDER, or in --out, with the options it was started with; a "
         "finished run needs more --epochs",
@@ -109,7 +111,12 @@ def chosen_data(args: argparse.Namespace, recipe: Recipe) -> Any:
     """The data set that DATA names."""
     from tinygmf.data.dataset import DataError
     from tinygmf.data.named import open_data
+    from tinygmf.image import looks_like_picture
 
+    if looks_like_picture(args.data):
+        raise DataError(
+            f"{args.data}: expected a folder of pictures, found one picture: name its folder"
+        )
     own = [chosen_out(args)]  # the run's own files are not a class of pictures
     data = open_data(args.data, recipe.size, recipe.seed, own)
     if args.num_classes not in (None, len(data.classes)):

@@ -44,6 +44,7 @@ CONTAINERS = (dict, list, tuple, Placeholder)
 MAX_DEPTH, MAX_PATH, MAX_LIST, MAX_NETWORKS, MAX_MODULE = 16, 500, 10_000, 1_000, 50_000
 MAX_PARTS = 32  # of a name, between its dots
 SHOWN = 3  # names that a message lists
+RUN_STATE = {"weights", "gradient", "first", "second"}  # in a run's file (`training.state`)
 
 
 class Found(NamedTuple):
@@ -103,6 +104,11 @@ def find_network(tree: Any, entry: str | None = None) -> Found:
             sets.append(f"{name or 'the file'} holds {_list(list(values))}")
         if len(networks) > MAX_NETWORKS:
             raise ValueError(f"it holds more than {MAX_NETWORKS} networks")
+    if not networks and RUN_STATE.issubset(_members(tree)):
+        raise ValueError(
+            "expected a network, found the state of a training run: name its folder, or the "
+            "model.safetensors there"
+        )
     if not networks:
         raise ValueError(f"not a GroupMixFormer: {'; '.join(sets) or 'it holds no named tensors'}")
     whole = _distinct([network for network in networks if _is_whole(network)])

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from tinygmf.files import one_line
+from tinygmf.files import did_you_mean, one_line
 from tinygmf.weights.entries import Found, find_tensors
 from tinygmf.weights.notes import BFLOAT16, Content, view
 from tinygmf.weights.pth import looks_legacy, read_legacy, read_pth
@@ -68,7 +68,8 @@ def read_checkpoint(
         with open(found, "rb") as file:
             return parse_checkpoint(file, size, find)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        near = did_you_mean(os.fspath(path), BUNDLED)
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}{near}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -144,7 +145,10 @@ def _regular_size(path: Path) -> int:
     """Return a regular file's size; ValueError for others, which could block or never end."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("expected a weight file, found a folder or a device; name a file")
+        raise ValueError(
+            "expected a weight file, found a folder or a device: name a file, or the folder of a "
+            "training run"
+        )
     if not status.st_size:
         raise ValueError("expected a .pth or .safetensors file, found it empty; copy it again")
     return status.st_size
