@@ -114,10 +114,48 @@ def test_completion_without_shtab_says_what_is_missing(monkeypatch, capsys):
         (["train", "digits", "--lr", "1"], "--learning-rate"),
         (["train", "digits", "--epohcs", "1"], "--epochs"),
         (["classify", "x.png", "--weights", "digits", "--topn", "3"], "--topk"),
+        (["clasify", "x.png"], "classify"),
+        (["train", "digits", "--model", "tinny"], "tiny"),
+        (["train", "digits", "--model", "groupmixformer_tinny"], "groupmixformer_tiny"),
+        (["train", "digits", "--recipe", "qick"], "quick"),
+        (["evaluate", "x", "--weights", "digits", "--task", "segmnt"], "segment"),
     ],
 )
-def test_an_unknown_option_is_answered_with_the_nearest(words, meant, capsys):
+def test_an_unknown_word_is_answered_with_the_nearest(words, meant, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
     assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["convert", "digit", "x.pth"], "digits"),
+        (["info", "tinny"], "tiny"),
+        (["info", "scene-segment"], "scenes-segment"),
+    ],
+)
+def test_so_is_the_name_of_a_network(words, meant, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith(f"; did you mean {meant}?\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", ""], "DATA"),
+        (["train", "--resume", ""], "--resume"),
+        (["train", "digits", "--weights="], "--weights"),
+        (["classify", "x.png", ""], "PICTURE"),
+        (["evaluate", "", "--weights", "digits"], "FOLDER"),
+        (["segment", "--demo", "--out", ""], "--out"),
+        (["export", "", "--to", "c", "--out", "x"], "WEIGHTS"),
+    ],
+)
+def test_an_unset_variable_of_the_shell_is_not_the_current_folder(words, name, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"argument {name}: expected a name, found an empty text: name one")

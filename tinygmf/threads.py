@@ -23,6 +23,17 @@ def thread_count() -> int:
     return min(asked or available_cores(), available_cores())
 
 
+def useless_variable() -> str:
+    """A line about OMP_NUM_THREADS if it is set to what is no number of threads; else ""."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if _asked or not value or _number(value.split(",")[0]):
+        return ""
+    return (
+        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {value!r}: uses "
+        f"{thread_count()}"
+    )
+
+
 @cache
 def available_cores() -> int:
     """The cores that this process may use, by its affinity and its container."""

@@ -106,6 +106,32 @@ def test_a_size_that_means_nothing_is_refused(words, size, capsys):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["--1,1", "1", "1,2,3", "a,b", "1,", "9" * 5000 + ",1"])
+def test_a_query_is_two_numbers(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "x.png", "--weights", "digits", f"--query={text}"])
+    assert f"expected two whole numbers Y,X, found '{text[:60]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate", "segment"])
+def test_a_file_where_the_results_folder_belongs_is_one_line(failure, picture, command):
+    weights = "scenes-segment" if command == "segment" else NANO
+    line = failure(command, str(picture), "--weights", weights, "--out", str(picture))
+    assert f"--out {picture}: expected a folder, new or not, found a file of this name" in line
+
+
+@pytest.mark.parametrize("value", ["garbage", "-5", "0"])
+def test_a_number_of_threads_that_is_none_is_told(failure, monkeypatch, value, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert main(["classify", "no.png", "--weights", NANO]) == 2
+    told, _ = capsys.readouterr().err.splitlines()
+    expected = f"OMP_NUM_THREADS: expected a whole number of at least 1, found '{value}': uses "
+    assert told.startswith(f"tinygmf: {expected}")
+    assert "no.png" in failure("classify", "no.png", "--weights", NANO, "--threads", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")  # of nested loops
+    assert "no.png" in failure("classify", "no.png", "--weights", NANO)
+
+
 def test_classify_tells_of_a_device_that_is_not_there(failure, picture):
     line = failure("classify", str(picture), "--weights", NANO, "--device", "ABACUS")
     assert "ABACUS" in line and "CPU" in line

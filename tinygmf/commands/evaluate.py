@@ -18,7 +18,7 @@ from tinygmf.commands.options import (
     chosen_predictor,
     positive,
 )
-from tinygmf.files import printable, replacing, require_writable
+from tinygmf.files import make_folder, printable, replacing, require_writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.json)
     if args.out:
         require_matplotlib()
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out)
     predict = chosen_predictor(args, args.batch_size)
     names = chosen_classes(args, predict)
     samples, load = chosen_pictures(args, names, predict.image_size)

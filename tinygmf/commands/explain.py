@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -43,10 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _position(text: str) -> Position:
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"expected two whole numbers Y,X, found {text!r}")
-    return int(parts[0]), int(parts[1])
+    if not (found := re.fullmatch(r"\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*", text)):
+        raise argparse.ArgumentTypeError(f"expected two whole numbers Y,X, found {text[:60]!r}")
+    return int(found[1]), int(found[2])
 
 
 class Looked(NamedTuple):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import gc
 import os
 import re
@@ -16,14 +15,16 @@ import sys
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
 
 from tinygmf import __version__
 from tinygmf.commands import interrupt
 from tinygmf.commands.examples import ending
 from tinygmf.engine.devices import DeviceError, first_line
 from tinygmf.engine.user_cache import do_without_kernel_cache
-from tinygmf.files import one_line
-from tinygmf.threads import limit_threads
+from tinygmf.files import did_you_mean, one_line
+from tinygmf.threads import limit_threads, useless_variable
 
 SYNONYMS = {  # what other programs call an option
     "--lr": "--learning-rate",
@@ -56,9 +57,25 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests what an unknown choice was meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
+        super().error(message)
+
+
+def not_empty(text: str) -> str:
+    """The text. An unset shell variable is empty, and as a path it would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, found an empty text: name one")
+    return text
+
+
 def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """A parser of every subcommand; only those in `words` are imported and given their options."""
-    parser = argparse.ArgumentParser(prog="tinygmf", description="GroupMixFormer in tinygrad.")
+    parser = Parser(prog="tinygmf", description="GroupMixFormer in tinygrad.")
     parser.add_argument("--version", action="version", version=f"tinygmf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
@@ -69,6 +86,8 @@ def build_parser(words: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
             epilog=ending(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        command.register("type", None, not_empty)
+        command.register("type", Path, lambda text: Path(not_empty(text)))
         if name in words:
             module = import_module(f"tinygmf.commands.{name}")
             module.add_arguments(command)
@@ -115,6 +134,8 @@ def _run(words: list[str]) -> int:
         question = hint(unknown, args.parser)
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{question}")
     limit_threads(getattr(args, "threads", None))
+    if "device" in args and (line := useless_variable()):
+        print(f"tinygmf: {one_line(line)}", file=sys.stderr)
     try:
         return args.run(args)
     except sqlite3.Error as error:  # tinygrad's own kernel cache, on a full disk
@@ -127,9 +148,9 @@ def hint(unknown: list[str], command: argparse.ArgumentParser) -> str:
     """Suggest the option that the first unknown one was probably meant to be."""
     options = set(re.findall(r"--[a-z0-9-]+", command.format_help())) - {"--help"}
     for word in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        near = [SYNONYMS[word]] if SYNONYMS.get(word) in options else []
-        near += difflib.get_close_matches(word, options, 1, cutoff=0.7)
-        return f"; did you mean {near[0]}?" if near else ""
+        if SYNONYMS.get(word) in options:
+            return f"; did you mean {SYNONYMS[word]}?"
+        return did_you_mean(word, options)
     return ""
 
 

@@ -23,7 +23,7 @@ from tinygmf.commands.options import (
 )
 from tinygmf.commands.pictures import Pictures, add_pictures
 from tinygmf.dense.drawing import names_for
-from tinygmf.files import printable, replacing
+from tinygmf.files import make_folder, printable, replacing
 
 DEMO = Path(__file__).parents[1] / "assets" / "scenes"  # three held-out scenes
 
@@ -131,7 +131,7 @@ def pixels_of(picture: Any) -> np.ndarray:
 
 def places(folder: Path) -> Callable[[str], Path]:
     """Return a function from a picture's name to a file for its drawing, new each time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     taken: set[str] = set()
 
     def place(name: str) -> Path:
