@@ -39,7 +39,10 @@ def test_what_a_command_asks_for_comes_before_the_variable(monkeypatch, tmp_path
 def test_no_threads_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["classify", "none.png", "--weights", "none.pth", "--threads", "0"])
-    assert "--threads: expected a whole number from 1 to 10000000, found '0'" in capsys.readouterr().err
+    assert (
+        "--threads: expected a whole number from 1 to 10000000, found '0'"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_containers_limit_is_that_of_the_groups_around_the_process(tmp_path):
