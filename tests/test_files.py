@@ -9,6 +9,7 @@ import process
 import pytest
 
 from tinygmf.files import (
+    counted,
     lines_of,
     one_line,
     printable,
@@ -144,3 +145,14 @@ def test_a_name_is_shown_whole_and_a_message_in_one_line():
     name = "two  spaces, 日本 \x1b[31m\n\udcff"
     assert printable(name) == "two  spaces, 日本 \\x1b[31m\\n\\udcff"
     assert one_line("a\n  b") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "said"),
+    [
+        *((0, "picture", "0 pictures"), (1, "picture", "1 picture"), (2, "picture", "2 pictures")),
+        *((1, "class", "1 class"), (10, "class", "10 classes")),
+    ],
+)
+def test_a_count_agrees_with_its_word(number, noun, said):
+    assert counted(number, noun) == said

@@ -56,10 +56,10 @@ def test_a_printed_model_says_its_name_size_and_stages(model):
     lines = repr(model).splitlines()
     assert lines[0].startswith("groupmixformer_nano: 0.2 M parameters, 4 classes")
     assert lines[1:] == [
-        "  stage 1: 1 blocks of 20 channels, stride 4",
-        "  stage 2: 1 blocks of 40 channels, stride 8",
-        "  stage 3: 1 blocks of 80 channels, stride 16",
-        "  stage 4: 1 blocks of 80 channels, stride 32",
+        "  stage 1: 1 block of 20 channels, stride 4",
+        "  stage 2: 1 block of 40 channels, stride 8",
+        "  stage 3: 1 block of 80 channels, stride 16",
+        "  stage 4: 1 block of 80 channels, stride 32",
     ]
 
 

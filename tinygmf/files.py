@@ -29,6 +29,12 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 class`, `2 classes`, `0 pictures`"""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that it resembles, if any does."""
     near = difflib.get_close_matches(word, list(names), 1, cutoff=0.7)

@@ -28,6 +28,7 @@ from tinygmf.config import (
     full_name,
     variant_name,
 )
+from tinygmf.files import counted
 from tinygmf.gma import GroupMixAttention, SeparableConv2d, Size, to_map, to_tokens
 from tinygmf.layers import (
     GELU,
@@ -176,10 +177,11 @@ class GroupMixFormer(Module):
         count = sum(math.prod(map(int, tensor.shape)) for tensor in self.parameters())
         stages = zip(self.config.embedding_dims, self.config.serial_depths, STRIDES, strict=True)
         lines = [
-            f"  stage {i}: {depth} blocks of {dim} channels, stride {stride}"
+            f"  stage {i}: {counted(depth, 'block')} of {dim} channels, stride {stride}"
             for i, (dim, depth, stride) in enumerate(stages, 1)
         ]
-        head = f"{self.config.num_classes} classes" if self.config.num_classes else "no head"
+        classes = self.config.num_classes
+        head = counted(classes, "class") if classes else "no head"
         return "\n".join([f"{name}: {count / 1e6:.1f} M parameters, {head}", *lines])
 
     @property

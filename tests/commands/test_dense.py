@@ -132,7 +132,7 @@ def test_classes_are_measured_by_their_names_in_any_order(tmp_path, capsys):
     capsys.readouterr()
     code, found = measure(tmp_path / "a")
     assert code == 1 and found["pictures"] == 1
-    assert "of 1 pictures\n" in capsys.readouterr().out
+    assert "of 1 picture\n" in capsys.readouterr().out
 
 
 def test_classes_that_the_network_does_not_know_are_refused(failure, tmp_path):

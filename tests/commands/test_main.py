@@ -125,7 +125,7 @@ def test_a_number_of_threads_that_is_none_is_told(failure, monkeypatch, value, c
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert main(["classify", "no.png", "--weights", NANO]) == 2
     told, _ = capsys.readouterr().err.splitlines()
-    expected = f"OMP_NUM_THREADS: expected a whole number of at least 1, found '{value}': uses "
+    expected = f"OMP_NUM_THREADS: expected a whole number of at least 1, found '{value}': "
     assert told.startswith(f"tinygmf: {expected}")
     assert "no.png" in failure("classify", "no.png", "--weights", NANO, "--threads", "2")
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")  # of nested loops

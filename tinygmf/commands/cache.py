@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tinygmf.files import counted
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -16,7 +18,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.clear:
         count, size = user_cache.clear()
-        print(f"removed {count} files, {size / 1e6:.1f} MB, from {user_cache.cache_directory()}")
+        removed, place = counted(count, "file"), user_cache.cache_directory()
+        print(f"removed {removed}, {size / 1e6:.1f} MB, from {place}")
         return 0
     entries = program_cache.list_entries()
     for path, key in entries:
@@ -27,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
             f"{key.get('dtype', ''):8}  {rows:14} widths {dims}"
         )
     total = sum(path.stat().st_size for path, _ in entries) / 1e6
-    print(f"{len(entries)} programs, {total:.1f} MB, in {program_cache.programs_directory()}")
+    programs = counted(len(entries), "program")
+    print(f"{programs}, {total:.1f} MB, in {program_cache.programs_directory()}")
     whole = sum(path.stat().st_size for path in user_cache.removable()) / 1e6
     print(f"{whole:.1f} MB with tinygrad's cached kernels; --clear removes them")
     return 0

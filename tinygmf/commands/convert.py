@@ -6,7 +6,7 @@ import argparse
 
 from tinygmf.commands.options import add_entry
 from tinygmf.config import GroupMixFormerConfig, variant_name
-from tinygmf.files import require_writable
+from tinygmf.files import counted, require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         save_model(model, args.output)
     head, config = kind_of_network(model), model.config
     network = f"{head} on {_describe(config.backbone)}" if head else _describe(config)
-    print(f"{args.output}: {network}, {config.num_classes} classes")
+    print(f"{args.output}: {network}, {counted(config.num_classes, 'class')}")
     return 0
 
 

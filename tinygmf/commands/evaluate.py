@@ -18,7 +18,7 @@ from tinygmf.commands.options import (
     chosen_predictor,
     positive,
 )
-from tinygmf.files import make_folder, printable, replacing, require_writable
+from tinygmf.files import counted, make_folder, printable, replacing, require_writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +106,8 @@ def report(
         print(f"skipped: {line}", file=sys.stderr)
     figures = {**result.as_json(names), "classes": names}
     print(
-        f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of {result.count} pictures, "
+        f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%} of "
+        f"{counted(result.count, 'picture')}, "
         f"{figures['pictures_per_second']:.1f} pictures/s, {len(result.unreadable)} unreadable",
         flush=True,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinygmf.commands.options import chosen_device
 from tinygmf.commands.overlays import own_names, require
-from tinygmf.files import printable, replacing, require_writable
+from tinygmf.files import counted, printable, replacing, require_writable
 
 NETWORKS = {
     "segment": "upernet semantic_fpn",
@@ -100,7 +100,7 @@ def segmentation_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
         print(f"{printable(row['class']):24.24} {shares} {row['pixels']:12,}")
     print(
         f"mean IoU {percent(score.mean_iou)}, pixel accuracy {percent(score.pixel_accuracy)} of "
-        f"{score.pictures} pictures"
+        f"{counted(score.pictures, 'picture')}"
     )
     figures = {"mean_iou": score.mean_iou, "pixel_accuracy": score.pixel_accuracy}
     return {**figures, "pictures": score.pictures, "classes": score.table()}
@@ -118,6 +118,6 @@ def detection_figures(model: Any, data: Any, device: str) -> dict[str, Any]:
         parts = {"AP": score.ap, "AP@50": score.ap50, "AP@75": score.ap75, "small": score.ap_small}
         parts |= {"medium": score.ap_medium, "large": score.ap_large}
         words = ", ".join(f"{name} {percent(value)}" for name, value in parts.items())
-        print(f"{what}: {words} of {score.pictures} pictures")
+        print(f"{what}: {words} of {counted(score.pictures, 'picture')}")
         figures[kind] = asdict(score)
     return figures

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygmf.config import Settings, variant_name
+from tinygmf.files import counted
 from tinygmf.training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def fitted(args: argparse.Namespace, recipe: Recipe, data: Dataset) -> Recipe:
     if args.batch_size is None and 1 < most < recipe.batch_size:
         changes["batch_size"] = 1 << ((most // FEWEST).bit_length() - 1)
         say(
-            f"{len(data.train)} pictures to train on, fewer than a batch of {recipe.batch_size}: "
-            f"batches of {changes['batch_size']}"
+            f"{counted(len(data.train), 'picture')} to train on, fewer than a batch of "
+            f"{recipe.batch_size}: batches of {changes['batch_size']}"
         )
     recipe = replace(recipe, **changes)
     if args.epochs is None and usual:
@@ -101,15 +102,15 @@ def tell_plan(model: Any, data: Any, recipe: Any, device: Any, out: Path) -> Non
     skipped = getattr(data, "skipped", None)
     devices = device if isinstance(device, str) else ", ".join(device)
     what = [
-        f"{len(data.classes)} classes",
-        f"{len(data.train)} pictures to train on",
+        counted(len(data.classes), "class"),
+        f"{counted(len(data.train), 'picture')} to train on",
         f"{len(data.val)} held out",
         *([skipped.count()] if skipped else []),
     ]
     how = [
         name,
         f"{recipe.size}x{recipe.size}",
-        f"{recipe.epochs} epochs in batches of {recipe.batch_size}",
+        f"{counted(recipe.epochs, 'epoch')} in batches of {recipe.batch_size}",
         devices,
     ]
     say(f"{', '.join(what)}; {', '.join(how)}; to {out}")

@@ -24,6 +24,7 @@ from tinygmf import __version__
 from tinygmf.config import variant_name
 from tinygmf.export.program import Call, Program, round_up
 from tinygmf.export.toolchain import c_compiler, run_tool
+from tinygmf.files import counted
 from tinygmf.image import resize_and_crop
 
 HEADER, MAGIC = 64, b"tgmf"  # bytes before the weights, and how they start
@@ -100,8 +101,8 @@ def header_fields(program: Program) -> dict[str, object]:
     config = program.network.config
     name = variant_name(config) or "GroupMixFormer"
     return {
-        "TITLE": f"{name}, {config.num_classes} classes, {program.size} x {program.size} pixels: "
-        f"written by tinygmf {__version__}",
+        "TITLE": f"{name}, {counted(config.num_classes, 'class')}, "
+        f"{program.size} x {program.size} pixels: written by tinygmf {__version__}",
         "BATCH": program.batch,
         "SIZE": program.size,
         "CLASSES": width(program),

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tinygmf.config import NUM_HEADS, PUBLISHED_SIZE, GroupMixFormerConfig
+from tinygmf.files import counted
 from tinygmf.model import GroupMixFormer
 from tinygmf.study.observe import (
     Observation,
@@ -283,9 +284,9 @@ def draw_architecture(
 
 def _caption(row: StageSummary) -> str:
     if row.name == "head":
-        lines = [f"{row.channels} classes", "", ""]
+        lines = [counted(row.channels, "class"), "", ""]
     else:
-        blocks = f"{row.blocks} block{'s' if row.blocks > 1 else ''}" if row.blocks else ""
+        blocks = counted(row.blocks, "block") if row.blocks else ""
         lines = [f"{row.height}x{row.width} tokens", f"{row.channels} channels", blocks]
     costs = [f"{row.parameters / 1e6:.2f} M parameters", f"{row.flops / 1e9:.3f} G FLOPs"]
     return "\n".join(lines + costs)
