@@ -28,7 +28,6 @@ from tinygmf.config import (
     full_name,
     variant_name,
 )
-from tinygmf.files import counted
 from tinygmf.gma import GroupMixAttention, SeparableConv2d, Size, to_map, to_tokens
 from tinygmf.layers import (
     GELU,
@@ -177,11 +176,12 @@ class GroupMixFormer(Module):
         count = sum(math.prod(map(int, tensor.shape)) for tensor in self.parameters())
         stages = zip(self.config.embedding_dims, self.config.serial_depths, STRIDES, strict=True)
         lines = [
-            f"  stage {i}: {counted(depth, 'block')} of {dim} channels, stride {stride}"
+            f"  stage {i}: {depth} block{'s' if depth > 1 else ''} of {dim} channels, "
+            f"stride {stride}"
             for i, (dim, depth, stride) in enumerate(stages, 1)
         ]
         classes = self.config.num_classes
-        head = counted(classes, "class") if classes else "no head"
+        head = f"{classes} class{'es' if classes > 1 else ''}" if classes else "no head"
         return "\n".join([f"{name}: {count / 1e6:.1f} M parameters, {head}", *lines])
 
     @property

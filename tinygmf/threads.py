@@ -8,8 +8,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from tinygmf.files import counted
-
 _asked: int | None = None
 
 
@@ -31,8 +29,8 @@ def useless_variable() -> str:
     if _asked or not value or _number(value.split(",")[0]):
         return ""
     return (
-        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {value!r}: "
-        f"{counted(thread_count(), 'thread')} instead"
+        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {value!r}: one thread per "
+        "core is used"
     )
 
 
