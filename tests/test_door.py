@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from tinygmf.gma import ConvRelPosEnc
 
@@ -75,7 +76,6 @@ def test_every_command_is_in_the_readme():
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
 def test_a_file_of_github_is_yaml_and_asks_for_no_secret(path):
-    yaml = pytest.importorskip("yaml", reason="pip install pyyaml to check .github")
     text = path.read_text(encoding="utf-8")
     assert "secrets." not in text
     content = yaml.safe_load(text)
