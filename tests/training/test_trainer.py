@@ -26,9 +26,18 @@ from tinygmf.gma import Aggregator, NonAttentionBranch
 from tinygmf.layers import Module, record_statistics
 from tinygmf.model import PatchEmbedLayer, create_model
 from tinygmf.study.lowering import kernels
+from tinygmf.training import run_file
 from tinygmf.training.gradient import compile_part
 from tinygmf.training.recipe import Recipe
-from tinygmf.training.run_file import Run, best_epoch, has_ended, load_run, read_about, save_run
+from tinygmf.training.run_file import (
+    PATIENT,
+    Run,
+    best_epoch,
+    has_ended,
+    load_run,
+    read_about,
+    save_run,
+)
 from tinygmf.training.state import Devices, place
 from tinygmf.training.trainer import Trainer, TrainingError
 from tinygmf.weights import checkpoint
@@ -227,9 +236,9 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [command.RUN]
 
 
-def rows(*figures: float) -> list[list[float]]:
-    """The reports of epochs with these figures."""
-    return [[epoch, 0, 0, 0, figure] for epoch, figure in enumerate(figures, 1)]
+def rows(*figures: float, steps: int = PATIENT) -> list[list[float]]:
+    """The reports of epochs of so many steps with these figures."""
+    return [[epoch, steps * epoch, 0, 0, figure] for epoch, figure in enumerate(figures, 1)]
 
 
 def test_the_best_epoch_is_the_last_that_no_other_exceeds():
@@ -248,9 +257,18 @@ def test_a_run_ends_with_its_steps_or_its_patience():
     assert not ended(4, 0, 0.9, 0.1, 0.1, 0.1)
 
 
+def test_patience_waits_a_hundred_steps_however_short_the_epochs_are():
+    def ended(epochs: int) -> bool:
+        reports = rows(0.2, *[0.1] * epochs, steps=2)
+        return has_ended({"recipe": {"patience": 3}, "step": 4, "steps": 900, "reports": reports})
+
+    assert not ended(49) and ended(50)
+
+
 def test_patience_ends_a_run_before_its_last_epoch_and_the_best_network_is_kept(
     tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(run_file, "PATIENT", 1)
     running = trainer(replace(RECIPE, epochs=9, patience=2, head_only=True))
     figures, seen = iter([0.2, 0.5, 0.4, 0.5, 0.1]), []
 

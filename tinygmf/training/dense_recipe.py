@@ -34,7 +34,9 @@ class DenseRecipe:
     warmup_steps: int = option(500, "steps of linear warm-up")
     schedule: str = option("poly", "after the warm-up: poly (of power 1) or cosine, to zero")
     weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
-    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
+    patience: int = option(
+        0, "stop after so many epochs, and 100 steps, without a better one; 0: never"
+    )
     clip: float = option(5.0, "largest norm of the gradient")
     layer_decay: float = option(1.0, "learning-rate factor from each stage to the one below")
     drop_path: float | None = option(None, "stochastic depth; by default the network's own")

@@ -37,7 +37,9 @@ class Recipe(BatchRecipe):
     final_rate: float = option(5e-6, "at the last step, scaled likewise")
     warmup_epochs: float = option(20.0, "epochs of linear warm-up")
     weight_decay: float = option(0.05, "AdamW's; none on biases and one-dimensional weights")
-    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
+    patience: int = option(
+        0, "stop after so many epochs, and 100 steps, without a better one; 0: never"
+    )
     clip: float = option(5.0, "largest norm of the gradient")
     layer_decay: float = option(1.0, "learning-rate factor from each stage to the one below")
     head_only: bool = option(False, "train the head alone; the rest of the network stays as it is")

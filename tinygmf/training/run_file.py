@@ -19,7 +19,8 @@ ABOUT = (
     "started",  # the command's other options
 )
 FREE = "epochs", "patience"  # fields of the recipe that may change when a run is resumed
-MEASURE = 4  # index, in an epoch's report, of the figure that decides which is best
+STEP, MEASURE = 1, 4  # indices, in an epoch's report: the figure decides which is best
+PATIENT = 100  # steps; BatchNorm's statistics alone follow a fresh network some tens of steps late
 
 
 class Run(NamedTuple):
@@ -70,12 +71,16 @@ def best_epoch(reports: Sequence[Sequence[float]]) -> int:
 
 
 def has_ended(about: Mapping[str, Any]) -> bool:
-    """Whether a run has taken all its steps, or the last `patience` epochs have not improved on the
-    best before them; an equal figure is no improvement."""
+    """Whether a run has taken all its steps, or the last `patience` epochs, of PATIENT steps or
+    more, have not improved on the best before them; an equal figure is no improvement."""
     patience, reports = about["recipe"].get("patience"), about["reports"] or ()
-    figures = [row[MEASURE] for row in reports]
-    waited = len(figures) - 1 - figures.index(max(figures)) if figures else 0
-    return about["step"] >= about["steps"] or (bool(patience) and waited >= patience)
+    if about["step"] >= about["steps"]:
+        return True
+    if not (patience and reports):
+        return False
+    figures, steps = [row[MEASURE] for row in reports], [row[STEP] for row in reports]
+    best = figures.index(max(figures))
+    return len(figures) - 1 - best >= patience and steps[-1] - steps[best] >= PATIENT
 
 
 def save_run(path: str | os.PathLike[str], run: Run) -> None:
