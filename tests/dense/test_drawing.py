@@ -13,6 +13,7 @@ from tinygmf.dense.drawing import (
     colours_of,
     draw_detections,
     draw_segmentation,
+    font_for,
     ink,
     middle_of,
     names_for,
@@ -124,3 +125,11 @@ def test_masks_are_drawn_where_they_are():
     assert (drawn[290, 300] != 90).any()
     changed = Image.fromarray(np.uint8(255 * (drawn != 90).any(2))).getbbox()
     assert changed is not None and changed[3] <= 305  # to the outline's rim; the name is above
+
+
+def test_letters_that_english_lacks_are_drawn():
+    pytest.importorskip("matplotlib")
+    for word in ("Kätzchen", "Żółw", "жук"):
+        font = font_for(word, 16)
+        missing = bytes(font.getmask("\uffff"))
+        assert all(bytes(font.getmask(letter)) != missing for letter in word)

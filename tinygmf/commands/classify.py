@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from tinygmf.commands.options import (
     add_classes,
@@ -25,6 +25,7 @@ from tinygmf.commands.options import (
 )
 from tinygmf.commands.overlays import places, save
 from tinygmf.commands.pictures import Pictures, add_pictures
+from tinygmf.dense.drawing import font_for
 from tinygmf.files import printable
 
 LARGEST = 1600  # pixels of the longer side of a captioned picture
@@ -95,13 +96,13 @@ def written_on(picture: Image.Image, text: str) -> Image.Image:
     """The picture with a line of text in a band below it, as large as fits the width."""
     width, height = max(picture.width, 96), picture.height
     size = max(12, min(width // 16, 48))
-    while size > 8 and ImageFont.load_default(size).getlength(text) > width - 8:
+    while size > 8 and font_for(text, size).getlength(text) > width - 8:
         size -= 2
     sheet = Image.new("RGB", (width, height + 2 * size), "white")
     sheet.paste(picture, ((width - picture.width) // 2, 0))
     middle = width // 2, height + size
     draw = ImageDraw.Draw(sheet)
-    draw.text(middle, text, fill="black", font=ImageFont.load_default(size), anchor="mm")
+    draw.text(middle, text, fill="black", font=font_for(text, size), anchor="mm")
     return sheet
 
 

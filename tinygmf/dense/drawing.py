@@ -8,6 +8,10 @@ white edged with black, or a class's colour edged with both, so that they stand 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -173,7 +177,7 @@ def label(
 ) -> None:
     """Draw a name on a plate of its colour, centred on `place` (x, y) or where there is room
     nearby, inside the picture; add the plate to those `taken`."""
-    font = ImageFont.load_default(size=16)
+    font = font_for(text, 16)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font, anchor="mm")
     plate = placed(place, (right - left + 12, bottom - top + 10), size, taken)
     taken.append(plate)
@@ -214,9 +218,26 @@ def ink(colour: Colour) -> Colour:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
 
 
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which has only the letters of English, or for other text that of
+    matplotlib, if it is installed, or of the system."""
+    return ImageFont.load_default(size) if text.isascii() else _wide_font(size)
+
+
+@cache
+def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    plots = find_spec("matplotlib")
+    folders = plots.submodule_search_locations if plots else None
+    own = [Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf") for folder in folders or ()]
+    for name in (*own, "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
 def with_legend(picture: Image.Image, entries: Sequence[tuple[Colour, str]]) -> Image.Image:
     """The picture with its legend below, in as many rows as it takes."""
-    font, row, swatch, gap = ImageFont.load_default(size=18), 30, 18, 24
+    font, row, swatch, gap = font_for("".join(text for _, text in entries), 18), 30, 18, 24
     places, x, y = [], gap // 2, 0
     for _, text in entries:
         width = swatch + 8 + int(font.getlength(text)) + gap
