@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 from tinygmf.commands import interrupt
 from tinygmf.commands.run_folder import BEST, CLASSES, RUN, WEIGHTS
 from tinygmf.files import printable, remove_leftovers, replacing
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from tinygmf.training.trainer import Trainer
 
 SAVE_EVERY = 600  # seconds, in epochs that are longer
+CURVES = "curves.png"
 
 
 def run_to_the_end(
@@ -94,6 +97,7 @@ def show_outcome(trainer: Trainer, folder: Path) -> None:
     found = evaluate(trainer.predictor, samples, trainer.progress, data.load)
     with room_for_the_log(folder):
         written = write_outcome(folder, found, data.classes, data.load)
+    written += [CURVES] * (folder / CURVES).is_file()
     missing = "" if len(written) > 1 else "; figures need matplotlib: pip install 'tinygmf[plots]'"
     print(f"{folder}: {', '.join(written)}{missing}", file=sys.stderr)
 
@@ -101,7 +105,7 @@ def show_outcome(trainer: Trainer, folder: Path) -> None:
 def tell_time(seconds: float) -> None:
     from tinygmf.training.clock import spoken
 
-    print(f"{spoken(seconds)} to the end of the run", file=sys.stderr)
+    tqdm.write(f"{spoken(seconds)} to the end of the run", file=sys.stderr)  # above the bar
 
 
 def tell_resumed(trainer: Trainer, folder: Path) -> None:
@@ -185,7 +189,7 @@ def train(trainer: Trainer, folder: Path | None) -> bool:
             return False
     if folder is not None:
         with room_for_the_log(folder):
-            log.write_curves(folder / "curves.png", rows(trainer))
+            log.write_curves(folder / CURVES, rows(trainer))
     return True
 
 

@@ -294,7 +294,7 @@ def compile_progress(disable: bool = False) -> Iterator[None]:
 
 @cache
 def _say_that_it_happens_once() -> None:
-    print("compiling for this device, once: the result is kept", file=sys.stderr)
+    tqdm.write("compiling for this device, once: the result is kept", file=sys.stderr)
 
 
 def _kernel_bar(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -155,8 +156,10 @@ class Bench:
         )
         if self.held:
             self.held.stop(self.state)
+        # one of several side by side would draw over the others
+        self.progress = sys.stderr.isatty() and multiprocessing.parent_process() is None
         self.programs = Programs(
-            config, self.state, recipe.batch_size, recipe.size, device, progress=False
+            config, self.state, recipe.batch_size, recipe.size, device, self.progress
         )
         paths = 2 * sum(config.serial_depths)
         self.kept = np.ones((paths, recipe.batch_size), np.float32)  # no stochastic depth
@@ -176,7 +179,7 @@ class Bench:
         shape = (recipe.batch_size, 3, recipe.size, recipe.size)
         key = program_key(self.config, shape, program="plain forward")
         arguments = (*self._network(), self._tensor(np.zeros(shape, np.float32)))
-        return load_or_compile(key, forward, *arguments, device=self.device, progress=False)
+        return load_or_compile(key, forward, *arguments, device=self.device, progress=self.progress)
 
     def _fresh(self, seed: int) -> dict[str, np.ndarray]:
         arrays = state_arrays(GroupMixFormer(self.config, seed))
