@@ -63,7 +63,7 @@ def pytorch(kind: str, file: str, sizes: dict[str, Any], shape: list[int]) -> tu
         model = DENSE[kind](published(file, sizes, return_interm_layers=True), sizes)
     else:
         model = published(file, sizes)
-    x = torch.randn(*shape)
+    model, x = (one.to(memory_format=torch.channels_last) for one in (model, torch.randn(*shape)))
     run = training_step(model, x, sizes) if kind == "training" else inference(kind, model, x)
     return torch.__version__, torch.get_num_threads(), run
 
