@@ -74,7 +74,7 @@ def both(x: np.ndarray, weight: np.ndarray, **options) -> tuple[np.ndarray, np.n
     """A product by the unit, and in the plain form."""
     forms = [place(weight, dtypes.bfloat16, "CPU"), narrow(weight)]
     assert [form.dtype for form in forms] == [dtypes.uint32, dtypes.bfloat16]
-    options["dtype"] = dtypes.float32
+    options |= {"dtype": dtypes.float32, "columns": weight.shape[-1]}
     found, expected = (inference.dense(narrow(x), form, **options).numpy() for form in forms)
     return found, expected
 

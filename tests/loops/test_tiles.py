@@ -28,9 +28,10 @@ def test_a_tile_fits_the_map_and_an_exact_one_divides_it(table, name, tokens, ch
         assert tokens % m == 0 and channels % c == 0
 
 
+@pytest.mark.parametrize("name", ["avx512", "zen4"])
 @given(tokens=SIZES, vectors=st.integers(1, 80), exact=st.booleans())
-def test_no_tile_of_whole_vectors_is_one_that_clang_unrolls(tokens, vectors, exact):
-    with tiles.for_machine(registers="avx512"):
+def test_no_tile_of_whole_vectors_is_one_that_clang_unrolls(name, tokens, vectors, exact):
+    with tiles.for_machine(registers=name):
         m, c, _ = tiles.best_tile(tiles.PRODUCT, tokens, 8 * vectors, exact)
     assert not tiles.is_unrolled(m, c)
 

@@ -38,7 +38,7 @@ from tinygmf.layers import BatchNorm
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.ends import channels_last, mean
 from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
-from tinygmf.loops.tiles import blocks_of
+from tinygmf.loops.tiles import blocks_of, lanes
 from tinygmf.loops.values import add, add_product, gelu, hardswish
 from tinygmf.model import check_pictures
 from tinygmf.tensors import on_cpu, tensor_from_numpy
@@ -120,13 +120,13 @@ def stages(
 ) -> Iterator[Tensor]:
     """Pictures (B, 3, H, W) -> the four maps (B, h, w, D_i), one after each stage of `depths[i]`
     blocks; `weights` as from `fold_stages`."""
-    x = channels_last(x, 1, dtype)
-    stem = partial(dense, epilogue=hardswish, stride=(2, 2))
-    x = stem(x, *islice(weights, 2))  # (B, H/2, W/2, D1/2)
+    weight, bias = islice(weights, 2)
+    stem = partial(dense, epilogue=hardswish, stride=(2, 2), dtype=dtype)
+    x = stem(channels_last(x, 1, products_of(weight)), weight, bias)  # (B, H/2, W/2, D1/2)
     x = stem(pad(x, 1), *islice(weights, 2))  # (B, H/4, W/4, D1)
     for stage, depth in enumerate(depths):
         windows, pointwise, bias, mask = islice(weights, 4)
-        x = depthwise(pad(x, 1, dtype=dtype), windows, stride=1 if stage == 0 else 2)
+        x = depthwise(x, windows, stride=1 if stage == 0 else 2, dtype=dtype)
         x = dense(x, pointwise, bias, epilogue=hardswish, dtype=dtypes.float32)
         for _ in range(depth):
             x = block(x, BlockWeights(*islice(weights, len(BlockWeights._fields))), mask)
@@ -139,7 +139,7 @@ def block(x: Tensor, w: BlockWeights, mask: Tensor) -> Tensor:
     """Position, attention, MLP: (B, H, W, D) -> the same. Steps as in `model.GMABlock`."""
     batch, height, width, dim = x.shape
     n, float32, dtype = height * width, dtypes.float32, products_of(w.qkv)
-    tokens = depthwise(pad(x, 1), w.cpe, w.cpe_bias).reshape(batch, 1, n, dim)
+    tokens = depthwise(x, w.cpe, w.cpe_bias).reshape(batch, 1, n, dim)
 
     heads, fifth = attention(layernorm(tokens, eps=1e-6, dtype=dtype), w, mask, (height, width))
     tokens = dense(fifth, w.proj_fifth, w.proj_bias, others=(tokens,), epilogue=add, dtype=float32)
@@ -158,7 +158,7 @@ def attention(
     batch, _, n, dim = y.shape
     segment, most = dim // 5, 4 * dim // 5  # most: the four segments with attention
     qkv = dense(y, w.qkv, w.qkv_bias).reshape(batch, *size, 3 * dim)
-    qkv = depthwise(pad(qkv, WINDOW // 2), w.windows, runs=segment_runs(segment), parts=3)
+    qkv = depthwise(qkv, w.windows, runs=segment_runs(segment), parts=3)
     qkv = qkv.reshape(batch, 1, 3 * n, dim)
     cut = blocks_of(4, segment, VECTOR)
     mixed = dense(qkv, w.mix, w.mix_bias, epilogue=hardswish, blocks=cut)  # (B, 1, 3N, 4D/5)
@@ -168,8 +168,8 @@ def attention(
     q_k_v = mixed.reshape(batch, n, 3 * most)
     cut = blocks_of(NUM_HEADS, dim // 10, VECTOR)
     context = outer(softmax(q_k_v, most, most), q_k_v, mask, 2 * most, cut)  # (B, 4D/5, 4D/5)
-    values = pad(mixed.reshape(batch, *size, 3 * most), WINDOW // 2, channel=2 * most)
-    around = depthwise(values, w.crpe, w.crpe_bias, runs=head_runs(dim // 10))
+    q_k_v, runs = mixed.reshape(batch, *size, 3 * most), head_runs(dim // 10)
+    around = depthwise(q_k_v, w.crpe, w.crpe_bias, channel=2 * most, runs=runs)
     others = mixed.reshape(batch, 1, n, 3 * most), around.reshape(batch, 1, n, most)
     context = context.reshape(batch, 1, 1, most, most)
     heads = dense(others[0], context, others=others, epilogue=add_product, blocks=cut)
@@ -178,14 +178,14 @@ def attention(
 
 def segment_runs(segment: int) -> tuple[Run, ...]:
     """The sizes of the aggregator's windows within `WINDOW`, by segment: the first is a copy."""
-    if segment < VECTOR:
+    if segment < lanes():
         return ()
     return tuple(Run(size, i * segment, segment) for i, size in enumerate((1, 3, 5, 7, 3)))
 
 
 def head_runs(head_dim: int) -> tuple[Run, ...]:
     """The same for `crpe`, by heads."""
-    if head_dim < VECTOR:
+    if 2 * head_dim < lanes():
         return ()
     firsts = accumulate((heads for _, heads in ConvRelPosEnc.KERNELS), initial=0)
     return tuple(

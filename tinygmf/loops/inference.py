@@ -29,6 +29,7 @@ from tinygmf.tensors import on_cpu
 
 LANES = 8, 10, 6, 4, 2  # partial sums of a norm
 SOFTMAX = 32  # channels at a time
+WIDENED = 1 << 20  # numbers at most, 4 MB: a map of so many stays in caches as float32, too
 
 
 # The operations, as tensor expressions
@@ -110,28 +111,35 @@ def depthwise(
     weight: Tensor,
     *bias: Tensor,
     stride: int = 1,
+    channel: int = 0,
     runs: tuple[Run, ...] = (),
     parts: int = 1,
+    dtype: DType | None = None,
 ) -> Tensor:
-    """A depthwise convolution: x (B, H', W', C), rim included; weight (k, k, C); bias (C).
+    """A depthwise convolution of the channels of x (B, H, W, …) from `channel` on, with zeros
+    around: weight (k, k, C), bias (C).
 
     On the CPU `runs` let it skip the kernels' zeros: they cover the first of `parts` equal parts of
     the channels, and the other parts are alike.
     """
-    kernel = int(weight.shape[0])
-    height, width = ((int(size) - kernel) // stride + 1 for size in x.shape[1:3])
-    if on_cpu(x.device):
-        out = Tensor.invalids(x.shape[0], height, width, x.shape[3], dtype=x.dtype, device=x.device)
+    kernel, cpu, dtype = int(weight.shape[0]), on_cpu(x.device), dtype or x.dtype
+    # On the CPU every tap would widen a value of half precision anew.
+    wide = cpu and x.numel() // x.shape[3] * weight.shape[2] <= WIDENED
+    x = pad(x, kernel // 2, channel, dtypes.float32 if wide else dtype)
+    batch, *size, channels = x.shape
+    if cpu:
+        height, width = ((int(side) - kernel) // stride + 1 for side in size)
+        out = Tensor.invalids(batch, height, width, channels, dtype=dtype, device=x.device)
         if not runs:
-            runs, parts = (Run(kernel, 0, int(x.shape[3])),), 1
+            runs, parts = (Run(kernel, 0, int(channels)),), 1
         for each in runs:
             loops = partial(depthwise_loops, stride=stride, run=each, parts=parts)
             out = run(loops, out, x, weight, *bias)
         return out
     kernels = weight.permute(2, 0, 1).unsqueeze(1)  # (C, 1, k, k)
     channels_first = x.permute(0, 3, 1, 2).float()
-    total = channels_first.conv2d(kernels, *bias, groups=x.shape[3], stride=stride)
-    return total.permute(0, 2, 3, 1).cast(x.dtype).contiguous()
+    total = channels_first.conv2d(kernels, *bias, groups=channels, stride=stride)
+    return total.permute(0, 2, 3, 1).cast(dtype).contiguous()
 
 
 def apply(function: Callable[[Value], Value], x: Tensor) -> Tensor:
@@ -233,10 +241,11 @@ def dense_loops(
         return load(bias[0], (e0 + j).minimum(columns - 1)) if bias else ZERO
 
     window, apart = (kh, kw, deep), (stride[1] * x.shape[3], weight.shape[-1])
+    summed = m, max(c, only or 0)  # more channels than there are, if a panel has zeros beside them
     if packed:
-        acc = pairs.sums(nest, around, window, (m, c), token, row, apart)
+        acc = pairs.sums(nest, around, window, summed, token, row, apart)
     else:
-        acc = nest.fill(around, (m, max(c, only or 0)), shift)
+        acc = nest.fill(around, summed, shift)
         over = ky, kx, k = nest.loops(*window)
         at = (ky * kw + kx) * deep + k
         once = cut and weight.shape[1] > 1 and batch * height == 1  # each row would fetch again

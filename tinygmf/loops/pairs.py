@@ -78,11 +78,12 @@ def is_packed(weight: UOp) -> bool:
 
 
 def tile(tokens: int, channels: int, width: int | None = None) -> tuple[int, int]:
-    """Tokens and channels of a tile: full vectors; for AMX one or two of its tiles each way."""
+    """Tokens and channels of a tile: full vectors, or those of a whole panel, of this `width`; for
+    AMX one or two of its tiles each way."""
     m, c, _ = best_tile(PAIRS, tokens, channels, unit=unit(), width=width)
     if unit() == "amx" and LANES < m < 2 * LANES:
         m = LANES
-    return m, c // LANES * LANES
+    return m, c if (width or 0) > channels else c // LANES * LANES
 
 
 def sums(

@@ -31,7 +31,7 @@ def cut(array: np.ndarray, unit: str | None = None) -> np.ndarray:
     columns = array.shape[-1]
     width = panel_width(PAIRS if unit else PRODUCT, columns, unit)
     lanes = VECTORS[registers()].lanes
-    if array.ndim == 4 and not unit and columns < width and columns % lanes and width % lanes == 0:
+    if array.ndim == 4 and columns < width and columns % lanes and width % lanes == 0:
         return np.pad(array, [(0, 0)] * 3 + [(0, width - columns)])[None, None]
     if array.ndim != 4 or width >= columns:
         return array

@@ -3,8 +3,9 @@
 A tile of a product has some tokens and some channels. It must fit the vector registers beside a row
 of weights, or clang keeps it in memory; and be large, or loading takes longer than multiplying. The
 rates are GFLOP/s of one core, measured (AVX: Intel Sapphire Rapids, where AVX-512 multiply-adds
-alone reach 213; SIMD128: the same under node) or, in proportion, estimated from the registers
-(NEON). Only their order matters.
+alone reach 213; SIMD128: the same under node; Zen 4: AMD EPYC, which reaches 118, and for which
+half a vector is half the work) or, in proportion, estimated from the registers (NEON). Only their
+order matters.
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ PRODUCT = {  # the comments count the registers, and the numbers in each
         (4, 80, 162), (8, 24, 137), (7, 24, 137), (6, 24, 135), (10, 16, 132), (6, 16, 124),
         (4, 16, 102), (10, 8, 88), (6, 8, 74), (4, 8, 56),
     ),
+    "zen4": tiles(  # the same registers
+        (5, 80, 113), (4, 80, 111), (6, 48, 112), (8, 48, 112), (7, 48, 110), (6, 40, 95),
+        (5, 40, 95), (4, 40, 94), (5, 64, 109), (8, 32, 111), (7, 32, 108), (4, 32, 107),
+        (8, 24, 98), (10, 16, 105), (6, 16, 105), (4, 16, 99), (12, 8, 91), (10, 8, 85), (7, 8, 81),
+        (4, 8, 61),
+    ),
     "avx2": tiles(  # 16 of 8
         (6, 16, 107), (4, 16, 92), (14, 8, 103), (10, 8, 96), (7, 8, 83), (6, 8, 76), (4, 8, 60)
     ),
@@ -66,12 +73,13 @@ PRODUCT = {  # the comments count the registers, and the numbers in each
 PAIRS = {  # of products of bfloat16 on their own units: see `pairs`
     "amx": tiles((32, 32, 400), (16, 32, 300), (32, 16, 300), (16, 16, 200)),
     "dot": tiles(
-        (8, 32, 326), (7, 32, 322), (8, 48, 338), (7, 48, 334), (6, 64, 316), (8, 16, 240),
-        (14, 16, 280),
+        (8, 48, 218), (7, 48, 214), (6, 48, 212), (4, 80, 213), (6, 64, 211), (4, 64, 213),
+        (8, 32, 212), (7, 32, 210), (6, 32, 205), (10, 16, 149), (7, 16, 146),
     ),
 }  # fmt: skip
 WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a token
     "avx512": tiles((7, 16, 98), (4, 16, 88), (2, 32, 84)),
+    "zen4": tiles((7, 16, 98), (4, 16, 88), (2, 32, 84)),
     "avx2": tiles((7, 16, 71), (4, 16, 66), (2, 32, 64)),
     "neon": tiles((7, 8, 35), (4, 8, 32), (2, 16, 31)),
     "simd128": tiles((2, 16, 16), (3, 8, 16), (2, 8, 15), (7, 4, 15)),
@@ -79,10 +87,10 @@ WINDOWS = {  # of depthwise convolutions: no row of weights is used twice by a t
 
 SCALARS = 8  # times slower is a tile without vectors
 TOKENS = 6  # at most, of a tile of few channels: see `is_unrolled`
-LANES = {"avx512": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
+LANES = {"avx512": 8, "zen4": 8, "avx2": 8}  # numbers in half a vector or a whole one; elsewhere 4
 VECTORS = {
-    "avx512": Vectors(32, 16), "avx2": Vectors(16, 8), "neon": Vectors(32, 4),
-    "simd128": Vectors(16, 4),
+    "avx512": Vectors(32, 16), "zen4": Vectors(32, 16), "avx2": Vectors(16, 8),
+    "neon": Vectors(32, 4), "simd128": Vectors(16, 4),
 }  # fmt: skip
 
 
@@ -110,7 +118,7 @@ def best_tile(
         else:
             m, c = divisor(tokens, tile.tokens), vectors(channels, tile.channels, lanes)
             useful = (m / tile.tokens) * (c / tile.channels) / (1 if c % lanes == 0 else 2)
-        slow = table is PRODUCT and unit == "avx512" and is_unrolled(m, c)
+        slow = table is PRODUCT and unit in ("avx512", "zen4") and is_unrolled(m, c)
         return Tile(m, c, tile.rate * useful / (SCALARS if slow else 1))
 
     tiles = (fitted(tile) for tile in table[unit] if width in (None, tile.channels))
@@ -166,12 +174,19 @@ def for_machine(cores: int | None = None, registers: str | None = None) -> Itera
         elsewhere.reset(token)
 
 
+def lanes() -> int:
+    """The numbers in the shortest vector that is worth using."""
+    return LANES.get(registers(), 4)
+
+
 def registers() -> str:
     """The vector registers that the kernels are compiled for."""
     if (named := elsewhere.get().registers) is not None:
         return named
     if platform.machine().lower() in ("x86_64", "amd64"):
-        return "avx512" if "avx512f" in processor_flags() else "avx2"
+        if "avx512f" not in processor_flags():
+            return "avx2"
+        return "zen4" if is_amd() else "avx512"
     return "neon"
 
 
