@@ -28,7 +28,7 @@ from tinygmf.engine.folded import FoldedGroupMixFormer, segment_runs
 from tinygmf.engine.launcher import Launcher
 from tinygmf.engine.predictor import Predictor
 from tinygmf.layers import Module
-from tinygmf.loops import inference, values
+from tinygmf.loops import inference, padding, values
 from tinygmf.tensors import tensor_from_numpy
 from tinygmf.weights.checkpoint import NetworkWeights, state_arrays
 
@@ -180,7 +180,12 @@ CASES = {
     "a matrix for each picture": (inference.dense, [(2, 1, 5, 12), (2, 1, 1, 4, 4)], {}),
     "windows": (inference.depthwise, [(2, 11, 9, 12), (7, 7, 12), (12,)], {}),
     "windows with a stride": (inference.depthwise, [(1, 9, 8, 10), (3, 3, 10)], {"stride": 2}),
-    "a rim": (inference.pad, [(2, 3, 5, 6), 3], {"channel": 2}),
+    "windows, from a channel on": (
+        inference.depthwise,
+        [(1, 9, 8, 14), (3, 3, 10)],
+        {"channel": 4},
+    ),
+    "a rim": (padding.pad, [(2, 3, 5, 6), 3], {"channel": 2}),
     "a norm": (inference.layernorm, [(2, 1, 5, 6), (6,), (6,)], {"eps": 1e-5}),
     "softmax over tokens": (inference.softmax, [(2, 7, 12), 4, 4], {}),
     "an outer product": (inference.outer, [(2, 9, 8), (2, 9, 24), (8, 8)], {"channel": 16}),

@@ -11,7 +11,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from tinygmf.engine.compile_ahead import source_of
 from tinygmf.engine.object_file import compile_all, in_section
-from tinygmf.loops import inference
+from tinygmf.loops import inference, padding
 from tinygmf.loops.source import program
 from tinygmf.loops.values import gelu, hardswish
 from tinygmf.tensors import tensor_from_numpy
@@ -23,7 +23,7 @@ NESTS = {  # the nest, and the shapes of its buffers
         partial(inference.layernorm_loops, eps=1e-5, epilogue=hardswish),
         [(1, 1, 6, 8), (1, 1, 6, 8), (8,), (8,)],
     ),
-    "none": (partial(inference.pad_loops, rim=1), [(1, 5, 6, 3), (1, 3, 4, 3)]),
+    "none": (partial(padding.pad_loops, rim=1), [(1, 5, 6, 3), (1, 3, 4, 3)]),
 }
 ELF = b"\x7fELF"
 

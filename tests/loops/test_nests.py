@@ -7,7 +7,7 @@ import pytest
 from tinygrad import Tensor
 
 from tinygmf.config import VARIANTS
-from tinygmf.loops import calls, inference, norms, products, tiles, values, windows
+from tinygmf.loops import calls, norms, padding, products, tiles, values, windows
 from tinygmf.loops.nest import Channels
 from tinygmf.model import GroupMixFormer
 from tinygmf.tensors import tensor_from_numpy, write_tensor
@@ -49,7 +49,7 @@ def padded(x: np.ndarray, size: tuple[int, ...], apart: int = 1) -> np.ndarray:
     """Zeros around a map of `size` in which the positions of x are this far apart."""
     height, width = (side + 2 for side in size)
     out = np.empty((len(x), height, width, x.shape[3]), np.float32)
-    return run(inference.pad_loops, out, x, rim=1, apart=apart)
+    return run(padding.pad_loops, out, x, rim=1, apart=apart)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

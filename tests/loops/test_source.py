@@ -10,7 +10,7 @@ from strategies import normal
 from tinygrad import dtypes
 from tinygrad.uop.ops import UOp
 
-from tinygmf.loops import inference, norms, products, values
+from tinygmf.loops import inference, norms, padding, products, values
 from tinygmf.loops.nest import Nest, kernel, load, put, store
 from tinygmf.loops.source import Function, program
 from tinygmf.tensors import tensor_from_numpy
@@ -26,7 +26,7 @@ NESTS = {  # the shapes of the buffers, with the result first, and the options
         [(1, 1, 9, 16), (1, 1, 9, 24), (1, 1, 16, 16), (1, 1, 9, 16)],
         {"epilogue": values.add},
     ),
-    "zeros around": (inference.pad_loops, [(1, 9, 8, 3), (1, 3, 3, 3)], {"rim": 2, "apart": 2}),
+    "zeros around": (padding.pad_loops, [(1, 9, 8, 3), (1, 3, 3, 3)], {"rim": 2, "apart": 2}),
     "gelu": (inference.apply_loops, [(3, 40), (3, 40)], {"function": values.gelu}),
     "softmax": (inference.softmax_loops, [(2, 7, 40), (2, 7, 120)], {"channel": 40}),
     "LayerNorm": (

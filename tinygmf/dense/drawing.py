@@ -229,7 +229,7 @@ def _wide_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     plots = find_spec("matplotlib")
     folders = plots.submodule_search_locations if plots else None
     own = [Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf") for folder in folders or ()]
-    for name in (*own, "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
+    for name in (*map(str, own), "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf"):
         with suppress(OSError):
             return ImageFont.truetype(name, size)
     return ImageFont.load_default(size)

@@ -29,7 +29,8 @@ from tinygmf.engine.folded import (
     stages,
 )
 from tinygmf.layers import Conv2d, Linear, Module
-from tinygmf.loops.inference import apply, dense, pad
+from tinygmf.loops.inference import apply, dense
+from tinygmf.loops.padding import pad
 from tinygmf.loops.sampling import best_class, bilinear, double, pool, take
 from tinygmf.loops.values import add, add_relu, identity, relu
 from tinygmf.weights.checkpoint import state_arrays

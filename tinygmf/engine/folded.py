@@ -37,7 +37,8 @@ from tinygmf.gma import ConvRelPosEnc, attention_scale
 from tinygmf.layers import BatchNorm
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.ends import channels_last, mean
-from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, pad, softmax
+from tinygmf.loops.inference import Run, apply, dense, depthwise, layernorm, outer, softmax
+from tinygmf.loops.padding import pad
 from tinygmf.loops.tiles import blocks_of, lanes
 from tinygmf.loops.values import add, add_product, gelu, hardswish
 from tinygmf.model import check_pictures

@@ -11,8 +11,8 @@ from tinygrad.dtype import DType
 from tinygrad.uop.ops import UOp
 
 from tinygmf.loops.calls import run_loops
-from tinygmf.loops.inference import pad
 from tinygmf.loops.nest import MOST_CHANNELS, Nest, inside, load, seen_as, store, total
+from tinygmf.loops.padding import pad
 from tinygmf.loops.tiles import divisor
 from tinygmf.loops.values import ZERO
 from tinygmf.tensors import on_cpu

@@ -21,7 +21,8 @@ from tinygrad.uop.ops import UOp
 
 from tinygmf.loops import pairs, panels
 from tinygmf.loops.calls import run, run_loops
-from tinygmf.loops.nest import Nest, flat, inside, load, seen_as, store, tile, value_of
+from tinygmf.loops.nest import Nest, flat, load, seen_as, store, tile, value_of
+from tinygmf.loops.padding import pad
 from tinygmf.loops.pieces import start
 from tinygmf.loops.tiles import PRODUCT, WINDOWS, best_tile
 from tinygmf.loops.values import ZERO, Value, exp, identity
@@ -33,16 +34,6 @@ WIDENED = 1 << 20  # numbers at most, 4 MB: a map of so many stays in caches as 
 
 
 # The operations, as tensor expressions
-
-
-def pad(x: Tensor, rim: int, channel: int = 0, dtype: DType | None = None) -> Tensor:
-    """(B, H, W, C) -> (B, H + 2 rim, W + 2 rim, C - channel): zeros around, from `channel` on."""
-    batch, height, width, channels = x.shape
-    dtype = dtype or x.dtype
-    if on_cpu(x.device):
-        shape = (batch, height + 2 * rim, width + 2 * rim, channels - channel)
-        return run_loops(partial(pad_loops, rim=rim, channel=channel), shape, dtype, x)
-    return x[..., channel:].cast(dtype).pad((None, (rim, rim), (rim, rim), None)).contiguous()
 
 
 def dense(
@@ -190,15 +181,6 @@ def outer(x: Tensor, y: Tensor, mask: Tensor, channel: int, blocks: int = 1) -> 
 
 
 # The same operations, as loop nests for the CPU
-
-
-def pad_loops(out: UOp, x: UOp, *, rim: int, channel: int = 0, apart: int = 1) -> UOp:
-    """As `pad`, with the positions of x `apart` steps from each other and zeros between."""
-    b, row, column, c = loops = Nest().loops(*out.shape)
-    sides = zip((row, column), x.shape[1:3], strict=True)
-    (h, down), (w, across) = (inside(at - rim, size, apart) for at, size in sides)
-    value = (down & across).where(x[b, h, w, channel + c].load(), ZERO.cast(x.dtype))
-    return store(f"pad_{math.prod(out.shape)}", out, tuple(loops), value, *loops)
 
 
 def dense_loops(

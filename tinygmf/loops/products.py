@@ -51,7 +51,7 @@ def dense(
 ) -> UOp:
     """out (B, H, W, …) = x convolved with weight (k, k, K, E) [+ bias] [+ x * factors] [+ plus].
 
-    x has zeros around it for the windows, k // 2 on every side (`inference.pad_loops`). A weight
+    x has zeros around it for the windows, k // 2 on every side (`padding.pad_loops`). A weight
     (S, K, E) means S products side by side, of K channels each; (B, S, 1, K, E) the same for each
     picture. The parts of `channels` share the weight. With `back` it is the gradient of the input:
     x is that of the result, spread as in `Taps`, and the weight's last two axes are swapped.

@@ -21,7 +21,8 @@ from tinygrad.dtype import DType
 
 from tinygmf.loops import norms, products, values, windows
 from tinygmf.loops.calls import Kernel, run, run_all
-from tinygmf.loops.inference import apply_loops, pad_loops
+from tinygmf.loops.inference import apply_loops
+from tinygmf.loops.padding import pad_loops
 
 Backward = Callable[[], None]
 
