@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tinygmf.commands.options import add_threads, positive
-from tinygmf.config import VARIANTS, full_name
-from tinygmf.files import replacing, require_writable
+from tinygmf.commands.options import SHORT, add_threads, positive, variant
+from tinygmf.config import VARIANTS
+from tinygmf.files import counted, replacing, require_writable
 from tinygmf.study.ablation import (
     ABLATIONS,
     TASKS,
@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = ", ".join(ABLATIONS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {listed}; by default all")
     parser.add_argument(
-        "--model", type=full_name, choices=list(VARIANTS), default="groupmixformer_nano"
+        "--model",
+        type=variant,
+        choices=list(VARIANTS),
+        metavar="NAME",
+        default="groupmixformer_nano",
+        help=", ".join(SHORT),
     )
     able = ", ".join(chosen_ablations(TASKS["scenes-segment"], ()))
     text = f"scenes-segment: a Semantic FPN on each network, for {able} only"
@@ -68,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     names, config = chosen_ablations(task, args.names), VARIANTS[args.model]
     device = open_device(args.device)
     set_default_device(device)
-    what = f"{args.model}, {args.data}, {args.epochs} epochs, {args.seeds} seeds"
-    print(f"{what}; {device_description(device)}")
+    runs = f"{counted(args.epochs, 'epoch')}, {counted(args.seeds, 'seed')}"
+    print(f"{args.model}, {args.data}, {runs}; {device_description(device)}")
     print(heading(task.measure))
     outcomes = []
     for outcome in ablate(names, config, task, range(args.seeds), device, args.jobs):

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tinygmf.commands import interrupt
 from tinygmf.commands.run_folder import BEST, CLASSES, RUN, WEIGHTS
-from tinygmf.files import printable, remove_leftovers, replacing
+from tinygmf.files import counted, printable, remove_leftovers, replacing
 from tinygmf.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -115,10 +115,12 @@ def tell_resumed(trainer: Trainer, folder: Path) -> None:
     reports, recipe = trainer.about()["reports"], trainer.recipe
     said = f"continues after step {trainer.step} of {trainer.steps}"
     if trainer.step >= trainer.steps:
-        said = f"has finished, after {recipe.epochs} epochs: give more --epochs to continue"
+        said = (
+            f"has finished, after {counted(recipe.epochs, 'epoch')}: give more --epochs to continue"
+        )
     elif trainer.ended:
         said = (
-            f"stopped early, after {len(reports)} epochs, the best of which was epoch "
+            f"stopped early, after {counted(len(reports), 'epoch')}, the best of which was epoch "
             f"{best_epoch(reports)}: give a --patience above {recipe.patience}, or 0, to continue"
         )
     print(f"{folder}: this run {said}", file=sys.stderr)
@@ -144,7 +146,8 @@ def tell_result(trainer: Trainer, folder: Path | None, out: Path) -> None:
     if folder and best != len(reports):
         print(f"{folder / BEST}: {first_measure(reports[best - 1])}, of epoch {best}")
     path = folder / WEIGHTS if folder else out
-    print(f"{path}: {first_measure(reports[-1])} of {pictures} held-out pictures")
+    held_out = counted(pictures, "held-out picture")
+    print(f"{path}: {first_measure(reports[-1])} of {held_out}")
 
 
 def first_measure(report: Any) -> str:
