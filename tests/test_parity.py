@@ -3,6 +3,8 @@
 import pytest
 from parity import (
     DATA,
+    MEASURED,
+    ONE_PICTURE,
     assert_measured,
     deterministic_state_dict,
     load_npz,
@@ -17,6 +19,12 @@ from tinygmf.config import VARIANTS
 from tinygmf.weights.checkpoint import load_state_dict
 
 
+# one square picture goes through the same code as two that are not
+@pytest.mark.parametrize(
+    "activations",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == ONE_PICTURE)) for name in MEASURED],
+    indirect=True,
+)
 def test_every_module_of_the_nano_network_gives_the_measured_output(activations):
     x, measured = activations
     trace = load_model(DATA / "nano.pth").trace(Tensor(x))

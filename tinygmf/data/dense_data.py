@@ -63,7 +63,7 @@ class DenseDataset:
         first = list(self.broken.items())[:SHOWN]
         named = [f"  {name}: {why.removeprefix(f'{name}: ')}" for name, why in first]
         more = [f"  and {len(self.broken) - SHOWN} more"] if len(self.broken) > SHOWN else []
-        return [f"{self.name}: bad annotations or pictures: {len(self.broken)}", *named, *more]
+        return [f"{self.name}: {len(self.broken)} bad annotations or pictures", *named, *more]
 
     def _readable(self, sources: Iterable[Any]) -> Iterator[tuple[Any, Image.Image, Annotations]]:
         for source in sources:

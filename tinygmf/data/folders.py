@@ -69,7 +69,8 @@ def _no_classes(skipped: Skipped) -> str:
             f"expected one folder of pictures for each class, found {printable(nested[0])}, which "
             "holds only folders: name the folder that holds the classes"
         )
-    return f"expected one folder for each class, found {skipped or 'none'}: make them"
+    found = skipped or "none"
+    return f"expected one folder for each class, found {found}: sort the pictures into such folders"
 
 
 def find_parts(folder: Path, skipped: Skipped) -> list[Path]:
