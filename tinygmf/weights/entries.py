@@ -223,7 +223,8 @@ def split_networks(name: str, values: Mapping[str, Any]) -> Iterator[Network]:
 
 def _without_wrappers(key: str) -> list[str]:
     """A name's parts, without what data-parallel, compiled and checkpointed modules add."""
-    return [part for part in key.split(".", MAX_PARTS) if part not in WRAPPERS]
+    *prefixes, last = key.split(".", MAX_PARTS)
+    return [*(part for part in prefixes if part not in WRAPPERS), last]
 
 
 def _find_head(network: Network) -> None:
