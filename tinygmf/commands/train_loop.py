@@ -97,8 +97,8 @@ def show_outcome(trainer: Trainer, folder: Path) -> None:
     found = evaluate(trainer.predictor, samples, trainer.progress, data.load)
     with room_for_the_log(folder):
         written = write_outcome(folder, found, data.classes, data.load)
-    written += [CURVES] * (folder / CURVES).is_file()
     missing = "" if len(written) > 1 else "; figures need matplotlib: pip install 'tinygmf[plots]'"
+    written += [CURVES] * (folder / CURVES).is_file()
     print(f"{folder}: {', '.join(written)}{missing}", file=sys.stderr)
 
 

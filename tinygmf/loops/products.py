@@ -28,7 +28,7 @@ from tinygmf.loops.nest import (
     total,
 )
 from tinygmf.loops.pieces import MOST
-from tinygmf.loops.tiles import LANES, PRODUCT, TOKENS, best_tile, divisor, registers
+from tinygmf.loops.tiles import PRODUCT, TOKENS, best_tile, divisor, lanes
 from tinygmf.loops.values import ZERO
 
 CACHED = 1 << 17  # numbers, 0.5 MB of them
@@ -149,8 +149,7 @@ class Taps:
 def whole_vectors(terms: int, columns: int) -> int:
     """The columns of a product of so many terms, filled up to whole vectors where a copy of the
     weight, with zeros in the others, is small."""
-    lanes = LANES.get(registers(), 4)
-    full = -(-columns // lanes) * lanes
+    full = -(-columns // lanes()) * lanes()
     return full if full <= COLUMNS and terms * full <= COPY else columns
 
 

@@ -109,15 +109,15 @@ def best_tile(
     tile is shrunk to the largest divisors, of channels in whole vectors.
     """
     unit = unit or registers()
-    lanes = LANES.get(unit, 4)
+    least = lanes(unit)
 
     def fitted(tile: Tile) -> Tile:
         if not exact:
             m, c = min(tokens, tile.tokens), min(channels, tile.channels)
             useful = used(tokens, tile.tokens) * used(channels, tile.channels)
         else:
-            m, c = divisor(tokens, tile.tokens), vectors(channels, tile.channels, lanes)
-            useful = (m / tile.tokens) * (c / tile.channels) / (1 if c % lanes == 0 else 2)
+            m, c = divisor(tokens, tile.tokens), vectors(channels, tile.channels, least)
+            useful = (m / tile.tokens) * (c / tile.channels) / (1 if c % least == 0 else 2)
         slow = table is PRODUCT and unit in ("avx512", "zen4") and is_unrolled(m, c)
         return Tile(m, c, tile.rate * useful / (SCALARS if slow else 1))
 
@@ -174,9 +174,9 @@ def for_machine(cores: int | None = None, registers: str | None = None) -> Itera
         elsewhere.reset(token)
 
 
-def lanes() -> int:
+def lanes(unit: str | None = None) -> int:
     """The numbers in the shortest vector that is worth using."""
-    return LANES.get(registers(), 4)
+    return LANES.get(unit or registers(), 4)
 
 
 def registers() -> str:
